@@ -1,0 +1,1 @@
+"""The built-in models: generators, checkers, training scripts, cards and weights."""

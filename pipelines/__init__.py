@@ -1,0 +1,1 @@
+"""Training pipelines that end in a served model."""
