@@ -1,0 +1,82 @@
+"""What an engine says while it works on a request: small immutable events, in order, over a queue.
+
+A stream begins with `Queued`, then `Started`, any number of `Step`, `Preview`, `Image` or `Token`, and ends with exactly
+one `Finished` or `Failed`. Events carry plain data only, so that an engine may live in another thread or process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atelier.errors import AtelierError
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request was admitted. `position` counts the requests ahead; `wait_s` is the estimate in seconds."""
+
+    position: int
+    wait_s: float
+
+
+@dataclass(frozen=True)
+class Started:
+    """Work began. `seed` is the seed in use, drawn by the engine if the request gave none."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Denoising step `index` (1-based) of `total` is done."""
+
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A small picture of the unfinished latents after step `step`: `pixels` is height x width x 3, uint8, row-major."""
+
+    step: int
+    width: int
+    height: int
+    pixels: bytes
+
+
+@dataclass(frozen=True)
+class Image:
+    """A finished picture, `index` of its request: `pixels` is height x width x `channels` (3 or 4), uint8, row-major."""
+
+    index: int
+    seed: int
+    width: int
+    height: int
+    channels: int
+    pixels: bytes
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of generated text for choice `choice`; `ids` are the token ids it came from."""
+
+    choice: int
+    text: str
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a request that succeeded. `timings` are seconds by stage (queue, encode, denoise, decode)."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The last event of a request that did not."""
+
+    error: AtelierError
+
+
+Event = Queued | Started | Step | Preview | Image | Token | Finished | Failed
