@@ -1,7 +1,7 @@
 """What an engine says while it works on a request: small immutable events, in order, over a queue.
 
-A stream begins with `Queued`, then `Started`, any number of `Step`, `Preview`, `Image` or `Token`, and ends with exactly
-one `Finished` or `Failed`. Events carry plain data only, so that an engine may live in another thread or process.
+A stream begins with `Queued`, then `Started`, any number of `Step`, `Preview`, `Image` or `Token`, and ends with
+exactly one `Finished` or `Failed`. Events carry plain data only, so that an engine may live in another thread or process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Image:
-    """A finished picture, `index` of its request: `pixels` is height x width x `channels` (3 or 4), uint8, row-major."""
+    """A finished picture, `index` of its request: `pixels` is height x width x `channels` (3 or 4), uint8 rows."""
 
     index: int
     seed: int
