@@ -1,7 +1,7 @@
 """What an engine says while it works on a request: small immutable events, in order, over a queue.
 
 A stream begins with `Queued`, then `Started`, any number of `Step`, `Preview`, `Image` or `Token`, and ends with
-exactly one `Finished` or `Failed`. Events carry plain data only, so that an engine may live in another thread or process.
+exactly one `Finished` or `Failed`. Events carry plain data only, so that an engine may live in another process.
 """
 
 from __future__ import annotations

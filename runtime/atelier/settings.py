@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     model_name: str = Field("", description="Name in URLs and answers; empty: the last part of MODEL_ID.")
     task: Literal["auto", "image", "text"] = Field("auto", description="What the checkpoint is; auto reads its config.")
     pipeline_class: str = Field("", description="diffusers pipeline class to use instead of the checkpoint's own.")
+    single_file_config: str = Field("", description="Folder with a pipeline's configs, for a single .safetensors file.")
     variant: str = Field("", description="Weight file variant, such as fp16; empty: plain files, else the only one.")
     scheduler: str = Field("", description="diffusers scheduler class that replaces the checkpoint's.")
     lora_paths: Names = Field([], description="LoRA folders or files, or a folder of them; comma-separated.")
@@ -68,7 +69,9 @@ class Settings(BaseSettings):
         8, ge=1, description="Largest number of pictures of one request, instances counted."
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Larger request bodies are refused with 413.")
-    max_batch_size: int = Field(8, ge=1, description="Rows (pictures, doubled by guidance) of one denoiser call.")
+    max_batch_size: int = Field(
+        16, ge=1, description="Rows of one denoiser call; a guided picture is two. 1: no batching."
+    )
     max_queue_size: int = Field(64, ge=1, description="Requests waiting or running; more are refused with 429.")
     request_timeout: float = Field(600, gt=0, description="Seconds a request may take, queue included; then 504.")
     drain_seconds: float = Field(30, ge=0, description="Seconds that running work gets after SIGTERM.")

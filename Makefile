@@ -1,0 +1,42 @@
+# `make run` serves the built-in model; `make test` sets up and runs every check. Both need Python 3.10 to 3.13 and nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Threads of one operation. More than one OpenMP thread on shared cores was measured nine times slower.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install run run-text test lint types unit format
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## virtual environment with the pinned versions
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: install ## serve the built-in picture model on port 8080
+	$(BIN)/atelier serve
+
+run-text: install ## serve the built-in language model on port 8080
+	MODEL_ID=demo/scenes $(BIN)/atelier serve
+
+test: lint types unit ## everything CI checks
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+unit: install
+	$(BIN)/python -m pytest
+
+format: install ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+-include make/*.mk

@@ -1,0 +1,86 @@
+"""From an ImageRequest to the arguments of the pipeline that serves it, with every misfit named before any work is done."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from typing import Any
+
+from atelier.errors import InvalidRequest
+from atelier.images import codec
+from atelier.images.request import ImageRequest
+
+# Arguments that the engine sets itself, or that carry tensors and callables, which no protocol can send.
+RESERVED = {
+    "self",
+    "generator",
+    "output_type",
+    "return_dict",
+    "latents",
+    "image_latents",
+    "masked_image_latents",
+    "kwargs",
+}
+NOT_SENDABLE = re.compile(r"callback|embeds|_attention_mask$|_kwargs$|ip_adapter|^control_image|^prior_latents")
+OWN = ("negative_prompt", "num_inference_steps", "guidance_scale", "clip_skip", "max_sequence_length", "strength")
+
+
+def accepted(pipeline: Any) -> list[str]:
+    """The names of the arguments that a request may send to this pipeline."""
+    names = inspect.signature(type(pipeline).__call__).parameters
+    return [name for name in names if name not in RESERVED and not NOT_SENDABLE.search(name)]
+
+
+def size_multiple(pipeline: Any) -> int:
+    """The number that width and height must be divisible by: the VAE's factor times the denoiser's patch, in pixels."""
+    factor = getattr(pipeline, "vae_scale_factor", None) or 8
+    processor = getattr(getattr(pipeline, "image_processor", None), "config", {})
+    patch = getattr(getattr(getattr(pipeline, "transformer", None), "config", None), "patch_size", 1)
+    patch = patch if isinstance(patch, int) else max(patch or [1])
+    return math.lcm(int(factor) * patch, int(processor.get("vae_scale_factor", 1)))
+
+
+def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, Any]:
+    """Check the request against the pipeline's signature and translate it.
+
+    Raises:
+        InvalidRequest: an argument this pipeline does not have, a size it cannot draw, or a picture that is none.
+    """
+    names = accepted(pipeline)
+    wanted = {name: value for name in OWN if (value := getattr(request, name)) is not None} | request.extra
+    wanted |= {name: value for name in ("width", "height") if (value := getattr(request, name)) is not None}
+    for name in wanted:
+        if name not in names:
+            raise InvalidRequest(
+                f"{name}: {type(pipeline).__name__} does not take it; it takes {', '.join(names)}", name
+            )
+    multiple = size_multiple(pipeline)
+    for name in ("width", "height"):
+        if wanted.get(name, multiple) % multiple:
+            raise InvalidRequest(f"{name}: {wanted[name]} is not divisible by {multiple}, which this model needs", name)
+    arguments = {"prompt": request.prompt, **wanted, **_inputs(pipeline, request, max_pixels)}
+    if request.num_images_per_prompt > 1:
+        arguments["num_images_per_prompt"] = request.num_images_per_prompt
+    # A tensor can be turned into bytes on the device; old pipelines without this processor scale only arrays to 0..1.
+    arguments["output_type"] = "pt" if hasattr(pipeline, "image_processor") else "np"
+    return arguments
+
+
+def _inputs(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, Any]:
+    """Decoded input pictures, cut to a size the model can take: of the request, or of the picture itself."""
+    if request.image is None:
+        return {}
+    pictures = [codec.decode(data, max_pixels, "image").convert("RGB") for data in request.image]
+    multiple = size_multiple(pipeline)
+    width = request.width or max(multiple, pictures[0].width // multiple * multiple)
+    height = request.height or max(multiple, pictures[0].height // multiple * multiple)
+    takes_sizes = {"width", "height"} <= set(accepted(pipeline))
+    inputs: dict[str, Any] = {"width": width, "height": height} if takes_sizes else {}
+    if "strength" in accepted(pipeline):
+        pictures = [picture.resize((width, height)) for picture in pictures]
+    inputs["image"] = pictures[0] if len(pictures) == 1 else pictures
+    if request.mask_image is not None:
+        mask = codec.decode(request.mask_image, max_pixels, "mask_image")
+        inputs["mask_image"] = mask.convert("L").resize((width, height))
+    return inputs

@@ -1,0 +1,104 @@
+"""Put a gate in front of the modules of a pipeline, so that a call made inside a request's greenlet parks there.
+
+The gate replaces `forward` (of a VAE: `decode`) on the module instance. Called from the engine's own greenlet it is the
+real function; called from a request's greenlet it hands the arguments to the engine and returns what the engine answers.
+Pipelines notice nothing: they call their modules as always.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import wraps
+from typing import Any
+
+import greenlet
+import torch
+
+from atelier.images.stacking import Layout, Stacker
+
+
+class Stage(Enum):
+    """What a module does in a picture's life; also the name of its share in `Finished.timings`."""
+
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+@dataclass(eq=False)
+class Gate:
+    """One intercepted function. `real` is what the pipeline would have called, hooks and compilation included."""
+
+    name: str
+    stage: Stage
+    real: Callable[..., Any]
+    stacker: Stacker
+
+
+@dataclass(eq=False)
+class Call:
+    """A parked call: the gate, the arguments, and how they can be stacked."""
+
+    gate: Gate
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    layout: Layout = field(init=False)
+
+    def run(self) -> Any:
+        """The call as the pipeline made it."""
+        return self.gate.real(*self.args, **self.kwargs)
+
+
+class Parking(greenlet.greenlet):
+    """A greenlet whose gated calls are answered by its parent."""
+
+    def park(self, call: Call) -> Any:
+        """Wait until the engine has run the call; its result comes back, its exception is raised."""
+        return self.parent.switch(call)
+
+
+def install(pipeline: Any) -> list[Gate]:
+    """Put gates before every module of `pipeline` and of pipelines inside it. Call once for a set of shared modules."""
+    gates: dict[int, Gate] = {}
+    for name, module in _modules(pipeline):
+        if id(module) in gates:
+            continue
+        method = "decode" if hasattr(module, "decode") and hasattr(module, "encode") else "forward"
+        gates[id(module)] = _gate(name, module, method)
+    return list(gates.values())
+
+
+def is_pipeline(value: Any) -> bool:
+    """True of a diffusers pipeline; combined ones hold others as plain attributes."""
+    return hasattr(value, "components") and callable(value)
+
+
+def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, value in vars(pipeline).items():
+        if isinstance(value, torch.nn.Module):
+            yield name, value
+        elif is_pipeline(value):
+            yield from _modules(value)
+
+
+def _gate(name: str, module: torch.nn.Module, method: str) -> Gate:
+    real = getattr(module, method)
+    gate = Gate(name, _stage(name, method), real, Stacker(inspect.signature(real)))
+
+    @wraps(real)
+    def gated(*args: Any, **kwargs: Any) -> Any:
+        current = greenlet.getcurrent()
+        return current.park(Call(gate, args, kwargs)) if isinstance(current, Parking) else gate.real(*args, **kwargs)
+
+    setattr(module, method, gated)
+    return gate
+
+
+def _stage(name: str, method: str) -> Stage:
+    if method == "decode":
+        return Stage.DECODE
+    encoders = ("text_encoder", "image_encoder", "safety_checker", "vision", "tokenizer", "feature")
+    return Stage.ENCODE if name.startswith(encoders) else Stage.DENOISE

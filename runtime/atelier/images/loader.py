@@ -1,0 +1,121 @@
+"""The universal loader: a checkpoint of any diffusers family to a pipeline on its device, as the memory plan says.
+
+Nothing is guessed. What the checkpoint lacks was named by `sources.checkpoint.inspect` before anything is read; what
+diffusers then still refuses is passed on with the checkpoint's path.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from atelier.errors import CheckpointError
+from atelier.hardware.memory import MemoryPlan
+from atelier.images.family import scheduler_for
+from atelier.settings import Settings
+from atelier.sources.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+
+class PipelineLoader:
+    """Loads the checkpoint described by `checkpoint` the way `plan` says."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: MemoryPlan, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._settings = settings
+
+    def load(self) -> Any:
+        """Read the weights and place them.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded; the message says what diffusers found wrong.
+        """
+        try:
+            pipeline = self._read()
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, ImportError) as error:
+            message = f"{self._checkpoint.path} cannot be loaded: {type(error).__name__}: {error}"
+            raise CheckpointError(message) from error
+        if self._settings.scheduler:
+            pipeline.scheduler = scheduler_for(pipeline, self._settings.scheduler, "SCHEDULER")
+        pipeline.set_progress_bar_config(disable=True)
+        for module in pipeline.components.values():
+            if hasattr(module, "eval"):
+                module.eval()  # a T5 left in training mode has dropout, and no picture repeats
+        self._place(pipeline)
+        return pipeline
+
+    def _read(self) -> Any:
+        """The pipeline in RAM, or, where components are quantized, already on the device."""
+        import diffusers
+
+        settings, checkpoint = self._settings, self._checkpoint
+        name = settings.pipeline_class or checkpoint.pipeline_class or "DiffusionPipeline"
+        pipeline_class = getattr(diffusers, name, None)
+        if pipeline_class is None:
+            if not checkpoint.remote_code:
+                raise CheckpointError(
+                    f"{checkpoint.path}: diffusers {diffusers.__version__} has no pipeline class {name}"
+                )
+            pipeline_class = diffusers.DiffusionPipeline
+        if checkpoint.kind == "single_file":
+            config = str(settings.single_file_config) or None
+            return pipeline_class.from_single_file(str(checkpoint.path), config=config, dtype=self._dtypes()["default"])
+        return pipeline_class.from_pretrained(
+            checkpoint.path,
+            dtype=self._dtypes(),
+            variant=checkpoint.variant or None,
+            use_safetensors=None if settings.allow_pickle else True,
+            trust_remote_code=settings.trust_remote_code,
+            local_files_only=True,
+            quantization_config=self._quantization(),
+        )
+
+    def _dtypes(self) -> dict[str, Any]:
+        import torch
+
+        named = {"default": self._plan.dtype, **self._plan.component_dtypes}
+        return {name: getattr(torch, dtype) for name, dtype in named.items()}
+
+    def _quantization(self) -> Any:
+        """diffusers' configuration for the components that the plan quantizes; None if it quantizes none."""
+        plan = self._plan
+        if plan.quantization == "none" or not plan.quantized:
+            return None
+        import torch
+        from diffusers.quantizers import PipelineQuantizationConfig
+
+        compute = getattr(torch, plan.dtype)
+        backends: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+            ("bitsandbytes", "nf4"): (
+                "bitsandbytes_4bit",
+                {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute},
+            ),
+            ("bitsandbytes", "int8"): ("bitsandbytes_8bit", {"load_in_8bit": True}),
+            ("torchao", "int8"): ("torchao", {"quant_type": "int8wo"}),
+            ("torchao", "fp8"): ("torchao", {"quant_type": "float8dq"}),
+        }
+        backend, arguments = backends[plan.quantization_backend, plan.quantization]
+        return PipelineQuantizationConfig(
+            quant_backend=backend, quant_kwargs=arguments, components_to_quantize=list(plan.quantized)
+        )
+
+    def _place(self, pipeline: Any) -> None:
+        """Move the pipeline where the plan wants it and switch on what saves memory."""
+        plan = self._plan
+        if plan.placement == "resident":
+            pipeline.to(plan.device)
+        elif plan.placement == "model_offload":
+            pipeline.enable_model_cpu_offload(device=plan.device)
+        else:
+            pipeline.enable_group_offload(
+                onload_device=plan.device, offload_type="leaf_level", use_stream=plan.device.startswith("cuda")
+            )
+        vae: Any = getattr(pipeline, "vae", None)
+        if plan.vae_slicing and hasattr(vae, "enable_slicing"):
+            vae.enable_slicing()
+        if plan.vae_tiling and hasattr(vae, "enable_tiling"):
+            vae.enable_tiling()
+        if plan.attention_slicing:
+            pipeline.enable_attention_slicing()

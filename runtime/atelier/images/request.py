@@ -1,0 +1,97 @@
+"""The one request type for pictures. Every protocol translates into it; a new field is added here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from atelier.errors import InvalidRequest
+from atelier.settings import Settings
+
+Format = Literal["PNG", "JPEG", "WEBP"]
+
+MAX_SEED = 2**63 - 1
+
+
+def _format(value: Any) -> Any:
+    upper = value.upper() if isinstance(value, str) else value
+    return "JPEG" if upper == "JPG" else upper
+
+
+class ImageRequest(BaseModel):
+    """What one caller asks for: one prompt, `num_images_per_prompt` pictures.
+
+    `None` means that the pipeline's own default applies. Fields beyond those below are kept in `model_extra` and are passed
+    to the pipeline by name if its signature has them.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    prompt: str = Field(max_length=20_000)
+    negative_prompt: str | None = Field(None, max_length=20_000)
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    width: int | None = Field(None, ge=8, description="Pixels.")
+    height: int | None = Field(None, ge=8, description="Pixels.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn at random if missing; always returned.")
+    num_images_per_prompt: int = Field(1, ge=1)
+    scheduler: str | None = Field(None, description="diffusers scheduler class, for this request only.")
+    clip_skip: int | None = Field(None, ge=1, le=11)
+    max_sequence_length: int | None = Field(None, ge=1, le=4096, description="Text tokens.")
+    image: list[bytes] | None = Field(None, min_length=1, description="Encoded input pictures.")
+    mask_image: bytes | None = Field(None, description="Encoded mask: white is repainted.")
+    strength: float | None = Field(None, gt=0, le=1, description="Share of the steps that image-to-image runs.")
+    lora: dict[str, float] = Field({}, description="Adapter name to weight.")
+    format: Annotated[Format, BeforeValidator(_format)] = "PNG"
+    compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP, 100 best.")
+    timeout: float | None = Field(
+        None, gt=0, description="Seconds until the request is dropped; REQUEST_TIMEOUT caps it."
+    )
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Arguments meant for the pipeline itself."""
+        return dict(self.model_extra or {})
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any], settings: Settings, where: str = "") -> ImageRequest:
+        """Check `fields` against this class and the server's limits.
+
+        Args:
+            where: prefix of field names in messages, such as `instances[2].`.
+
+        Raises:
+            InvalidRequest: names the field, the value and what is allowed.
+        """
+        try:
+            request = cls.model_validate(fields)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            name = where + ".".join(str(part) for part in fault["loc"])
+            raise InvalidRequest(f"{name}: {_sentence(fault)}", field=name) from None
+        request._check_limits(settings, where)
+        return request
+
+    def _check_limits(self, settings: Settings, where: str) -> None:
+        if (self.num_inference_steps or 0) > settings.max_steps:
+            name = f"{where}num_inference_steps"
+            raise InvalidRequest(f"{name}: {self.num_inference_steps} is above MAX_STEPS={settings.max_steps}", name)
+        if self.num_images_per_prompt > settings.max_images_per_request:
+            name = f"{where}num_images_per_prompt"
+            limit = settings.max_images_per_request
+            raise InvalidRequest(f"{name}: {self.num_images_per_prompt} is above MAX_IMAGES_PER_REQUEST={limit}", name)
+        if self.mask_image is not None and self.image is None:
+            raise InvalidRequest(f"{where}mask_image needs {where}image: the picture to repaint", f"{where}mask_image")
+        if (self.width or 8) * (self.height or 8) > settings.max_pixels:
+            raise InvalidRequest(
+                f"{where}width: {self.width} x {self.height} pixels are above MAX_PIXELS={settings.max_pixels}",
+                f"{where}width",
+            )
+
+
+def _sentence(fault: Any) -> str:
+    if fault["type"] == "missing":
+        return "is missing"
+    shown = repr(fault["input"])
+    return f"{shown[:80]} is not valid: {fault['msg']}"

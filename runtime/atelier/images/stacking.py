@@ -1,0 +1,181 @@
+"""Stack the arguments of several calls of one module along the batch axis, and split what it returns.
+
+A call is described by a `Layout`: which of its tensors carry one row a sample, which are shared, and a key. Calls with
+equal keys can be stacked. What is not understood gets no key and runs alone. Being wrong here is caught by
+`verifier.py`, which compares stacked with lone results before stacking is trusted.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+PRIMITIVE = (str, int, float, bool, type(None), torch.dtype, torch.device)
+TIMESTEPS = ("timestep", "timesteps", "t", "sigma")
+
+
+class Unsplittable(Exception):
+    """The module returned something whose rows cannot be told apart."""
+
+
+class Role(Enum):
+    """What a leaf of the arguments is to the batch."""
+
+    ROWS = "one row a sample along axis 0"
+    TIMESTEP = "one a row, or one for all rows, which is expanded"
+    LIST = "a Python list with one entry a sample"
+    SHARED = "the same for all samples"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One call, taken apart. `key` is None if the call cannot be stacked with any other."""
+
+    key: Hashable | None
+    rows: int
+    leaves: list[Any]
+    roles: list[Role]
+    spec: Any
+
+
+class Stacker:
+    """Takes calls of one function apart and puts them together again."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self._signature = signature
+
+    def layout(self, args: tuple[Any, ...], kwargs: dict[str, Any], digest: Any) -> Layout:
+        """Describe one call.
+
+        Args:
+            digest: function from a tensor to a hashable of its content, for tensors that all samples share.
+        """
+        try:
+            named = dict(self._signature.bind(*args, **kwargs).arguments)
+        except TypeError:
+            return Layout(None, 0, [], [], None)
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                named |= named.pop(name, {})
+        rows = _rows(named)
+        names, leaves, spec = _flatten(named, rows)
+        if not rows:
+            return Layout(None, 0, leaves, [], spec)
+        roles, parts = [], []
+        for name, leaf in zip(names, leaves, strict=True):
+            role, part = _role(name, leaf, rows, digest)
+            if role is None:
+                return Layout(None, rows, leaves, [], spec)
+            roles.append(role)
+            parts.append(part)
+        return Layout((str(spec), tuple(parts)), rows, leaves, roles, spec)
+
+    @staticmethod
+    def stack(layouts: Sequence[Layout], pad_to: int = 0) -> dict[str, Any]:
+        """The keyword arguments of one call that does the work of all. `pad_to` repeats the last row up to that many."""
+        first = layouts[0]
+        padding = max(0, pad_to - sum(layout.rows for layout in layouts))
+        leaves = []
+        for index, role in enumerate(first.roles):
+            column = [layout.leaves[index] for layout in layouts]
+            if role is Role.SHARED:
+                leaves.append(column[0])
+            elif role is Role.LIST:
+                entries = [entry for part in column for entry in part]
+                leaves.append(_List(entries + entries[-1:] * padding))
+            else:
+                if role is Role.TIMESTEP:
+                    column = [
+                        part.reshape(-1).expand(layout.rows) for part, layout in zip(column, layouts, strict=True)
+                    ]
+                if padding:
+                    column.append(column[-1][-1:].expand(padding, *column[-1].shape[1:]))
+                leaves.append(torch.cat(column))
+        return _unlist(pytree.tree_unflatten(leaves, first.spec))
+
+    @staticmethod
+    def split(result: Any, rows: Sequence[int], padded: int = 0) -> list[Any]:
+        """Cut the result of a stacked call into the results that the lone calls would have had.
+
+        Raises:
+            Unsplittable: a part of the result has no axis of the right length.
+        """
+        total = max(sum(rows), padded)
+
+        def is_per_sample(node: Any) -> bool:
+            return isinstance(node, list) and len(node) == total and all(torch.is_tensor(entry) for entry in node)
+
+        leaves, spec = pytree.tree_flatten(result, is_leaf=is_per_sample)
+        columns = [_cut(leaf, rows, total) for leaf in leaves]
+        return [pytree.tree_unflatten([column[index] for column in columns], spec) for index in range(len(rows))]
+
+
+class _List(list):  # type: ignore[type-arg]
+    """A per-sample list, kept whole as one leaf."""
+
+
+def _rows(named: dict[str, Any]) -> int:
+    """How many samples the call is for: the length of the first tensor with two axes, or of a leading list of tensors."""
+    first = next(iter(named.values()), None)
+    if isinstance(first, list) and first and all(torch.is_tensor(entry) for entry in first):
+        return len(first)
+    tensors = (leaf for leaf in pytree.tree_leaves(named) if torch.is_tensor(leaf))
+    return next((tensor.shape[0] for tensor in tensors if tensor.dim() >= 2), 0)
+
+
+def _flatten(named: dict[str, Any], rows: int) -> tuple[list[str], list[Any], Any]:
+    """Leaves with the name of the argument they belong to; a list with one entry a sample stays one leaf."""
+    marked = {
+        name: _List(value) if isinstance(value, list) and len(value) == rows and rows else value
+        for name, value in named.items()
+    }
+    names: list[str] = []
+    for name, value in marked.items():
+        names += [name] * len(pytree.tree_leaves(value, is_leaf=_is_list))
+    leaves, spec = pytree.tree_flatten(marked, is_leaf=_is_list)
+    return names, leaves, spec
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, _List)
+
+
+def _unlist(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, _List) else value for name, value in arguments.items()}
+
+
+def _role(name: str, leaf: Any, rows: int, digest: Any) -> tuple[Role | None, Hashable]:
+    if isinstance(leaf, _List):
+        return Role.LIST, ("list", *(_describe(entry) for entry in leaf[:1]))
+    if isinstance(leaf, PRIMITIVE):
+        return Role.SHARED, leaf
+    if isinstance(leaf, torch.Generator):
+        return Role.SHARED, "generator"
+    if not torch.is_tensor(leaf):
+        return None, None
+    kind = (leaf.dtype, str(leaf.device))
+    if name in TIMESTEPS and leaf.numel() in (1, rows):
+        return Role.TIMESTEP, (name, *kind)
+    if leaf.dim() and leaf.shape[0] == rows:
+        return Role.ROWS, (tuple(leaf.shape[1:]), *kind)
+    return Role.SHARED, (digest(leaf), *kind)
+
+
+def _describe(entry: Any) -> Hashable:
+    """Samples of a list may differ along their first axis: the channels of latents never do, the tokens of texts may."""
+    return (tuple(entry.shape[1:]), entry.dtype, str(entry.device)) if torch.is_tensor(entry) else repr(entry)
+
+
+def _cut(leaf: Any, rows: Sequence[int], total: int) -> list[Any]:
+    if isinstance(leaf, list) or (torch.is_tensor(leaf) and leaf.dim() and leaf.shape[0] == total):
+        ends = [sum(rows[: index + 1]) for index in range(len(rows))]
+        return [leaf[end - count : end] for end, count in zip(ends, rows, strict=True)]
+    if isinstance(leaf, PRIMITIVE):
+        return [leaf] * len(rows)
+    raise Unsplittable(f"{type(leaf).__name__} of shape {tuple(getattr(leaf, 'shape', ()))} for {total} rows")

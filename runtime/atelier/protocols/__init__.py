@@ -1,0 +1,1 @@
+"""Translations between wire formats and requests; nothing here touches a tensor."""

@@ -1,0 +1,99 @@
+"""Assembles the server: settings, model, routes, middleware, KServe's ModelServer, start and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import Any
+
+from kserve import ModelServer
+from kserve import model_server as kserve_server
+
+from atelier.errors import StartError
+from atelier.images.model import ImageModel
+from atelier.protocols.http import add_error_handlers, add_middleware
+from atelier.protocols.kserve import KServeImageModel
+from atelier.protocols.models import router as models_router
+from atelier.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HINT = """
+Try it:
+
+  curl -s localhost:{port}/v1/models/{name}:predict -H 'Content-Type: application/json' \\
+    -d '{{"instances": [{{"prompt": "a red circle on a blue background", "seed": 7}}]}}' \\
+    | python3 -c 'import json, sys; print(json.load(sys.stdin)["predictions"][0]["image"]["b64"])' \\
+    | base64 -d > picture.png
+"""
+
+
+class AtelierServer(ModelServer):
+    """KServe's server, with a drain of our own: SIGTERM stops admission, lets work finish, then closes the ports."""
+
+    def __init__(self, model: ImageModel, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self._model = model
+        self._settings = settings
+        self._failure: StartError | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    def run(self) -> int:
+        """Serve until stopped; the exit code is 1 if the model could not be loaded."""
+        self.start([KServeImageModel(self._model, self._settings, self._load)])
+        return 1 if self._failure else 0
+
+    async def _load(self) -> None:
+        try:
+            await asyncio.to_thread(self._model.load)
+        except StartError as error:
+            self._failure = error
+            log.error("the model cannot be served: %s", error)
+            await self._close()
+            return
+        log.info("ready: %s", self._model.name)
+        print(self._hint(), flush=True)
+
+    def _hint(self) -> str:
+        """A command to paste, which ends with a picture on disk."""
+        return HINT.format(port=self.http_port, name=self._model.name)
+
+    async def _serve(self) -> None:
+        # uvicorn installs its own signal handlers when it starts; give it ours to install.
+        self._rest_server._server.handle_exit = self._on_signal
+        await asyncio.gather(*self.servers)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._stopping is None:
+            log.info("%s: draining for up to %g s", signal.Signals(number).name, self._settings.drain_seconds)
+            self._stopping = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await asyncio.to_thread(self._model.drain, self._settings.drain_seconds)
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._grpc_server is not None and self._grpc_server._server is not None:
+            await self._grpc_server.stop()
+        self._rest_server._server.should_exit = True
+
+
+def serve(settings: Settings) -> int:
+    """Build and run the server with KServe's options from the command line."""
+    options = kserve_server.args
+    if options.workers != 1:
+        raise StartError("--workers must be 1: one process owns the device; run more replicas instead")
+    model = ImageModel(settings)
+    app = kserve_server.app
+    add_middleware(app, settings)
+    add_error_handlers(app)
+    app.include_router(models_router(model))
+    server = AtelierServer(model, settings, http_port=options.http_port, grpc_port=options.grpc_port)
+    return server.run()
+
+
+def main(settings: Settings) -> None:
+    """`atelier serve`."""
+    sys.exit(serve(settings))

@@ -1,0 +1,41 @@
+"""The bridge from an engine thread to a handler: events go in from any thread and come out with `async for`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from atelier.events import Event, Failed, Finished
+
+
+class EventStream:
+    """The events of one request, in order, for one reader in the event loop that made this object.
+
+    Leaving the loop early (an exception, a cancelled handler, a `break` followed by `cancel()`) cancels the request.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._on_cancel = on_cancel
+        self._ended = False
+
+    def put(self, event: Event) -> None:
+        """Add an event; called from the engine's thread. A closed loop means that nobody listens any more."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    def cancel(self) -> None:
+        """Drop the request before its next step, if it still runs."""
+        if not self._ended:
+            self._ended = True
+            self._on_cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        try:
+            while not self._ended:
+                event = await self._queue.get()
+                self._ended = isinstance(event, Finished | Failed)
+                yield event
+        finally:
+            self.cancel()
