@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     enable_vae_slicing: Switch = Field("auto", description="Decode a batch one picture at a time.")
     enable_vae_tiling: Switch = Field("auto", description="Decode large pictures in tiles.")
     enable_cpu_offload: Switch = Field("auto", description="Keep components in RAM until they are needed.")
+    compile: Literal["auto", "off", "regional", "full"] = Field(
+        "auto", description="torch.compile of the denoiser: its repeated blocks, or all of it."
+    )
     memory_fraction: float = Field(0.92, gt=0, le=1, description="Share of the device's free memory the plan may use.")
     omp_num_threads: int | None = Field(
         None, ge=1, description="CPU threads of one operation; unset: from the cgroup quota, measured at start."
