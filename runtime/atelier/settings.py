@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     variant: str = Field("", description="Weight file variant, such as fp16; empty: plain files, else the only one.")
     scheduler: str = Field("", description="diffusers scheduler class that replaces the checkpoint's.")
     lora_paths: Names = Field([], description="LoRA folders or files, or a folder of them; comma-separated.")
+    default_lora: Names = Field([], description="Adapters, name or name=weight, of requests that name none.")
+    max_loras: int = Field(8, ge=1, description="Adapters kept in memory; the least recently used one goes first.")
     allow_pickle: bool = Field(False, description="Accept .bin, .ckpt and .pt weights, which can run code when opened.")
     trust_remote_code: bool = Field(False, description="Run Python code that a checkpoint brings along.")
 
@@ -99,7 +101,7 @@ class Settings(BaseSettings):
     aws_default_region: str = Field("us-east-1", description="S3 region.")
     aws_ca_bundle: str = Field("", description="CA file for an S3 endpoint with a private certificate.")
 
-    @field_validator("lora_paths", "api_keys", mode="before")
+    @field_validator("lora_paths", "default_lora", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -122,6 +124,22 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser()
+
+    @property
+    def default_adapters(self) -> dict[str, float]:
+        """DEFAULT_LORA as name to weight.
+
+        Raises:
+            SettingsError: a weight is no number.
+        """
+        weights = {}
+        for entry in self.default_lora:
+            name, _, weight = entry.partition("=")
+            try:
+                weights[name] = float(weight or 1)
+            except ValueError:
+                raise SettingsError(f"DEFAULT_LORA={entry!r} is not valid: allowed: name or name=number") from None
+        return weights
 
     @property
     def served_name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -14,15 +14,20 @@ import numpy as np
 import torch
 
 from atelier.errors import AtelierError, DeadlineExceeded, GenerationFailed, InvalidRequest
-from atelier.events import Event, Failed, Finished, Image, Started, Step
+from atelier.events import Event, Failed, Finished, Image, Preview, Started, Step
+from atelier.images.adapters import Selection
 from atelier.images.interception import Call, Parking, Stage, is_pipeline
+from atelier.images.preview import LatentPreview, clean_estimate
+
+SEEDS = 2**63
 
 
 @dataclass(frozen=True)
 class Job:
     """A request ready for the engine: the pipeline that serves it, its arguments and its deadline.
 
-    `adapters` are (name, weight) pairs in a fixed order; `deadline` is a `time.monotonic()` value.
+    `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way; `exclusive` pipelines let no other
+    request run in between.
     """
 
     pipeline: Any
@@ -30,9 +35,10 @@ class Job:
     seed: int
     pictures: int
     deadline: float
-    adapters: tuple[tuple[str, float], ...] = ()
+    adapters: Selection = ()
     scheduler: Any = None
     exclusive: bool = False
+    previews: int = 0
 
 
 @dataclass(eq=False)
@@ -40,7 +46,8 @@ class Drawing:
     """The state of one request inside the engine; touched only by the denoising thread, but for `cancelled`."""
 
     job: Job
-    emit: Callable[[Event], None]
+    listeners: Sequence[Callable[[Event], None]]
+    preview: LatentPreview
     number: int
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -54,6 +61,11 @@ class Drawing:
     latents: torch.Tensor | None = None
     greenlet: Parking | None = None
     _digests: dict[int, tuple[torch.Tensor, bytes]] = field(default_factory=dict)
+
+    def emit(self, event: Event) -> None:
+        """Tell everyone who listens to this request."""
+        for listener in self.listeners:
+            listener(event)
 
     def begin(self) -> None:
         """Run up to the first gated call. The greenlet's parent must be the engine's."""
@@ -130,8 +142,12 @@ class Drawing:
         try:
             pipeline = _own_copy(self.job.pipeline, self.job.scheduler, self._watch)
             output = pipeline(**self.job.arguments, generator=_generators(self.job.seed, self.job.pictures))
-            for picture in _pictures(output, self.job.seed):
-                self.emit(picture)
+            pixels = _pixels(output)
+            if self.latents is not None and len(self.latents) == len(pixels):
+                self.preview.learn(self.latents[0], pixels[0].permute(2, 0, 1))
+            for index, row in enumerate((pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()):
+                seed = (self.job.seed + index) % SEEDS
+                self.emit(Image(index, seed, row.shape[1], row.shape[0], row.shape[2], row.tobytes()))
             self.emit(Finished(dict(self.timings)))
         except Exception as error:
             refused = isinstance(error, ValueError | TypeError) and not self.steps_done
@@ -142,16 +158,29 @@ class Drawing:
         real = scheduler.step
 
         @wraps(real)  # pipelines look at the signature to see what their scheduler takes
-        def step(*args: Any, **kwargs: Any) -> Any:
-            result = real(*args, **kwargs)
+        def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            result = real(model_output, timestep, sample, *args, **kwargs)
             self.steps_done += 1
             self.steps_total = max(self.steps_done, getattr(pipeline, "_num_timesteps", 0) or len(scheduler.timesteps))
-            latents = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
-            self.latents = latents if torch.is_tensor(latents) else None
+            self.latents = result[0] if torch.is_tensor(result[0]) else None
             self.emit(Step(self.steps_done, self.steps_total))
+            if self._preview_is_due():
+                self._emit_preview(clean_estimate(scheduler, sample, result[0]))
             return result
 
         scheduler.step = step
+
+    def _preview_is_due(self) -> bool:
+        """Previews are spread evenly: two of twenty steps come after steps 7 and 14, never after the last."""
+        spacing = self.steps_total / (self.job.previews + 1)
+        before, now = (self.steps_done - 1) // spacing, self.steps_done // spacing
+        return bool(self.job.previews) and now > before and self.steps_done < self.steps_total
+
+    def _emit_preview(self, latents: torch.Tensor) -> None:
+        sizes = self.job.arguments
+        drawn = self.preview.draw(latents[0], sizes.get("height", 1) / sizes.get("width", 1))
+        if drawn is not None:
+            self.emit(Preview(self.steps_done, drawn.shape[1], drawn.shape[0], drawn.numpy().tobytes()))
 
 
 def _own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -> Any:
@@ -172,27 +201,22 @@ def _own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) 
 
 def _generators(seed: int, pictures: int) -> torch.Generator | list[torch.Generator]:
     """Picture i has seed + i, so that each can be drawn again alone. On the CPU: the same noise on every device."""
-    each = [torch.Generator("cpu").manual_seed((seed + index) % 2**63) for index in range(pictures)]
+    each = [torch.Generator("cpu").manual_seed((seed + index) % SEEDS) for index in range(pictures)]
     return each[0] if pictures == 1 else each
 
 
-def _pictures(output: Any, seed: int) -> list[Image]:
-    """Turn a pipeline's output into events: values in 0..1, a tensor rows x channels x height x width or an array
-    rows x height x width x channels."""
+def _pixels(output: Any) -> torch.Tensor:
+    """A pipeline's pictures as rows x height x width x channels in 0..1, whether it returned a tensor or an array."""
     images = output.images if hasattr(output, "images") else output[0]
     if torch.is_tensor(images) and images.dim() == 4:
-        images = images.permute(0, 2, 3, 1)
+        pixels = images.permute(0, 2, 3, 1).float()
     elif isinstance(images, np.ndarray) and images.ndim == 4:
-        images = torch.from_numpy(images)
+        pixels = torch.from_numpy(images).float()
     else:
         raise GenerationFailed(f"the pipeline returned {type(images).__name__}, not pictures")
-    if not bool(torch.isfinite(images).all()):
+    if not bool(torch.isfinite(pixels).all()):
         raise GenerationFailed("the picture holds NaN or infinite values; try DTYPE=float32 or bfloat16")
-    rows = (images.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return [
-        Image(index, (seed + index) % 2**63, row.shape[1], row.shape[0], row.shape[2], row.tobytes())
-        for index, row in enumerate(rows)
-    ]
+    return pixels
 
 
 def _told(error: BaseException) -> AtelierError:

@@ -15,27 +15,23 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from atelier.errors import AtelierError, Busy, Cancelled, DeviceOutOfMemory, Draining, GenerationFailed
 from atelier.events import Queued
+from atelier.images.adapters import Selection
 from atelier.images.drawing import Drawing, Job
 from atelier.images.embeddings import EmbeddingCache
 from atelier.images.interception import Call
+from atelier.images.observer import Observer, Silent
+from atelier.images.preview import LatentPreview
 from atelier.images.stacking import Stacker, Unsplittable
 from atelier.images.verifier import Verifier
 from atelier.streams import EventStream
 
 log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """What the engine reports of itself; telemetry listens."""
-
-    def step(self, name: str, seconds: float, rows: int, requests: int) -> None: ...
-    def out_of_memory(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,13 @@ class ImageEngine:
         self,
         limits: Limits,
         *,
-        use_adapters: Callable[[tuple[tuple[str, float], ...]], None] | None = None,
+        use_adapters: Callable[[Selection], None] | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._limits = limits
-        self._use_adapters = use_adapters
-        self._observer = observer
+        self._use_adapters = use_adapters or (lambda selection: None)
+        self._observer = observer or Silent()
+        self._preview = LatentPreview()
         self._verifier = Verifier()
         self._embeddings = EmbeddingCache(limits.cache_bytes)
         self._numbers = itertools.count()
@@ -76,8 +73,8 @@ class ImageEngine:
 
     # Called from the event loop
 
-    def submit(self, job: Job) -> EventStream:
-        """Admit a request and return the stream of its events.
+    def submit(self, job: Job, protocol: str = "") -> EventStream:
+        """Admit a request and return the stream of its events. `protocol` is only reported.
 
         Raises:
             Busy: MAX_QUEUE_SIZE requests are here already.
@@ -91,7 +88,8 @@ class ImageEngine:
                 wait = self._wait_s()
                 raise Busy(f"{ahead} requests are waiting or running (MAX_QUEUE_SIZE={self._limits.queue})", wait)
             stream = EventStream(lambda: self._cancel(drawing))
-            drawing = Drawing(job, stream.put, next(self._numbers))
+            listeners = (self._observer.request(protocol), stream.put)
+            drawing = Drawing(job, listeners, self._preview, next(self._numbers))
             drawing.emit(Queued(ahead, self._wait_s() if ahead else 0.0))
             self._inbox.append(drawing)
             self._wake.notify()
@@ -191,19 +189,17 @@ class ImageEngine:
         return group
 
     def _run_group(self, group: list[Drawing]) -> None:
-        if self._use_adapters:
-            self._use_adapters(group[0].job.adapters)
         calls = [drawing.parked for drawing in group if drawing.parked]
         began = time.monotonic()
         try:
+            self._use_adapters(group[0].job.adapters)
             results = self._results(group, calls)
         except Exception as error:
             self._recover(group, error)
             return
         seconds = time.monotonic() - began
-        if self._observer:
-            rows = sum(call.layout.rows for call in calls)
-            self._observer.step(calls[0].gate.stage.value, seconds, rows, len(group))
+        ran = calls[: len(results)]
+        self._observer.call(ran[0].gate.stage.value, seconds, sum(call.layout.rows for call in ran), len(ran))
         for drawing, call, result in zip(group, calls, results, strict=False):
             drawing.spent(call.gate.stage, seconds)
             self._embeddings.put(EmbeddingCache.key(call, drawing.job.adapters, drawing.digest), result)
@@ -226,8 +222,7 @@ class ImageEngine:
         """A group failed: halve it if memory ran out, run its calls alone otherwise; a lone call's request fails."""
         short_of_memory = is_out_of_memory(error)
         if short_of_memory:
-            if self._observer:
-                self._observer.out_of_memory()
+            self._observer.out_of_memory()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if len(group) == 1:
@@ -253,7 +248,11 @@ class ImageEngine:
         """Let a request run on; note when it parked again, and let go of it when it is done."""
         action(*values)
         while call := drawing.parked:
-            known = self._embeddings.get(EmbeddingCache.key(call, drawing.job.adapters, drawing.digest))
+            key = EmbeddingCache.key(call, drawing.job.adapters, drawing.digest)
+            if key is None:
+                break
+            known = self._embeddings.get(key)
+            self._observer.embedding(known is not None)
             if known is None:
                 break
             drawing.resume(known)

@@ -15,9 +15,11 @@ from atelier.streams import EventStream
 
 if TYPE_CHECKING:
     from atelier.hardware.memory import MemoryPlan
+    from atelier.images.adapters import Adapters
     from atelier.images.drawing import Job
-    from atelier.images.engine import ImageEngine, Observer
+    from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
+    from atelier.images.observer import Observer
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class ImageModel:
         self._observer = observer
         self._plan: MemoryPlan
         self._family: PipelineFamily
+        self._adapters: Adapters
         self._engine: ImageEngine | None = None
 
     def load(self) -> None:
@@ -59,19 +62,23 @@ class ImageModel:
         checkpoint.check()
         self._plan = OptimizationManager(DeviceManager(settings).select(), settings).plan(checkpoint)
         self.progress = f"loading {checkpoint.pipeline_class} from {path}"
+        from atelier.images.adapters import Adapters
         from atelier.images.engine import ImageEngine, Limits
         from atelier.images.family import PipelineFamily
         from atelier.images.interception import install
         from atelier.images.loader import PipelineLoader
 
         self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
+        self._adapters = Adapters(
+            self._family.base, settings.lora_paths, settings.default_adapters, keep=settings.max_loras
+        )
         install(self._family.base)
-        rows = min(settings.max_batch_size, self._plan.max_rows)
-        self._engine = ImageEngine(Limits(rows, settings.max_queue_size), observer=self._observer)
+        limits = Limits(min(settings.max_batch_size, self._plan.max_rows), settings.max_queue_size)
+        self._engine = ImageEngine(limits, use_adapters=self._adapters.use, observer=self._observer)
         self.ready = True
         self.progress = "ready"
 
-    async def submit(self, request: ImageRequest) -> EventStream:
+    async def submit(self, request: ImageRequest, protocol: str = "") -> EventStream:
         """Check the request against the loaded pipeline and hand it to the engine.
 
         Raises:
@@ -81,7 +88,7 @@ class ImageModel:
         if self._engine is None or not self.ready:
             raise NotReady(f"the model {self.name} is not ready: {self.progress}")
         job = await asyncio.to_thread(self.prepare, request)
-        return self._engine.submit(job)
+        return self._engine.submit(job, protocol)
 
     def prepare(self, request: ImageRequest) -> Job:
         """Everything about a request that needs no device: pipeline, arguments, decoded pictures, seed, deadline."""
@@ -99,6 +106,8 @@ class ImageModel:
             deadline=time.monotonic() + seconds,
             scheduler=scheduler_for(pipeline, request.scheduler, "scheduler") if request.scheduler else None,
             exclusive=must_run_alone(pipeline),
+            adapters=self._adapters.select(request.lora),
+            previews=request.previews,
         )
 
     def drain(self, seconds: float) -> None:
@@ -120,5 +129,6 @@ class ImageModel:
         return {
             "pipeline": type(self._family.base).__name__,
             "arguments": accepted(self._family.base),
+            "adapters": self._adapters.names,
             "memory_plan": self._plan.asdict(),
         }

@@ -42,7 +42,10 @@ class ImageRequest(BaseModel):
     image: list[bytes] | None = Field(None, min_length=1, description="Encoded input pictures.")
     mask_image: bytes | None = Field(None, description="Encoded mask: white is repainted.")
     strength: float | None = Field(None, gt=0, le=1, description="Share of the steps that image-to-image runs.")
-    lora: dict[str, float] = Field({}, description="Adapter name to weight.")
+    lora: dict[str, float] | None = Field(None, description="Adapter name to weight; missing: DEFAULT_LORA.")
+    previews: int = Field(
+        0, ge=0, le=8, description="Unfinished pictures wanted on the way, where the protocol shows them."
+    )
     format: Annotated[Format, BeforeValidator(_format)] = "PNG"
     compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP, 100 best.")
     timeout: float | None = Field(

@@ -1,0 +1,122 @@
+"""LoRA adapters by name: found under LORA_PATHS, loaded on first use, the least recently used ones dropped.
+
+Adapters live in the shared modules, so only the denoising thread loads and switches them, between two module calls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest
+
+log = logging.getLogger(__name__)
+
+Selection = tuple[tuple[str, float], ...]
+"""(name, weight) pairs in the order of names."""
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+class Adapters:
+    """The adapters of one model. `select` may be called from any thread, `use` only from the denoising one."""
+
+    def __init__(self, pipeline: Any, paths: Sequence[str], default: Mapping[str, float], keep: int) -> None:
+        self._pipeline = pipeline
+        self._files = discover(paths)
+        self._keep = keep
+        self._loaded: OrderedDict[str, None] = OrderedDict()
+        self._active: Selection = ()
+        self._default = default
+        self.select(None)
+
+    @property
+    def names(self) -> list[str]:
+        """Adapters that a request can name."""
+        return sorted(self._files)
+
+    def select(self, wanted: Mapping[str, float] | None) -> Selection:
+        """Check the names of a request; None stands for DEFAULT_LORA.
+
+        Raises:
+            InvalidRequest: a name that is not in the folders, or adapters for a pipeline that takes none.
+        """
+        chosen = self._default if wanted is None else wanted
+        for name in chosen:
+            if name not in self._files:
+                raise InvalidRequest(
+                    f"lora: {name!r} is not here; available: {', '.join(self.names) or 'none'}", "lora"
+                )
+        if chosen and not hasattr(self._pipeline, "load_lora_weights"):
+            raise InvalidRequest(f"lora: {type(self._pipeline).__name__} takes no adapters", "lora")
+        if len(chosen) > self._keep:
+            raise InvalidRequest(f"lora: {len(chosen)} adapters are above MAX_LORAS={self._keep}", "lora")
+        return tuple(sorted((name, float(weight)) for name, weight in chosen.items()))
+
+    def use(self, selection: Selection) -> None:
+        """Make exactly these adapters active.
+
+        Raises:
+            GenerationFailed: the file does not fit the model.
+        """
+        if selection == self._active:
+            return
+        for name, _ in selection:
+            self._load(name)
+        if selection:
+            self._pipeline.enable_lora()
+            self._pipeline.set_adapters([name for name, _ in selection], [weight for _, weight in selection])
+        else:
+            self._pipeline.disable_lora()
+        self._active = selection
+        self._drop_unused({name for name, _ in selection})
+
+    def _load(self, name: str) -> None:
+        if name not in self._loaded:
+            path = self._files[name]
+            try:
+                self._pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+            except Exception as error:
+                raise GenerationFailed(f"lora: {name} cannot be loaded into this model: {error}") from error
+            log.info("adapter %s loaded from %s", name, path)
+        self._loaded[name] = None
+        self._loaded.move_to_end(name)
+
+    def _drop_unused(self, active: set[str]) -> None:
+        for name in list(self._loaded):
+            if len(self._loaded) <= self._keep:
+                return
+            if name not in active:
+                self._pipeline.delete_adapters(name)
+                del self._loaded[name]
+
+
+def discover(paths: Sequence[str]) -> dict[str, Path]:
+    """Adapter files by name: a file's stem, or the name of the folder that holds `pytorch_lora_weights.safetensors`.
+
+    Raises:
+        CheckpointError: a path that does not exist or holds no adapter, or two adapters of one name.
+    """
+    found: dict[str, Path] = {}
+    for entry in map(Path, paths):
+        files = list(_files(entry))
+        if not files:
+            raise CheckpointError(
+                f"LORA_PATHS: {entry} is neither a .safetensors file nor a folder that holds adapters"
+            )
+        for file in files:
+            name = file.parent.name if file.name == WEIGHTS else file.stem
+            if found.setdefault(name, file) != file:
+                raise CheckpointError(f"LORA_PATHS: two adapters are named {name}: {found[name]} and {file}")
+    return found
+
+
+def _files(entry: Path) -> list[Path]:
+    if entry.is_file():
+        return [entry] if entry.suffix == ".safetensors" else []
+    if (entry / WEIGHTS).is_file():
+        return [entry / WEIGHTS]
+    return sorted([*entry.glob("*.safetensors"), *entry.glob(f"*/{WEIGHTS}")])

@@ -1,0 +1,40 @@
+"""What the engine reports of itself while it works. Telemetry implements it; the engine knows no metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from atelier.events import Event
+
+
+class Observer(Protocol):
+    """Called from the denoising thread, so every method must be quick."""
+
+    def request(self, protocol: str) -> Callable[[Event], None]:
+        """A listener for the events of one admitted request."""
+
+    def call(self, stage: str, seconds: float, rows: int, requests: int) -> None:
+        """One module call was run: its stage, how long it took, its rows, and how many requests shared it."""
+
+    def embedding(self, hit: bool) -> None:
+        """The prompt-embedding cache was asked."""
+
+    def out_of_memory(self) -> None:
+        """A module call ran out of memory."""
+
+
+class Silent:
+    """Reports to nobody."""
+
+    def request(self, protocol: str) -> Callable[[Event], None]:
+        return lambda event: None
+
+    def call(self, stage: str, seconds: float, rows: int, requests: int) -> None:
+        """Nothing."""
+
+    def embedding(self, hit: bool) -> None:
+        """Nothing."""
+
+    def out_of_memory(self) -> None:
+        """Nothing."""
