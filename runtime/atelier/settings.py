@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     compile: Literal["auto", "off", "regional", "full"] = Field(
         "auto", description="torch.compile of the denoiser: its repeated blocks, or all of it."
     )
+    warmup_sizes: Names = Field(
+        [], description="Picture sizes, such as 1024x1024, drawn before ready; compiled models add their native size."
+    )
+    skip_warmup: bool = Field(False, description="Be ready without drawing; the first requests pay for it.")
     memory_fraction: float = Field(0.92, gt=0, le=1, description="Share of the device's free memory the plan may use.")
     omp_num_threads: int | None = Field(
         None, ge=1, description="CPU threads of one operation; unset: from the cgroup quota, measured at start."
@@ -101,7 +105,7 @@ class Settings(BaseSettings):
     aws_default_region: str = Field("us-east-1", description="S3 region.")
     aws_ca_bundle: str = Field("", description="CA file for an S3 endpoint with a private certificate.")
 
-    @field_validator("lora_paths", "default_lora", "api_keys", mode="before")
+    @field_validator("lora_paths", "default_lora", "warmup_sizes", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -118,6 +122,14 @@ class Settings(BaseSettings):
     def _known_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|mps|xpu(:\d+)?|cuda(:\d+)?", value):
             raise ValueError("allowed: auto, cpu, cuda, cuda:N, mps, xpu, xpu:N")
+        return value
+
+    @field_validator("warmup_sizes")
+    @classmethod
+    def _sizes(cls, value: list[str]) -> list[str]:
+        for size in value:
+            if not re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", size):
+                raise ValueError(f"allowed: WIDTHxHEIGHT in pixels, not {size!r}")
         return value
 
     @field_validator("cache_dir")

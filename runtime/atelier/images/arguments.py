@@ -41,6 +41,18 @@ def size_multiple(pipeline: Any) -> int:
     return math.lcm(int(factor) * patch, int(processor.get("vae_scale_factor", 1)))
 
 
+def native_size(pipeline: Any) -> tuple[int, int]:
+    """Width and height in pixels that the pipeline draws if none are given: the denoiser's sample size times the VAE's
+    factor, or 1024, which is what the families without a sample size use."""
+    for name in ("transformer", "unet"):
+        sample = getattr(getattr(getattr(pipeline, name, None), "config", None), "sample_size", None)
+        if isinstance(sample, int):
+            side = sample * int(getattr(pipeline, "vae_scale_factor", 8))
+            return side, side
+    side = int(getattr(pipeline, "default_sample_size", 128)) * int(getattr(pipeline, "vae_scale_factor", 8))
+    return side, side
+
+
 def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, Any]:
     """Check the request against the pipeline's signature and translate it.
 

@@ -24,7 +24,7 @@ from atelier.events import Queued
 from atelier.images.adapters import Selection
 from atelier.images.drawing import Drawing, Job
 from atelier.images.embeddings import EmbeddingCache
-from atelier.images.interception import Call
+from atelier.images.interception import Call, Stage
 from atelier.images.observer import Observer, Silent
 from atelier.images.preview import LatentPreview
 from atelier.images.stacking import Stacker, Unsplittable
@@ -36,11 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """How much the engine takes on: rows of one module call, requests queued and running, bytes of cached embeddings."""
+    """How much the engine takes on: rows of one module call, requests queued and running, bytes of cached embeddings.
+
+    `buckets` are the row counts that denoiser calls are padded to; empty, if nothing is compiled.
+    """
 
     rows: int
     queue: int
     cache_bytes: int = 256 << 20
+    buckets: tuple[int, ...] = ()
 
 
 class ImageEngine:
@@ -207,16 +211,20 @@ class ImageEngine:
 
     def _results(self, group: list[Drawing], calls: list[Call]) -> Sequence[Any]:
         """One result for each call that was run; fewer than asked for if stacking has yet to be proven or is off."""
-        if len(calls) == 1:
-            return [calls[0].run()]
-        pipeline = type(group[0].job.pipeline).__name__
-        verdict = self._verifier.verdict(pipeline, calls[0].gate.name)
-        if verdict is None:
+        pipeline, gate = type(group[0].job.pipeline).__name__, calls[0].gate
+        verdict = self._verifier.verdict(pipeline, gate.name)
+        if verdict is None and len(calls) > 1:
             return self._verifier.examine(pipeline, calls[0], calls[1])
-        if verdict is False:
+        rows = [call.layout.rows for call in calls]
+        padded = self._padded(gate.stage, sum(rows))
+        if not verdict or (len(calls) == 1 and padded == rows[0]):
             return [calls[0].run()]
-        stacked = Stacker.stack([call.layout for call in calls])
-        return Stacker.split(calls[0].gate.real(**stacked), [call.layout.rows for call in calls])
+        return Stacker.split(gate.real(**Stacker.stack([call.layout for call in calls], padded)), rows, padded)
+
+    def _padded(self, stage: Stage, rows: int) -> int:
+        """The bucket for this many rows of a compiled denoiser; other modules take any number."""
+        buckets = self._limits.buckets if stage is Stage.DENOISE else ()
+        return next((bucket for bucket in buckets if bucket >= rows), rows)
 
     def _recover(self, group: list[Drawing], error: Exception) -> None:
         """A group failed: halve it if memory ran out, run its calls alone otherwise; a lone call's request fails."""

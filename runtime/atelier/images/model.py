@@ -63,20 +63,39 @@ class ImageModel:
         self._plan = OptimizationManager(DeviceManager(settings).select(), settings).plan(checkpoint)
         self.progress = f"loading {checkpoint.pipeline_class} from {path}"
         from atelier.images.adapters import Adapters
+        from atelier.images.compilation import buckets, compile_denoisers, keep_caches
         from atelier.images.engine import ImageEngine, Limits
         from atelier.images.family import PipelineFamily
         from atelier.images.interception import install
         from atelier.images.loader import PipelineLoader
+        from atelier.images.warmup import warm_up
 
+        compiled = self._plan.compile != "off"
+        if compiled:
+            keep_caches(settings.cache_dir, self._plan.device, path)
         self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
         self._adapters = Adapters(
             self._family.base, settings.lora_paths, settings.default_adapters, keep=settings.max_loras
         )
+        if compiled:
+            compile_denoisers(self._family.base, self._plan.compile)
         install(self._family.base)
-        limits = Limits(min(settings.max_batch_size, self._plan.max_rows), settings.max_queue_size)
+        rows = min(settings.max_batch_size, self._plan.max_rows)
+        limits = Limits(rows, settings.max_queue_size, buckets=buckets(rows) if compiled else ())
         self._engine = ImageEngine(limits, use_adapters=self._adapters.use, observer=self._observer)
+        if not settings.skip_warmup:
+            self.progress = "drawing the first pictures"
+            warm_up(self._engine, self._family.base, self._warmup_sizes(compiled), limits.buckets or (rows,))
         self.ready = True
         self.progress = "ready"
+
+    def _warmup_sizes(self, compiled: bool) -> list[tuple[int, int]]:
+        """WARMUP_SIZES; if something is compiled, also the size that requests get who name none."""
+        from atelier.images.arguments import native_size
+
+        wanted = [tuple(map(int, size.split("x"))) for size in self._settings.warmup_sizes]
+        native = [native_size(self._family.base)] if compiled else []
+        return list(dict.fromkeys([(size[0], size[1]) for size in [*native, *wanted]]))
 
     async def submit(self, request: ImageRequest, protocol: str = "") -> EventStream:
         """Check the request against the loaded pipeline and hand it to the engine.

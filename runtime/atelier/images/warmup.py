@@ -22,7 +22,8 @@ SMALLEST = 8  # in units of the size multiple: enough for any denoiser's down-sa
 
 
 def warm_up(engine: ImageEngine, pipeline: Any, sizes: Sequence[tuple[int, int]], rows: Sequence[int]) -> None:
-    """Draw two different pictures side by side, small ones, and at each of `sizes` (width, height) as many as fill `rows`.
+    """Draw two different pictures side by side, small ones; then at each of `sizes` (width, height) as many at once as lead
+    to each of the row counts `rows`, with a row a picture and with guidance's two.
 
     Two at once is what proves stacking: the engine compares stacked with lone results the first time it could stack.
     A pipeline that cannot draw these is still served, since a request may bring what they lack; the log says so.
@@ -30,7 +31,7 @@ def warm_up(engine: ImageEngine, pipeline: Any, sizes: Sequence[tuple[int, int]]
     began = time.monotonic()
     asyncio.run(_draw(engine, pipeline, _smallest(pipeline), 2))
     for width, height in sizes:
-        for count in rows:
+        for count in sorted({max(1, row // 2) for row in rows} | set(rows[:1])):
             asyncio.run(_draw(engine, pipeline, {"width": width, "height": height}, count))
     log.info("warm-up took %.1f s", time.monotonic() - began)
 
