@@ -1,0 +1,187 @@
+"""Arrangements of a model on a device, and the account of memory of each. Choosing among them is `memory.py`'s work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from atelier.errors import PlanError
+from atelier.hardware.activations import ENCODE_BYTES
+from atelier.hardware.devices import Device
+from atelier.hardware.dtypes import BYTES
+from atelier.hardware.plan import Wishes
+from atelier.hardware.sizes import Footprint, ModelSizes, Placement, Quantization
+
+GUIDED_ROWS = 2
+"""Rows of one guided picture: the least a denoiser call must have room for."""
+
+Backend = Literal["", "bitsandbytes", "torchao"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the model at once: rows of the denoiser, pictures decoded together, each of `pixels`."""
+
+    pixels: int
+    rows: int
+    pictures: int
+    tiled: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What lies on the device while one stage of a picture is at work, in bytes."""
+
+    name: Literal["encode", "denoise", "decode"]
+    weights: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One arrangement, and the account of its memory."""
+
+    sizes: ModelSizes
+    device: Device
+    wishes: Wishes
+    placement: Placement
+    quantization: Quantization
+
+    @property
+    def footprint(self) -> Footprint:
+        """Bytes of each part's weights in this form."""
+        return self.sizes.weights(self.wishes.dtype_of, self.quantization)
+
+    @property
+    def budget(self) -> int:
+        """Bytes of the device that may be used at all."""
+        return int(self.device.free_bytes * self.wishes.memory_fraction)
+
+    @property
+    def native_pixels(self) -> int:
+        """The size that the plan reckons with: the model's native one, or the largest allowed if that is smaller."""
+        return min(self.sizes.shapes.native_pixels, self.wishes.pixels) if self.sizes.shapes else 0
+
+    @property
+    def least(self) -> Load:
+        """One guided picture at the native size."""
+        return Load(self.native_pixels, GUIDED_ROWS, 1, self.wishes.vae_tiling != "false")
+
+    @property
+    def host_shortage(self) -> int:
+        """Bytes lacking in RAM for offloaded weights."""
+        return self.footprint.total - self.device.host_free_bytes if self.placement != "resident" else 0
+
+    @property
+    def shortage(self) -> int:
+        """Bytes lacking for the least load, on the device or in RAM; 0 or less: this arrangement fits."""
+        return max(self.short_of(self.least), self.host_shortage)
+
+    @property
+    def backend(self) -> Backend:
+        """The package that quantizes."""
+        return backend_of(self.quantization, self.device, self.wishes)
+
+    def short_of(self, load: Load) -> int:
+        """Bytes lacking on the device for a load; 0 or less: it fits."""
+        return self.worst(load).total - self.budget
+
+    def worst(self, load: Load) -> Stage:
+        """The stage that needs most."""
+        return max(self.stages(load), key=lambda stage: stage.total)
+
+    def stages(self, load: Load) -> tuple[Stage, Stage, Stage]:
+        """The account: weights by placement, activations by the formulas of `activations.py`."""
+        on_device = self.footprint.on_device
+        return (
+            Stage("encode", on_device(self.placement, {"text_encoder", "other"}), ENCODE_BYTES),
+            Stage("denoise", on_device(self.placement, {"denoiser"}), self._denoise(load)),
+            Stage("decode", on_device(self.placement, {"vae"}), self._decode(load)),
+        )
+
+    def largest_picture(self, tiled: bool) -> int:
+        """Pixels of the largest picture that fits alone: every stage grows with the pixels, so halve the interval."""
+        low, high = 0, self.wishes.pixels
+        if self.short_of(Load(high, GUIDED_ROWS, 1, tiled)) <= 0:
+            return high
+        while high - low > 64 * 64:
+            middle = (low + high) // 2
+            fits = self.short_of(Load(middle, GUIDED_ROWS, 1, tiled)) <= 0
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def _denoise(self, load: Load) -> int:
+        shapes, itemsize = self.sizes.shapes, BYTES[self.wishes.dtype]
+        if shapes is None:
+            return ENCODE_BYTES
+        unfused = self.device.kind == "mps" and self.wishes.attention_slicing != "true"
+        scores = shapes.attention_scores(load.pixels, load.rows, itemsize) if unfused else 0
+        return shapes.denoise_bytes(load.pixels, load.rows, itemsize) + scores
+
+    def _decode(self, load: Load) -> int:
+        """The VAE works in its own type."""
+        shapes = self.sizes.shapes
+        if shapes is None:
+            return 0
+        vae = next((part.name for part in self.sizes.parts if part.role == "vae"), "vae")
+        pixels = min(load.pixels, shapes.tile_pixels) if load.tiled else load.pixels
+        return shapes.decode_bytes(pixels, load.pictures, BYTES[self.wishes.dtype_of(vae)])
+
+
+def options(device: Device, wishes: Wishes) -> Iterator[tuple[Placement, Quantization]]:
+    """Arrangements in order of preference, as far as the wishes allow them."""
+    placements: tuple[Placement, ...] = ("resident", "model_offload", "group_offload")
+    if device.kind in ("cpu", "mps") or wishes.cpu_offload == "false":
+        placements = ("resident",)
+    elif wishes.cpu_offload == "true":
+        placements = placements[1:]
+    if wishes.quantization != "auto":
+        backend_of(wishes.quantization, device, wishes)
+        yield from ((placement, wishes.quantization) for placement in placements)
+        return
+    whole = [placement for placement in placements if placement != "group_offload"]
+    for quantization in ("none", *_automatic(device, wishes)):
+        yield from ((placement, quantization) for placement in whole)
+    yield from ((placement, "none") for placement in placements if placement == "group_offload")
+
+
+def _automatic(device: Device, wishes: Wishes) -> list[Quantization]:
+    """Quantizations that QUANTIZATION=auto may take here, most exact first."""
+    if device.kind not in ("cuda", "xpu"):
+        return []
+    usable: list[Quantization] = []
+    for one in ("fp8", "int8", "nf4"):
+        try:
+            backend_of(one, device, wishes)
+        except PlanError:
+            continue
+        usable.append(one)
+    return usable
+
+
+def backend_of(quantization: Quantization, device: Device, wishes: Wishes) -> Backend:
+    """The package that does it here: torchao for fp8 and, from compute capability 8.0 on, int8; else bitsandbytes."""
+    if quantization == "none":
+        return ""
+    if quantization == "fp8" and not device.fp8:
+        raise PlanError(
+            f"QUANTIZATION=fp8 needs compute capability 8.9 or more; {device.name} lacks it: set int8 or nf4"
+        )
+    if device.kind == "mps" or (device.kind == "cpu" and quantization != "int8"):
+        raise PlanError(f"QUANTIZATION={quantization} has no backend on {device.name}: set QUANTIZATION=none")
+    torchao_first = device.kind == "cpu" or device.bfloat16
+    order: list[Backend] = ["torchao", "bitsandbytes"] if torchao_first else ["bitsandbytes"]
+    choices: dict[Quantization, list[Backend]] = {"fp8": ["torchao"], "nf4": ["bitsandbytes"], "int8": order}
+    allowed = choices[quantization]
+    for backend in allowed:
+        if backend in wishes.packages:
+            return backend
+    raise PlanError(
+        f"QUANTIZATION={quantization} needs {' or '.join(allowed)}, which is not installed: pip install 'atelier[gpu]'"
+    )

@@ -1,0 +1,116 @@
+"""The memory plan's form: what was wished, what was decided, and why, ready to be logged, printed or sent as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from atelier.hardware.sizes import Placement, Quantization
+from atelier.settings import Switch
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the settings and the environment bring into a plan. `packages` are the importable ones of `bitsandbytes` and
+    `torchao`. `rows` is the largest batch of the denoiser, `pixels` the largest picture that may be asked for."""
+
+    dtype: str = "bfloat16"
+    dtype_reason: str = "default"
+    component_dtypes: Mapping[str, str] = field(default_factory=dict)
+    component_reasons: Mapping[str, str] = field(default_factory=dict)
+    quantization: Literal["none", "auto", "int8", "nf4", "fp8"] = "none"
+    low_cpu_mem: Switch = "auto"
+    attention_slicing: Switch = "auto"
+    vae_slicing: Switch = "auto"
+    vae_tiling: Switch = "auto"
+    cpu_offload: Switch = "auto"
+    compile: Literal["auto", "off", "regional", "full"] = "auto"
+    memory_fraction: float = 0.92
+    pixels: int = 2048 * 2048
+    rows: int = 8
+    packages: frozenset[str] = frozenset()
+
+    def dtype_of(self, component: str) -> str:
+        """The type of one component's weights."""
+        return self.component_dtypes.get(component, self.dtype)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a model is put on a device. Each decision has its reason in `reasons` under the field's name.
+
+    `max_rows` is the largest denoiser batch at the model's native size, `max_pixels` the largest picture that fits
+    alone. `weights_bytes` are what lies on the device at the worst moment, `activation_bytes` the working memory of a
+    full batch, `headroom_bytes` what is left of `budget_bytes` then.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    placement: Placement
+    quantization: Quantization
+    quantization_backend: Literal["", "bitsandbytes", "torchao"]
+    low_cpu_mem: bool
+    vae_slicing: bool
+    vae_tiling: bool
+    attention_slicing: bool
+    attention_backend: str
+    compile: Literal["off", "regional", "full"]
+    max_rows: int
+    max_pixels: int
+    weights_bytes: int
+    activation_bytes: int
+    headroom_bytes: int
+    budget_bytes: int
+    component_dtypes: Mapping[str, str] = field(default_factory=dict)
+    component_bytes: Mapping[str, int] = field(default_factory=dict)
+    quantized: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def dtype_of(self, component: str) -> str:
+        """The type of one component's weights, quantized matrices aside."""
+        return self.component_dtypes.get(component, self.dtype)
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "quantized": list(self.quantized)}
+
+    def table(self) -> str:
+        """The plan as text: a line for each decision with its reason, then the account of memory."""
+        decided = [
+            ("device", self.device),
+            ("dtype", self.dtype),
+            *((f"dtype of {name}", dtype) for name, dtype in self.component_dtypes.items()),
+            ("placement", self.placement),
+            ("quantization", " ".join(filter(None, (self.quantization, self.quantization_backend)))),
+            ("low_cpu_mem", _on(self.low_cpu_mem)),
+            ("vae_slicing", _on(self.vae_slicing)),
+            ("vae_tiling", _on(self.vae_tiling)),
+            ("attention_slicing", _on(self.attention_slicing)),
+            ("attention_backend", self.attention_backend),
+            ("compile", self.compile),
+            ("max_rows", str(self.max_rows)),
+            ("max_pixels", f"{self.max_pixels:,}"),
+        ]
+        left, middle = max(len(name) for name, _ in decided), max(len(value) for _, value in decided)
+        lines = [f"Memory plan for {self.model}"]
+        lines += [
+            f"  {name:<{left}}  {value:<{middle}}  {self.reasons.get(name, '')}".rstrip() for name, value in decided
+        ]
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in self.component_bytes.items())
+        lines.append(f"  weights {gib(self.weights_bytes)} on the device at most ({parts})")
+        account = f"headroom {gib(self.headroom_bytes)} of {gib(self.budget_bytes)}"
+        lines.append(f"  activations {gib(self.activation_bytes)}, {account}")
+        return "\n".join(lines)
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB, or as MiB below a tenth of one."""
+    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.0f} MiB"
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
