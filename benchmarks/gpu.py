@@ -1,0 +1,176 @@
+"""Seconds per picture on one GPU: bare diffusers, this engine alone, this engine with eight requests in flight, the floor.
+
+    PYTHONPATH=runtime:. python -m benchmarks.gpu --out results.json [--model sd35-medium] [--side 1024] [--arms ...]
+
+The floor is the arithmetic of the picture (denoiser and decoder, counted by torch) over the matrix rate measured in the same
+run. Every arm draws the same requests; a warm-up comes first, so compile time is reported apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from atelier.events import Failed
+from atelier.images import compilation
+from atelier.images.drawing import Job
+from atelier.images.engine import ImageEngine, Limits
+from atelier.images.interception import install
+from benchmarks.random_models import SUBJECTS, Subject
+
+IN_FLIGHT = 8
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a large bf16 matrix product on random data."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(5):
+        a @ b
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(20):
+        a @ b
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.perf_counter() - began)
+
+
+def picture_flops(subject: Subject, side: int) -> float:
+    """FLOPs of one picture: the denoiser's steps, as many rows as guidance needs, and one decode."""
+    with torch.no_grad(), FlopCounterMode(display=False) as one:
+        draw(subject, side, steps=1)
+    with torch.no_grad(), FlopCounterMode(display=False) as two:
+        draw(subject, side, steps=2)
+    step = two.get_total_flops() - one.get_total_flops()
+    return one.get_total_flops() + step * (subject.steps - 1)
+
+
+def draw(subject: Subject, side: int, steps: int) -> None:
+    """One call of the bare pipeline."""
+    subject.pipeline(
+        **subject.arguments(side, 0),
+        num_inference_steps=steps,
+        output_type="pt",
+        generator=torch.Generator("cpu").manual_seed(0),
+    ).images.cpu()
+
+
+def timed(work: Callable[[], Any], repeats: int) -> float:
+    """Median seconds."""
+    seconds = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+class Served:
+    """The engine around the subject's pipeline."""
+
+    def __init__(self, subject: Subject, buckets: tuple[int, ...] = ()) -> None:
+        self._subject = subject
+        self._engine = ImageEngine(Limits(rows=16, queue=64, buckets=buckets))
+
+    def draw(self, side: int, count: int, steps: int) -> None:
+        """`count` requests at once; returns when all are done."""
+        asyncio.run(self._draw(side, count, steps))
+
+    async def _draw(self, side: int, count: int, steps: int) -> None:
+        streams = []
+        for seed in range(count):
+            arguments = self._subject.arguments(side, seed) | {"num_inference_steps": steps, "output_type": "pt"}
+            streams.append(self._engine.submit(Job(self._subject.pipeline, arguments, seed, 1, float("inf"))))
+        for stream in streams:
+            async for event in stream:
+                if isinstance(event, Failed):
+                    raise event.error
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def measure(name: str, sides: list[int], arms: list[str], repeats: int) -> list[dict[str, Any]]:
+    """All arms of one model."""
+    rate = matmul_rate()
+    subject = SUBJECTS[name]("cuda", torch.bfloat16)
+    subject.pipeline.set_progress_bar_config(disable=True)
+    rows = {side: {"model": name, "side": side, "floor_s": picture_flops(subject, side) / rate} for side in sides}
+    print(f"{name}: matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
+    for side in sides:
+        draw(subject, side, 3)
+        rows[side]["bare_eager_s"] = timed(partial(draw, subject, side, subject.steps), repeats)
+        report(rows[side])
+    install(subject.pipeline)
+    for arm in arms:
+        prepare(subject, arm)
+        served = Served(subject, compilation.buckets(16) if arm != "eager" else ())
+        for side in sides:
+            began = time.perf_counter()
+            for count in (2, 1, IN_FLIGHT):
+                served.draw(side, count, 3)
+            rows[side][f"{arm}_warmup_s"] = time.perf_counter() - began
+            alone = timed(partial(served.draw, side, 1, subject.steps), repeats)
+            together = timed(partial(served.draw, side, IN_FLIGHT, subject.steps), 1)
+            rows[side] |= {f"{arm}_alone_s": alone, f"{arm}_per_picture_of_8_s": together / IN_FLIGHT}
+            report(rows[side])
+        served.close()
+    return list(rows.values())
+
+
+def prepare(subject: Subject, arm: str) -> None:
+    """Bring the model into the state that an arm measures. Arms build on each other in the order given."""
+    if arm == "regional":
+        compilation.compile_denoisers(subject.pipeline, "regional")
+    elif arm == "vae":
+        subject.pipeline.vae.decoder.forward = torch.compile(subject.pipeline.vae.decoder.forward, dynamic=False)
+    elif arm == "fuse":
+        subject.denoiser.fuse_qkv_projections()
+    elif arm == "cudnn":
+        subject.denoiser.set_attention_backend("_native_cudnn")
+    elif arm == "fp8":
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
+        from torchao.quantization.granularity import PerRow
+
+        def is_large(module: torch.nn.Module, _: str) -> bool:
+            return isinstance(module, torch.nn.Linear) and min(module.weight.shape) >= 1024
+
+        quantize_(subject.denoiser, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), is_large)
+
+
+def report(row: dict[str, Any]) -> None:
+    figures = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    print(json.dumps(figures), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append", choices=list(SUBJECTS))
+    parser.add_argument("--side", action="append", type=int)
+    parser.add_argument("--arms", default="eager,regional")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    results = []
+    with torch.no_grad():
+        for name in options.model or list(SUBJECTS):
+            results += measure(name, options.side or [512, 1024], options.arms.split(","), options.repeats)
+            torch.cuda.empty_cache()
+    if options.out:
+        options.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
