@@ -25,7 +25,7 @@ from atelier.events import Failed
 from atelier.images import compilation
 from atelier.images.drawing import Job
 from atelier.images.engine import ImageEngine, Limits
-from atelier.images.interception import install
+from atelier.images.interception import Gate, install
 from benchmarks.random_models import SUBJECTS, Subject
 
 IN_FLIGHT = 8
@@ -112,9 +112,9 @@ def measure(name: str, sides: list[int], arms: list[str], repeats: int) -> list[
         draw(subject, side, 3)
         rows[side]["bare_eager_s"] = timed(partial(draw, subject, side, subject.steps), repeats)
         report(rows[side])
-    install(subject.pipeline)
+    gates = install(subject.pipeline)
     for arm in arms:
-        prepare(subject, arm)
+        prepare(subject, gates, arm)
         served = Served(subject, compilation.buckets(16) if arm != "eager" else ())
         for side in sides:
             began = time.perf_counter()
@@ -129,10 +129,10 @@ def measure(name: str, sides: list[int], arms: list[str], repeats: int) -> list[
     return list(rows.values())
 
 
-def prepare(subject: Subject, arm: str) -> None:
+def prepare(subject: Subject, gates: list[Gate], arm: str) -> None:
     """Bring the model into the state that an arm measures. Arms build on each other in the order given."""
     if arm == "regional":
-        compilation.compile_denoisers(subject.pipeline, "regional")
+        compilation.compile_denoisers(gates, "regional")
     elif arm == "vae":
         subject.pipeline.vae.decoder.forward = torch.compile(subject.pipeline.vae.decoder.forward, dynamic=False)
     elif arm == "fuse":

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from atelier.images.interception import Gate, Stage
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +41,33 @@ def keep_caches(cache_dir: Path, device: str, checkpoint: Path) -> Path:
     return folder
 
 
-def compile_denoisers(pipeline: Any, mode: str) -> None:
-    """Compile in place, `mode` being `regional` or `full`; a denoiser without repeated blocks is compiled whole."""
+def compile_denoisers(gates: Sequence[Gate], mode: str) -> None:
+    """Compile behind the gates, so that no compiler ever sees a greenlet switch. `mode` is `regional` or `full`."""
     import torch
 
     # A compiled function per (rows, size) is wanted; the default of eight would fall back to eager after that.
     torch._dynamo.config.recompile_limit = 128
-    for name, denoiser in _denoisers(pipeline):
-        if mode == "regional" and getattr(denoiser, "_repeated_blocks", None):
-            denoiser.compile_repeated_blocks(fullgraph=False, dynamic=False)
-            log.info("%s: repeated blocks %s are compiled", name, ", ".join(denoiser._repeated_blocks))
-        else:
-            denoiser.forward = torch.compile(denoiser.forward, dynamic=False)
-            log.info("%s is compiled whole", name)
+    for gate in gates:
+        if gate.stage is not Stage.DENOISE:
+            continue
+        blocks = _repeated_blocks(gate.module) if mode == "regional" else []
+        for block in blocks:
+            block.compile(dynamic=False)
+        if not blocks:
+            gate.real = torch.compile(gate.real, dynamic=False)
+        kinds = sorted({type(block).__name__ for block in blocks})
+        log.info("%s: %s compiled", gate.name, f"{len(blocks)} blocks ({', '.join(kinds)}) are" if blocks else "is")
 
 
-def _denoisers(pipeline: Any) -> Iterator[tuple[str, Any]]:
-    for name, component in pipeline.components.items():
-        if name.startswith(("transformer", "unet")) and component is not None:
-            yield name, component
+def _repeated_blocks(denoiser: Any) -> list[Any]:
+    """The blocks of which the denoiser has many: those it names itself, else the members of its lists of equal modules.
+
+    Blocks of one class share one compiled function, which is why this compiles in seconds.
+    """
+    import torch
+
+    named = set(getattr(denoiser, "_repeated_blocks", None) or ())
+    if named:
+        return [module for module in denoiser.modules() if type(module).__name__ in named]
+    lists = [child for child in denoiser.children() if isinstance(child, torch.nn.ModuleList) and len(child) > 1]
+    return [block for blocks in lists if len({type(block) for block in blocks}) == 1 for block in blocks]

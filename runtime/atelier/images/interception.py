@@ -34,6 +34,7 @@ class Gate:
 
     name: str
     stage: Stage
+    module: torch.nn.Module
     real: Callable[..., Any]
     stacker: Stacker
 
@@ -86,7 +87,7 @@ def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 def _gate(name: str, module: torch.nn.Module, method: str) -> Gate:
     real = getattr(module, method)
-    gate = Gate(name, _stage(name, method), real, Stacker(inspect.signature(real)))
+    gate = Gate(name, _stage(name, method), module, real, Stacker(inspect.signature(real)))
 
     @wraps(real)
     def gated(*args: Any, **kwargs: Any) -> Any:

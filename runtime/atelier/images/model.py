@@ -77,9 +77,9 @@ class ImageModel:
         self._adapters = Adapters(
             self._family.base, settings.lora_paths, settings.default_adapters, keep=settings.max_loras
         )
+        gates = install(self._family.base)
         if compiled:
-            compile_denoisers(self._family.base, self._plan.compile)
-        install(self._family.base)
+            compile_denoisers(gates, self._plan.compile)
         rows = min(settings.max_batch_size, self._plan.max_rows)
         limits = Limits(rows, settings.max_queue_size, buckets=buckets(rows) if compiled else ())
         self._engine = ImageEngine(limits, use_adapters=self._adapters.use, observer=self._observer)
