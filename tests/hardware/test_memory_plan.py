@@ -13,8 +13,9 @@ from atelier.errors import PlanError
 from atelier.hardware.activations import Shapes
 from atelier.hardware.devices import Device
 from atelier.hardware.memory import plan
-from atelier.hardware.plan import GIB, MemoryPlan, Wishes
+from atelier.hardware.plan import MemoryPlan, Wishes
 from atelier.hardware.sizes import ModelSizes, Part
+from atelier.units import GIB
 
 BOTH = frozenset({"bitsandbytes", "torchao"})
 

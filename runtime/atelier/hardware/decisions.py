@@ -7,8 +7,9 @@ from typing import Literal
 
 from atelier.hardware.dtypes import BYTES
 from atelier.hardware.fit import GUIDED_ROWS, Fit, Load
-from atelier.hardware.plan import MemoryPlan, gib
+from atelier.hardware.plan import MemoryPlan
 from atelier.settings import Switch
+from atelier.units import gib
 
 COMPILE_CAPABILITY = (7, 0)
 """The least compute capability Triton generates code for."""

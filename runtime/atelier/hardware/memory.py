@@ -18,10 +18,11 @@ from atelier.hardware.decisions import complete
 from atelier.hardware.devices import Device
 from atelier.hardware.dtypes import DtypeSelector
 from atelier.hardware.fit import Fit, options
-from atelier.hardware.plan import MemoryPlan, Wishes, gib
+from atelier.hardware.plan import MemoryPlan, Wishes
 from atelier.hardware.sizes import ModelSizes, Quantization, sizes_of
 from atelier.settings import Settings
 from atelier.sources.checkpoint import Checkpoint
+from atelier.units import gib
 
 __all__ = ["MemoryPlan", "OptimizationManager", "Wishes", "plan"]
 

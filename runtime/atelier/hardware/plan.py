@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from atelier.hardware.sizes import Placement, Quantization
 from atelier.settings import Switch
-
-GIB = 2**30
+from atelier.units import gib
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,6 @@ class MemoryPlan:
         account = f"headroom {gib(self.headroom_bytes)} of {gib(self.budget_bytes)}"
         lines.append(f"  activations {gib(self.activation_bytes)}, {account}")
         return "\n".join(lines)
-
-
-def gib(size: float) -> str:
-    """Bytes as GiB, or as MiB below a tenth of one."""
-    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.0f} MiB"
 
 
 def _on(value: bool) -> str:

@@ -6,18 +6,14 @@ ids are downloaded into CACHE_DIR, or into a folder that the caller names.
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from atelier.errors import SourceError
 from atelier.settings import Settings
+from atelier.sources import local
+from atelier.sources.progress import Progress
 
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all, from any thread."""
-
-BUILT_IN = ("demo/shapes", "demo/scenes")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
 
@@ -25,8 +21,8 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
     """The place of the checkpoint that MODEL_ID names, downloaded first if it is not on this machine.
 
     Args:
-        into: where a download goes; empty: a folder under CACHE_DIR. A path and a built-in name ignore it: they are
-            used where they are.
+        into: the folder to fill. Without it, downloads go to a folder under CACHE_DIR, and what is on this machine
+            already is used where it is.
         progress: told of every piece of a download.
 
     Raises:
@@ -37,9 +33,9 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
         raise SourceError("MODEL_ID is empty: set a folder, a .safetensors file, s3://bucket/prefix or a Hub id")
     path = Path(model_id).expanduser()
     if path.exists():
-        return path
-    if model_id in BUILT_IN:
-        return _built_in(model_id)
+        return local.copy(path, into) if into else path
+    if model_id in local.BUILT_IN:
+        return local.copy(local.built_in(model_id), into) if into else local.built_in(model_id)
     if model_id.startswith("s3://"):
         from atelier.sources import s3
 
@@ -49,12 +45,3 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
     from atelier.sources import hub
 
     return hub.fetch(settings, into=into, progress=progress)
-
-
-def _built_in(name: str) -> Path:
-    package = importlib.util.find_spec("demo")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        found = Path(folder) / name.partition("/")[2]
-        if found.is_dir():
-            return found
-    raise SourceError(f"MODEL_ID={name}: the built-in model is not part of this installation")
