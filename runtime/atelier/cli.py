@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from atelier import logs
 from atelier.errors import AtelierError
 from atelier.settings import load_settings
 
@@ -29,6 +30,7 @@ def serve(
 ) -> None:
     """Serve the model. KServe's options work too: --http_port, --grpc_port, --enable_grpc, --ssl_certfile, ..."""
     settings = load_settings(model_id=model_dir or None, model_name=model_name or None)
+    logs.set_up(settings)
     from atelier.server import serve as run
 
     raise typer.Exit(run(settings))
@@ -47,6 +49,8 @@ def generate(
     seed: int | None = None,
 ) -> None:
     """Draw one picture without a server."""
+    settings = load_settings(model_id=model or None)
+    logs.set_up(settings)
     from atelier.images.draw import draw_to_file
 
     fields = {
@@ -58,7 +62,7 @@ def generate(
         "height": height,
         "seed": seed,
     }
-    seed = draw_to_file(load_settings(model_id=model or None), fields, output)
+    seed = draw_to_file(settings, fields, output)
     typer.echo(f"{output} (seed {seed})")
 
 

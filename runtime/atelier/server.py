@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from typing import Any
 
 from kserve import ModelServer
@@ -17,6 +16,8 @@ from atelier.protocols.http import add_error_handlers, add_middleware
 from atelier.protocols.kserve import KServeImageModel
 from atelier.protocols.models import router as models_router
 from atelier.settings import Settings
+from atelier.telemetry import Metrics
+from atelier.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -85,15 +86,13 @@ def serve(settings: Settings) -> int:
     options = kserve_server.args
     if options.workers != 1:
         raise StartError("--workers must be 1: one process owns the device; run more replicas instead")
-    model = ImageModel(settings)
+    options.configure_logging = False  # ours is set up already
+    metrics = Metrics(Tracer.from_environment(settings.served_name))
+    model = ImageModel(settings, metrics)
+    metrics.watch(lambda: model.depth, model.device_memory)
     app = kserve_server.app
     add_middleware(app, settings)
     add_error_handlers(app)
     app.include_router(models_router(model))
     server = AtelierServer(model, settings, http_port=options.http_port, grpc_port=options.grpc_port)
     return server.run()
-
-
-def main(settings: Settings) -> None:
-    """`atelier serve`."""
-    sys.exit(serve(settings))

@@ -169,3 +169,14 @@ def _cpuinfo() -> Iterator[tuple[str, str]]:
         for line in path.read_text().splitlines():
             key, _, value = line.partition(":")
             yield key.strip(), value.strip()
+
+
+def memory_now(torch_device: str) -> tuple[int, int]:
+    """Bytes of the device's memory in use and free at this moment; of the CPU's, what the control group allows."""
+    if torch_device.startswith("cuda"):
+        import torch
+
+        free, total = torch.cuda.mem_get_info(torch_device)
+    else:
+        total, free = host_memory()
+    return total - free, free

@@ -133,6 +133,8 @@ class ImageEngine:
     # The denoising thread
 
     def _run(self) -> None:
+        # OpenMP keeps its thread count per calling thread; what was chosen at start must be said again here.
+        torch.set_num_threads(torch.get_num_threads())
         with torch.no_grad():
             while True:
                 with self._wake:
@@ -203,7 +205,8 @@ class ImageEngine:
             return
         seconds = time.monotonic() - began
         ran = calls[: len(results)]
-        self._observer.call(ran[0].gate.stage.value, seconds, sum(call.layout.rows for call in ran), len(ran))
+        rows = sum(call.layout.rows for call in ran)
+        self._observer.call(ran[0].gate.stage.value, seconds, ran[0].layout.shape, rows, len(ran))
         for drawing, call, result in zip(group, calls, results, strict=False):
             drawing.spent(call.gate.stage, seconds)
             self._embeddings.put(EmbeddingCache.key(call, drawing.job.adapters, drawing.digest), result)

@@ -49,7 +49,9 @@ class PipelineLoader:
     def _read(self) -> Any:
         """The pipeline in RAM, or, where components are quantized, already on the device."""
         import diffusers
+        from diffusers.utils import logging as diffusers_logging
 
+        diffusers_logging.disable_progress_bar()
         settings, checkpoint = self._settings, self._checkpoint
         name = settings.pipeline_class or checkpoint.pipeline_class or "DiffusionPipeline"
         pipeline_class = getattr(diffusers, name, None)

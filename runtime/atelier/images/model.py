@@ -6,9 +6,12 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from atelier.errors import NotReady
+from atelier.errors import AtelierError, NotReady
+from atelier.images.observer import Observer, Silent
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
 from atelier.streams import EventStream
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from atelier.images.drawing import Job
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
-    from atelier.images.observer import Observer
+    from atelier.sources.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,8 @@ class ImageModel:
         self.ready = False
         self.progress = "not started"
         self._settings = settings
-        self._observer = observer
+        self._observer = observer or Silent()
+        self._compiled = False
         self._plan: MemoryPlan
         self._family: PipelineFamily
         self._adapters: Adapters
@@ -44,57 +48,84 @@ class ImageModel:
         Raises:
             StartError: the source, the checkpoint or the memory plan stands in the way.
         """
-        from atelier.hardware.devices import DeviceManager
-        from atelier.hardware.memory import OptimizationManager
+        settings = self._settings
+        with self._stage("source", f"fetching {settings.model_id}"):
+            checkpoint = self._fetch()
+        with self._stage("weights", f"loading {checkpoint.pipeline_class} from {checkpoint.path}"):
+            self._build(checkpoint)
+        if not settings.skip_warmup:
+            with self._stage("warmup", "drawing the first pictures"):
+                self._warm_up()
+        self.progress = "ready"
+        self.ready = True
+
+    @contextmanager
+    def _stage(self, name: str, doing: str) -> Iterator[None]:
+        """A part of the start: shown while it runs, logged and measured when it is done."""
+        self.progress = doing
+        log.info("%s", doing)
+        began = time.monotonic()
+        yield
+        self._observer.loaded(name, time.monotonic() - began)
+
+    def _fetch(self) -> Checkpoint:
         from atelier.sources import fetch
         from atelier.sources.checkpoint import inspect
 
         settings = self._settings
-        self.progress = f"fetching {settings.model_id}"
-        path = fetch(settings)
-        self.progress = f"reading headers of {path}"
         checkpoint = inspect(
-            path,
+            fetch(settings),
             variant=settings.variant,
             allow_pickle=settings.allow_pickle,
             trust_remote_code=settings.trust_remote_code,
         )
         checkpoint.check()
-        self._plan = OptimizationManager(DeviceManager(settings).select(), settings).plan(checkpoint)
-        self.progress = f"loading {checkpoint.pipeline_class} from {path}"
+        return checkpoint
+
+    def _build(self, checkpoint: Checkpoint) -> None:
+        """Plan, load, place, compile, and start the engine."""
+        from atelier.hardware.devices import DeviceManager, set_cpu_threads
+        from atelier.hardware.memory import OptimizationManager
+        from atelier.images import compilation
         from atelier.images.adapters import Adapters
-        from atelier.images.compilation import buckets, compile_denoisers, keep_caches
         from atelier.images.engine import ImageEngine, Limits
         from atelier.images.family import PipelineFamily
         from atelier.images.interception import install
         from atelier.images.loader import PipelineLoader
+
+        settings = self._settings
+        device = DeviceManager(settings).select()
+        if device.kind == "cpu":
+            set_cpu_threads(settings)
+        self._plan = OptimizationManager(device, settings).plan(checkpoint)
+        self._compiled = self._plan.compile != "off"
+        if self._compiled:
+            compilation.keep_caches(settings.cache_dir, self._plan.device, checkpoint.path)
+        self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
+        paths, default = settings.lora_paths, settings.default_adapters
+        self._adapters = Adapters(self._family.base, paths, default, keep=settings.max_loras)
+        gates = install(self._family.base)
+        if self._compiled:
+            compilation.compile_denoisers(gates, self._plan.compile)
+        rows = min(settings.max_batch_size, self._plan.max_rows)
+        buckets = compilation.buckets(rows) if self._compiled else ()
+        limits = Limits(rows, settings.max_queue_size, buckets=buckets)
+        self._engine = ImageEngine(limits, use_adapters=self._adapters.use, observer=self._observer)
+
+    def _warm_up(self) -> None:
+        from atelier.images.compilation import buckets
         from atelier.images.warmup import warm_up
 
-        compiled = self._plan.compile != "off"
-        if compiled:
-            keep_caches(settings.cache_dir, self._plan.device, path)
-        self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
-        self._adapters = Adapters(
-            self._family.base, settings.lora_paths, settings.default_adapters, keep=settings.max_loras
-        )
-        gates = install(self._family.base)
-        if compiled:
-            compile_denoisers(gates, self._plan.compile)
-        rows = min(settings.max_batch_size, self._plan.max_rows)
-        limits = Limits(rows, settings.max_queue_size, buckets=buckets(rows) if compiled else ())
-        self._engine = ImageEngine(limits, use_adapters=self._adapters.use, observer=self._observer)
-        if not settings.skip_warmup:
-            self.progress = "drawing the first pictures"
-            warm_up(self._engine, self._family.base, self._warmup_sizes(compiled), limits.buckets or (rows,))
-        self.ready = True
-        self.progress = "ready"
+        assert self._engine is not None
+        rows = min(self._settings.max_batch_size, self._plan.max_rows)
+        warm_up(self._engine, self._family.base, self._warmup_sizes(), buckets(rows) if self._compiled else (rows,))
 
-    def _warmup_sizes(self, compiled: bool) -> list[tuple[int, int]]:
+    def _warmup_sizes(self) -> list[tuple[int, int]]:
         """WARMUP_SIZES; if something is compiled, also the size that requests get who name none."""
         from atelier.images.arguments import native_size
 
         wanted = [tuple(map(int, size.split("x"))) for size in self._settings.warmup_sizes]
-        native = [native_size(self._family.base)] if compiled else []
+        native = [native_size(self._family.base)] if self._compiled else []
         return list(dict.fromkeys([(size[0], size[1]) for size in [*native, *wanted]]))
 
     async def submit(self, request: ImageRequest, protocol: str = "") -> EventStream:
@@ -104,10 +135,13 @@ class ImageModel:
             NotReady: the model is still loading.
             InvalidRequest, Busy, Draining: the request is refused.
         """
-        if self._engine is None or not self.ready:
-            raise NotReady(f"the model {self.name} is not ready: {self.progress}")
-        job = await asyncio.to_thread(self.prepare, request)
-        return self._engine.submit(job, protocol)
+        try:
+            if self._engine is None or not self.ready:
+                raise NotReady(f"the model {self.name} is not ready: {self.progress}")
+            return self._engine.submit(await asyncio.to_thread(self.prepare, request), protocol)
+        except AtelierError as error:
+            self._observer.refused(protocol, error)
+            raise
 
     def prepare(self, request: ImageRequest) -> Job:
         """Everything about a request that needs no device: pipeline, arguments, decoded pictures, seed, deadline."""
@@ -128,6 +162,17 @@ class ImageModel:
             adapters=self._adapters.select(request.lora),
             previews=request.previews,
         )
+
+    @property
+    def depth(self) -> int:
+        """Requests waiting or running."""
+        return self._engine.depth if self._engine else 0
+
+    def device_memory(self) -> tuple[int, int]:
+        """Bytes of the device used and free; zeros before the model is placed."""
+        from atelier.hardware.devices import memory_now
+
+        return memory_now(self._plan.device) if self.ready else (0, 0)
 
     def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and stop. Blocks."""

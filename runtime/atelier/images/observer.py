@@ -14,8 +14,14 @@ class Observer(Protocol):
     def request(self, protocol: str) -> Callable[[Event], None]:
         """A listener for the events of one admitted request."""
 
-    def call(self, stage: str, seconds: float, rows: int, requests: int) -> None:
-        """One module call was run: its stage, how long it took, its rows, and how many requests shared it."""
+    def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
+        """One module call was run: stage, seconds, shape of one row, rows, and how many requests shared it."""
+
+    def loaded(self, stage: str, seconds: float) -> None:
+        """A stage of the start is done: source, weights or warmup."""
+
+    def refused(self, protocol: str, error: BaseException) -> None:
+        """A request was not admitted."""
 
     def embedding(self, hit: bool) -> None:
         """The prompt-embedding cache was asked."""
@@ -30,7 +36,13 @@ class Silent:
     def request(self, protocol: str) -> Callable[[Event], None]:
         return lambda event: None
 
-    def call(self, stage: str, seconds: float, rows: int, requests: int) -> None:
+    def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
+        """Nothing."""
+
+    def loaded(self, stage: str, seconds: float) -> None:
+        """Nothing."""
+
+    def refused(self, protocol: str, error: BaseException) -> None:
         """Nothing."""
 
     def embedding(self, hit: bool) -> None:

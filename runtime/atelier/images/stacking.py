@@ -43,6 +43,12 @@ class Layout:
     roles: list[Role]
     spec: Any
 
+    @property
+    def shape(self) -> str:
+        """The shape of one row of the first tensor, such as 16x64x64, to report step times by."""
+        tensors = (leaf for leaf in self.leaves if torch.is_tensor(leaf))
+        return next(("x".join(map(str, tensor.shape[1:])) for tensor in tensors if tensor.dim() > 1), "")
+
 
 class Stacker:
     """Takes calls of one function apart and puts them together again."""

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from atelier import logs
 from atelier.errors import AtelierError, Busy, InvalidRequest, report
 from atelier.settings import Settings
 
@@ -66,7 +67,7 @@ class RequestId:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if given.isprintable() and 0 < len(given) <= 128 else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        logs.set_request_id(request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

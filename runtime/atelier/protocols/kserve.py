@@ -72,11 +72,12 @@ class KServeImageModel(kserve.Model):
 
     async def _predict_v1(self, payload: Any) -> dict[str, Any]:
         requests = parse_v1(payload, self._settings)
-        drawn = await draw_all(self._model, requests)
+        drawn = await draw_all(self._model, requests, "v1")
         return {"predictions": [prediction(self.name, each) for each in drawn]}
 
     async def _predict_v2(self, payload: InferRequest) -> InferResponse:
-        drawn = await draw_all(self._model, parse_v2(payload, self._settings))
+        protocol = "grpc-v2" if payload.from_grpc else "v2"
+        drawn = await draw_all(self._model, parse_v2(payload, self._settings), protocol)
         pictures = [picture for each in drawn for picture in each.pictures]
         image = InferOutput("image", [len(pictures)], "BYTES")
         image.set_data_from_numpy(np.array([picture.data for picture in pictures], dtype=object), binary_data=True)

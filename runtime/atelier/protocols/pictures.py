@@ -55,13 +55,13 @@ def picture_bytes(text: str, where: str) -> bytes:
         raise InvalidRequest(f"{where}: not base64: {error}", where) from None
 
 
-async def draw_all(model: ImageModel, requests: Sequence[ImageRequest]) -> list[Drawn]:
+async def draw_all(model: ImageModel, requests: Sequence[ImageRequest], protocol: str) -> list[Drawn]:
     """Draw every request, side by side; one that fails or is refused takes the others back."""
     streams: list[EventStream] = []
     tasks: list[asyncio.Task[Drawn]] = []
     try:
         for request in requests:
-            streams.append(await model.submit(request))  # noqa: PERF401 - the finally needs those admitted so far
+            streams.append(await model.submit(request, protocol))  # noqa: PERF401 - the finally needs those admitted so far
         tasks = [asyncio.create_task(collect(*pair)) for pair in zip(requests, streams, strict=True)]
         return list(await asyncio.gather(*tasks))
     finally:
