@@ -53,6 +53,12 @@ def native_size(pipeline: Any) -> tuple[int, int]:
     return side, side
 
 
+def sized(pipeline: Any, width: int | None, height: int | None) -> dict[str, int]:
+    """The arguments that make this pipeline draw that size. Some keep only the ratio, unless told the area too."""
+    wanted = {"width": width, "height": height, "max_area": width * height if width and height else None}
+    return {name: value for name, value in wanted.items() if value is not None and name in accepted(pipeline)}
+
+
 def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, Any]:
     """Check the request against the pipeline's signature and translate it.
 
@@ -71,7 +77,8 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
     for name in ("width", "height"):
         if wanted.get(name, multiple) % multiple:
             raise InvalidRequest(f"{name}: {wanted[name]} is not divisible by {multiple}, which this model needs", name)
-    arguments = {"prompt": request.prompt, **wanted, **_inputs(pipeline, request, max_pixels)}
+    arguments = {"prompt": request.prompt, **sized(pipeline, request.width, request.height), **wanted}
+    arguments |= _inputs(pipeline, request, max_pixels)
     if request.num_images_per_prompt > 1:
         arguments["num_images_per_prompt"] = request.num_images_per_prompt
     # A tensor can be turned into bytes on the device; old pipelines without this processor scale only arrays to 0..1.
@@ -87,8 +94,7 @@ def _inputs(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, 
     multiple = size_multiple(pipeline)
     width = request.width or max(multiple, pictures[0].width // multiple * multiple)
     height = request.height or max(multiple, pictures[0].height // multiple * multiple)
-    takes_sizes = {"width", "height"} <= set(accepted(pipeline))
-    inputs: dict[str, Any] = {"width": width, "height": height} if takes_sizes else {}
+    inputs: dict[str, Any] = {**sized(pipeline, width, height)}
     if "strength" in accepted(pipeline):
         pictures = [picture.resize((width, height)) for picture in pictures]
     inputs["image"] = pictures[0] if len(pictures) == 1 else pictures

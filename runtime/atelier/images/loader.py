@@ -72,6 +72,7 @@ class PipelineLoader:
             trust_remote_code=settings.trust_remote_code,
             local_files_only=True,
             quantization_config=self._quantization(),
+            **dict.fromkeys(checkpoint.absent),  # else diffusers takes a Stable Diffusion 3 without T5 for broken
         )
 
     def _dtypes(self) -> dict[str, Any]:

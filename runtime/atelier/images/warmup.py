@@ -10,7 +10,7 @@ from typing import Any
 
 from atelier.errors import AtelierError
 from atelier.events import Failed
-from atelier.images.arguments import accepted, size_multiple
+from atelier.images.arguments import accepted, size_multiple, sized
 from atelier.images.drawing import Job
 from atelier.images.engine import ImageEngine
 
@@ -38,7 +38,8 @@ def warm_up(engine: ImageEngine, pipeline: Any, sizes: Sequence[tuple[int, int]]
 
 def _smallest(pipeline: Any) -> dict[str, int]:
     side = size_multiple(pipeline) * SMALLEST
-    return {name: side for name in ("width", "height") if name in accepted(pipeline)}
+    as_asked = {"use_resolution_binning": False} if "use_resolution_binning" in accepted(pipeline) else {}
+    return sized(pipeline, side, side) | as_asked
 
 
 async def _draw(engine: ImageEngine, pipeline: Any, size: dict[str, int], count: int) -> None:

@@ -58,7 +58,8 @@ class Component:
 class Checkpoint:
     """A checkpoint as it lies on disk. `pipeline_class` is the diffusers class, the transformers architecture or, for a
     single file, the class its tensor names point to (empty if none does). `variant` is the one to load; `variants` are
-    all that some component has ("" is the plain one). `remote_code` lists Python files that loading would run."""
+    all that some component has ("" is the plain one). `remote_code` lists Python files that loading would run,
+    `absent` the components that a pipeline of this class can have and this one states it has not."""
 
     kind: Kind
     path: Path
@@ -68,6 +69,7 @@ class Checkpoint:
     variants: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     remote_code: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def component(self, name: str) -> Component | None:
         """The component of that name, if there is one."""
@@ -187,7 +189,15 @@ def _pipeline(path: Path, variant: str, allow_pickle: bool, trust_remote_code: b
     if code and not trust_remote_code:
         problems.append(f"the checkpoint brings Python code of its own ({', '.join(code)}): set TRUST_REMOTE_CODE=true")
     return Checkpoint(
-        "pipeline", path, pipeline_class, tuple(components), variant, variants, tuple(problems), tuple(code)
+        kind="pipeline",
+        path=path,
+        pipeline_class=pipeline_class,
+        components=tuple(components),
+        variant=variant,
+        variants=variants,
+        problems=tuple(problems),
+        remote_code=tuple(code),
+        absent=tuple(name for name, value in index.items() if value == [None, None]),
     )
 
 
