@@ -2,8 +2,11 @@
 
 GIB = 2**30
 MIB = 2**20
+KIB = 2**10
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, or as MiB below a tenth of one."""
-    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / MIB:.0f} MiB"
+    """Bytes as GiB; as MiB below a tenth of one, as KiB below a MiB."""
+    if abs(size) >= GIB / 10:
+        return f"{size / GIB:.1f} GiB"
+    return f"{size / MIB:.0f} MiB" if abs(size) >= MIB else f"{size / KIB:.1f} KiB"

@@ -13,9 +13,11 @@ from typing import Any
 
 from atelier.errors import SourceError
 from atelier.settings import Settings
-from atelier.sources.landing import land
+from atelier.sources import local
+from atelier.sources.landing import FULL, land
 from atelier.sources.progress import Progress
 from atelier.sources.weights import WEIGHTS
+from atelier.units import gib
 
 SIDE_FILES = re.compile(r".*\.(json|txt|model|jinja|py|tiktoken|vocab|merges)")
 """Configuration, tokenizers, templates."""
@@ -34,21 +36,38 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
         SourceError: the Hub does not answer or refuses, or HF_HUB_OFFLINE is set and the cache lacks the model.
     """
     name, _, revision = settings.model_id.partition("@")
-    commit, chosen = (revision or None, None)
-    if not settings.hf_hub_offline:
-        commit, chosen = _listing(settings, name, revision)
-    if into is None:
-        return Path(_snapshot(settings, name, commit, chosen, progress))
     if settings.hf_hub_offline:
-        from atelier.sources import local
-
-        return local.copy(Path(_snapshot(settings, name, commit, None, progress)), into)
-    versions = dict.fromkeys(chosen or (), str(commit))
+        cached = _cached(name, revision)
+        if cached is None:
+            raise SourceError(_not_cached(settings))
+        return local.copy(cached, into) if into else cached
+    commit, files, _ = _listing(settings, name, revision)
+    if into is None:
+        return _download(settings, revision or None, files, progress)  # by name, so that the cache notes it for offline
 
     def fill(staging: Path) -> None:
-        _snapshot(settings, name, commit, chosen, progress, local_dir=staging)
+        _download(settings, commit, files, progress, local_dir=staging)
 
-    return land(into, settings.model_id, versions, fill)
+    return land(into, settings.model_id, dict.fromkeys(files, commit), fill)
+
+
+def outlook(settings: Settings) -> tuple[Path | None, str, int]:
+    """For `doctor`: the cached snapshot if it is there; else what a fetch would bring, in words and bytes.
+
+    Raises:
+        SourceError: as `fetch`.
+    """
+    name, _, revision = settings.model_id.partition("@")
+    cached = _cached(name, revision)
+    if settings.hf_hub_offline:
+        if cached is None:
+            raise SourceError(_not_cached(settings))
+        return cached, "", 0
+    commit, files, sizes = _listing(settings, name, revision)
+    if cached and cached.name == commit and all((cached / file).exists() for file in files):
+        return cached, "", 0
+    lacking = sum(sizes.values())
+    return None, f"{len(sizes)} files, {gib(lacking)} to fetch", lacking
 
 
 def needed(files: Iterable[str], variant: str, allow_pickle: bool) -> list[str]:
@@ -87,59 +106,79 @@ def _set(sets: dict[tuple[bool, str], list[str]], variant: str, allow_pickle: bo
     return []
 
 
-def _listing(settings: Settings, name: str, revision: str) -> tuple[str, list[str]]:
-    """The commit that the revision is now, and the files to fetch from it."""
+def _listing(settings: Settings, name: str, revision: str) -> tuple[str, list[str], dict[str, int]]:
+    """The commit that the revision is now, the files to fetch from it, and their bytes."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
-        info = HfApi(token=_token(settings)).model_info(name, revision=revision or None)
+        info = HfApi(token=_token(settings)).model_info(name, revision=revision or None, files_metadata=True)
     except OfflineModeIsEnabled:
         raise SourceError(f"MODEL_ID={settings.model_id}: {OFFLINE}") from None
+    except GatedRepoError:
+        text = "is gated: set HF_TOKEN to a token that was granted access"
+        raise SourceError(f"MODEL_ID={settings.model_id} {text}") from None
     except RepositoryNotFoundError:
         text = "does not exist, or needs a token with access: look at MODEL_ID and HF_TOKEN"
         raise SourceError(f"MODEL_ID={settings.model_id}: the repository {text}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            text = "is gated or private: set HF_TOKEN to a token that was granted access"
-            raise SourceError(f"MODEL_ID={settings.model_id} {text} (HTTP {status})") from None
+            raise SourceError(f"MODEL_ID={settings.model_id}: the Hub refuses HF_TOKEN (HTTP {status})") from None
         if status == 404:
             raise SourceError(f"MODEL_ID={settings.model_id}: there is no revision {revision!r}") from None
         raise SourceError(f"MODEL_ID={settings.model_id}: the Hub answered HTTP {status}") from None
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the HTTP library beneath huggingface_hub, and so its errors, changed twice
         text = "the Hub does not answer; set HF_ENDPOINT to a mirror, or MODEL_ID to a folder"
         raise SourceError(f"MODEL_ID={settings.model_id} is no path here, and {text}: {error}") from None
     files = needed([one.rfilename for one in info.siblings or ()], settings.variant, settings.allow_pickle)
     if not any(file.endswith((".safetensors", ".bin")) for file in files):
         raise SourceError(f"MODEL_ID={settings.model_id}: the repository has no weights in safetensors")
-    return str(info.sha), files
+    sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
+    return str(info.sha), files, {file: sizes[file] for file in files}
 
 
-def _snapshot(
+def _cached(name: str, revision: str) -> Path | None:
+    """The snapshot of a revision in the Hub's cache, if there is one; `inspect` tells whether it is complete."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    reference = folder / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
+
+
+def _download(
     settings: Settings,
-    name: str,
-    commit: str | None,
-    files: list[str] | None,
+    revision: str | None,
+    files: list[str],
     progress: Progress | None,
     local_dir: Path | None = None,
-) -> str:
+) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return snapshot_download(
-            name,
-            revision=commit,
+        path = snapshot_download(
+            settings.model_id.partition("@")[0],
+            revision=revision,
             token=_token(settings),
-            allow_patterns=[_literal(file) for file in files] if files else None,
-            local_files_only=settings.hf_hub_offline,
+            allow_patterns=[_literal(file) for file in files],
             local_dir=local_dir,
             tqdm_class=_bar(progress),
         )
-    except LocalEntryNotFoundError:
-        text = f"{OFFLINE}, and the cache does not hold it: fetch it first, or set MODEL_ID to a folder"
-        raise SourceError(f"MODEL_ID={settings.model_id}: {text}") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = f"{local_dir.parent}" if local_dir else "the Hub's cache: set HF_HOME to a larger volume"
+            raise SourceError(f"the disk is full: {settings.model_id} does not fit under {where}") from error
+        raise SourceError(f"MODEL_ID={settings.model_id}: the download from the Hub broke off: {error}") from error
+    return Path(path)
+
+
+def _not_cached(settings: Settings) -> str:
+    text = f"{OFFLINE}, and the cache does not hold it: fetch it first, or set MODEL_ID to a folder"
+    return f"MODEL_ID={settings.model_id}: {text}"
 
 
 def _literal(file: str) -> str:

@@ -53,7 +53,7 @@ def land(target: Path, source: str, versions: Versions, fill: Callable[[Path], N
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target) as locked:
-            if _holds(target, source, versions):
+            if holds(target, source, versions):
                 return target
             staging = target.with_name(f"{target.name}.partial" if locked else f"{target.name}.partial-{uuid.uuid4()}")
             staging.mkdir(exist_ok=True)
@@ -99,7 +99,12 @@ def _locked(target: Path) -> Iterator[bool]:
         yield True  # closing the file gives the lock back; the empty lock file stays, since removing it would race
 
 
-def _holds(target: Path, source: str, versions: Versions) -> bool:
+def holds(target: Path, source: str, versions: Versions) -> bool:
+    """Whether a target is complete and of these versions.
+
+    Raises:
+        SourceError: it holds files of another origin.
+    """
     manifest = target / MANIFEST
     if not manifest.is_file():
         if target.exists() and any(target.iterdir()):
@@ -124,7 +129,7 @@ def _swap(staging: Path, target: Path, source: str, versions: Versions) -> None:
         raise SourceError(f"{target} is a mount point, which cannot be replaced: name a folder inside it")
     old = target.with_name(f"{target.name}.old-{uuid.uuid4()}")
     if (target / MANIFEST).is_file():
-        if _holds(target, source, versions):  # without locks, another process may have been first
+        if holds(target, source, versions):  # without locks, another process may have been first
             shutil.rmtree(staging)
             return
         target.rename(old)

@@ -16,9 +16,10 @@ from typing import Any
 
 from atelier.errors import SourceError
 from atelier.settings import Settings
-from atelier.sources.landing import check_space, land
+from atelier.sources.landing import check_space, holds, land
 from atelier.sources.progress import Progress
 from atelier.sources.transfer import WORKERS, Object, Transfer, missing_bytes, retried
+from atelier.units import gib
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,33 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
             check_space(staging, missing_bytes(staging, objects), str(address))
             transfer.bring(objects, staging)
 
-        land(target, str(address), {one.path: one.etag for one in objects}, fill)
-    single = len(objects) == 1 and objects[0].key == address.prefix
-    return target / objects[0].path if single else target
+        land(target, str(address), _versions(objects), fill)
+    return target / objects[0].path if _single(objects, address) else target
+
+
+def outlook(settings: Settings) -> tuple[Path | None, str, int]:
+    """For `doctor`: the folder if it was fetched and is still current; else what a fetch would bring, in words and bytes.
+
+    Raises:
+        SourceError: as `fetch`.
+    """
+    address = parse(settings.model_id, settings.aws_s3_bucket)
+    with explained(settings, address):
+        objects = list_objects(make_client(settings), address)
+    target = cache_folder(settings, address)
+    if holds(target, str(address), _versions(objects)):
+        return (target / objects[0].path if _single(objects, address) else target), "", 0
+    lacking = missing_bytes(target.with_name(f"{target.name}.partial"), objects)
+    return None, f"{len(objects)} objects, {gib(lacking)} to fetch", lacking
+
+
+def _versions(objects: list[Object]) -> dict[str, str]:
+    return {one.path: one.etag for one in objects}
+
+
+def _single(objects: list[Object], address: Address) -> bool:
+    """Whether the address names one object, not a folder."""
+    return len(objects) == 1 and objects[0].key == address.prefix
 
 
 def parse(model_id: str, default_bucket: str) -> Address:
