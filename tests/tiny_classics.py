@@ -77,9 +77,7 @@ def sana(root: Path, seed: int = 0) -> Path:
     )
     pipeline = SanaPipeline(
         transformer=transformer,
-        scheduler=DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         vae=AutoencoderDC(
             latent_channels=4,
             attention_head_dim=4,

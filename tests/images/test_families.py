@@ -85,7 +85,9 @@ class Shown:
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
-def shown(request: pytest.FixtureRequest, gallery: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+def shown(
+    request: pytest.FixtureRequest, gallery: Gallery, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shown]:
     checkpoint = request.param.build(tmp_path_factory.mktemp("checkpoints"))
     with gallery.showing(checkpoint) as exhibit:
         yield Shown(request.param, checkpoint, exhibit)
@@ -97,7 +99,9 @@ def test_a_family_draws_over_http_what_diffusers_draws(shown: Shown) -> None:
     bare.set_progress_bar_config(disable=True)
     expected = []
     for fields in REQUESTS:
-        arguments = {name: value for name, value in fields.items() if name != "seed"} | shown.family.fields | shown.family.bare
+        arguments = (
+            {name: value for name, value in fields.items() if name != "seed"} | shown.family.fields | shown.family.bare
+        )
         expected.append(draw_bare(bare, fields["seed"], **arguments))
 
     assert difference(shown.exhibit.draw(REQUESTS[0], **shown.family.fields)[0], expected[0]) <= 1

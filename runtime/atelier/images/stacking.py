@@ -167,7 +167,9 @@ def _role(name: str, leaf: Any, rows: int, digest: Any) -> tuple[Role | None, Ha
         return None, None
     kind = (leaf.dtype, str(leaf.device))
     if name in TIMESTEPS and leaf.numel() in (1, rows):
-        return Role.TIMESTEP, (name, *kind)
+        # Whole and 32-bit timesteps of different schedulers meet in one exact type; half types would round the whole ones.
+        exact = leaf.dtype in (torch.int32, torch.int64, torch.float32)
+        return Role.TIMESTEP, (name, "exact" if exact else leaf.dtype, str(leaf.device))
     if leaf.dim() and leaf.shape[0] == rows:
         return Role.ROWS, (tuple(leaf.shape[1:]), *kind)
     return Role.SHARED, (digest(leaf), *kind)
