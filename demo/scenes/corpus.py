@@ -55,12 +55,11 @@ class Corpus:
         order = np.argsort(self.lengths + rng.random(len(self.lengths)), kind="stable")
         groups, first = [], 0
         while first < len(order):
-            # The longest row decides: take as many as fit at the length that the last one has.
-            rows = np.arange(1, len(order) - first + 1)[: tokens // self.lengths[order[first]]]
-            fitting = rows * self.lengths[order[first : first + len(rows)]] <= tokens
-            count = max(1, int(fitting.sum()))
-            groups.append(order[first : first + count])
-            first += count
+            most = order[first : first + max(1, tokens // self.lengths[order[first]])]
+            # The last and longest row decides how long all are.
+            fitting = np.arange(1, len(most) + 1) * self.lengths[most] <= tokens
+            groups.append(most[: max(1, int(fitting.sum()))])
+            first += len(groups[-1])
         for number in rng.permutation(len(groups)):
             group = groups[number]
             yield self._batch(starts[group], self.lengths[group], padding)
