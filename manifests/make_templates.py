@@ -1,7 +1,7 @@
-"""Flat files for `oc apply -f`, from the overlays: `make templates`. `--check` fails if the checked-in ones are not current.
+"""Flat files for `oc apply -f`, from the overlays: `make templates`. `--check` fails if they are not current.
 
-`templates/OVERLAY.yaml` is what `kubectl kustomize` renders. `templates/openshift-ai-runtime.yaml` is the OpenShift Template
-that makes the runtime appear in OpenShift AI's dashboard.
+`templates/OVERLAY.yaml` is what `kubectl kustomize` renders. `templates/openshift-ai-runtime.yaml` is the OpenShift
+Template that makes the runtime appear in OpenShift AI's dashboard.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def overlays() -> list[str]:
 
 
 def dashboard_template() -> dict[str, Any]:
-    """The ServingRuntime of the base inside an OpenShift Template, as the dashboard's serving runtimes page lists them."""
+    """The ServingRuntime of the base inside an OpenShift Template, as the dashboard lists serving runtimes."""
     documents = yaml.safe_load_all(render(HERE / "base"))
     runtime = copy.deepcopy(next(doc for doc in documents if doc["kind"] == "ServingRuntime"))
-    # The wizard's hardware profile asks for GPUs. A GPU that the runtime asks for could not be taken back by a CPU profile.
+    # The wizard's hardware profile asks for GPUs; a CPU profile could not take back one that the runtime asks for.
     for amounts in runtime["spec"]["containers"][0]["resources"].values():
         amounts.pop("nvidia.com/gpu")
     description = "Serves diffusion pipelines and language models with KServe v1 and v2, gRPC and OpenAI's protocols."
@@ -80,10 +80,7 @@ def main() -> int:
     there = {path: path.read_text() for path in TEMPLATES.glob("*.yaml")}
     stale = sorted(path.name for path in wanted.keys() | there.keys() if wanted.get(path) != there.get(path))
     if "--check" in sys.argv[1:]:
-        print(
-            "\n".join(f"templates/{name} is not current: run make templates" for name in stale)
-            or "templates are current"
-        )
+        print("\n".join(f"templates/{name} is not current: run make templates" for name in stale))
         return 1 if stale else 0
     TEMPLATES.mkdir(exist_ok=True)
     for path in there.keys() - wanted.keys():

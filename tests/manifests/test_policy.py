@@ -249,8 +249,6 @@ def test_the_air_gapped_overlay_names_the_internal_registry_only() -> None:
     model = of_kind(docs, "InferenceService")[0]["spec"]["predictor"]["model"]
     for reference in (merged_container(docs)["image"], model["storageUri"].removeprefix("oci://")):
         assert reference.startswith("registry.internal.example/")
-    ports = [
-        port["port"] for rule in of_kind(docs, "NetworkPolicy")[0]["spec"]["egress"] for port in rule.get("ports", [])
-    ]
-    assert set(ports) == {53, 5353}
+    egress = of_kind(docs, "NetworkPolicy")[0]["spec"]["egress"]
+    assert {port["port"] for rule in egress for port in rule.get("ports", [])} == {53, 5353}
     assert {"name": "HF_HUB_OFFLINE", "value": "1"} in model["env"]

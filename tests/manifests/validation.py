@@ -1,8 +1,9 @@
 """Strict validation of objects: unknown fields are errors.
 
-Where the machine has a validator with the platforms' real CRDs, that one judges. It is looked for in the folder named by
-ATELIER_VALIDATOR, else in a folder `shared` beside the checkout. A clone without it falls back to `kubernetes-validate`
-for core kinds and to the API models of the installed `kserve` client for KServe's; other kinds are then not checked.
+Where the machine has a validator with the platforms' real CRDs, that one judges. It is looked for in the folder named
+by ATELIER_VALIDATOR, else in a folder `shared` beside the checkout. A clone without it falls back to
+`kubernetes-validate` for core kinds and to the API models of the installed `kserve` client for KServe's; other kinds
+are then not checked.
 """
 
 from __future__ import annotations
