@@ -57,7 +57,7 @@ parse_options() {
   for part in $PARTS; do
     [[ " $KNOWN_PARTS " == *" $part "* ]] || die "--with $part: known parts are $KNOWN_PARTS"
   done
-  [ -d "manifests/overlays/$OVERLAY" ] || die "--overlay $OVERLAY: known overlays are $(ls manifests/overlays | tr '\n' ' ')"
+  [ -d "manifests/overlays/$OVERLAY" ] || die "--overlay $OVERLAY: known overlays are $(cd manifests/overlays && echo *)"
   [[ $NAMESPACE =~ ^[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?$ ]] ||
     die "--namespace $NAMESPACE: lower-case letters, digits and dashes, at most 53 characters"
   [[ $TIMEOUT =~ ^[0-9]+$ ]] || die "--timeout $TIMEOUT: whole seconds"
@@ -80,12 +80,7 @@ render() {
   trap 'rm -rf "$SCRATCH"' EXIT
   REPOSITORY=${REPOSITORY:-$(git config --get remote.origin.url 2>/dev/null || true)}
   if [[ " $PARTS " == *" build "* && -z $IMAGE ]]; then
-    IMAGE=image-registry.openshift-image-registry.svc:5000/$NAMESPACE/atelier:0.1.0
-  fi
-  local images=""
-  # The tag's suffix (-vllm) belongs to the overlay; only an image given without a tag keeps it.
-  if [ -n "$IMAGE" ]; then
-    images=$'images:\n  - name: quay.io/atelier/atelier\n    newName: '${IMAGE%:*}$'\n    newTag: '${IMAGE##*:}
+    IMAGE=image-registry.openshift-image-registry.svc:5000/$NAMESPACE/atelier
   fi
 
   cp -r manifests/setup "$SCRATCH/setup"
@@ -93,165 +88,70 @@ render() {
   for part in $KNOWN_PARTS; do
     [[ " $PARTS " == *" $part "* ]] || drop+="|^  - $part\$"
   done
-  grep -vE "$drop" manifests/setup/kustomization.yaml |
-    sed -e "s|^namespace: .*|namespace: $NAMESPACE|" -e "s|url=.*|url=${REPOSITORY:-https://github.com/example/atelier.git}|" \
-      >"$SCRATCH/setup/kustomization.yaml"
-  printf '%s\n' "$images" >>"$SCRATCH/setup/kustomization.yaml"
+  {
+    grep -vE "$drop" manifests/setup/kustomization.yaml |
+      sed -e "s|^namespace: .*|namespace: $NAMESPACE|" \
+        -e "s|url=.*|url=${REPOSITORY:-https://github.com/example/atelier.git}|"
+    image_override
+  } >"$SCRATCH/setup/kustomization.yaml"
   "$CLI" kustomize "$SCRATCH/setup" >"$SCRATCH/setup.yaml"
 
   mkdir "$SCRATCH/overlay"
   {
     printf 'apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: %s\n' "$NAMESPACE"
-    printf 'resources: [../../../manifests/overlays/%s]\n%s\n' "$OVERLAY" "$images"
+    printf 'resources: [../../../manifests/overlays/%s]\n' "$OVERLAY"
+    image_override
   } >"$SCRATCH/overlay/kustomization.yaml"
   "$CLI" kustomize "$SCRATCH/overlay" >"$SCRATCH/overlay.yaml"
-  SERVICE_KIND=$(kinds "$SCRATCH/overlay.yaml" | awk '$2 ~ /InferenceService$/ {print $2}')
-  SERVICE=$(kinds "$SCRATCH/overlay.yaml" | awk '$2 ~ /InferenceService$/ {print $3}')
+  read -r SERVICE_KIND SERVICE < <(objects "$SCRATCH/overlay.yaml" | awk '$2 ~ /InferenceService$/ {print $2, $3}')
+  if [[ " $PARTS " == *" build "* ]] && used 'image: .*-vllm$'; then
+    die "--with build makes the image without vLLM, which overlay $OVERLAY needs: make image TARGET=engine-vllm, make push, --image"
+  fi
 }
 
-kinds() { # lines "apiVersion kind name" of the objects in files
+image_override() { # a name without a tag keeps the tag of the manifests, such as 0.1.0-vllm
+  [ -n "$IMAGE" ] || return 0
+  printf 'images:\n  - name: quay.io/atelier/atelier\n'
+  case $IMAGE in
+    *@*) printf '    newName: %s\n    digest: %s\n' "${IMAGE%@*}" "${IMAGE#*@}" ;;
+    *) # a colon before the last slash is a port
+      if [[ ${IMAGE##*/} == *:* ]]; then
+        printf '    newName: %s\n    newTag: "%s"\n' "${IMAGE%:*}" "${IMAGE##*:}"
+      else
+        printf '    newName: %s\n' "$IMAGE"
+      fi
+      ;;
+  esac
+}
+
+objects() { # a line "apiVersion Kind name kind.group" for each object in files
   awk '
-    function out() { if (kind != "") print api, kind, name; kind = ""; name = "" }
-    /^---/ { out() } /^apiVersion:/ { api = $2 } /^kind:/ { kind = $2 }
+    function out() {
+      group = api ~ /\// ? "." substr(api, 1, index(api, "/") - 1) : ""
+      if (kind != "") print api, kind, name, tolower(kind) group
+      kind = ""; name = ""
+    }
+    FNR == 1 || /^---/ { out() } /^apiVersion:/ { api = $2 } /^kind:/ { kind = $2 }
     /^[a-z]/ { top = $1 } top == "metadata:" && /^  name:/ { name = $2 }
     END { out() }' "$@"
 }
 
 used() { grep -qE "$1" "$SCRATCH"/setup.yaml "$SCRATCH"/overlay.yaml; }
 
-# -- checks: everything that is missing, and how to get it -------------------------------------------------------------
-
-check_login() {
-  local answer
-  answer=$("$CLI" auth can-i get pods --namespace "$NAMESPACE" 2>&1) || true
-  case $answer in
-    *yes | *no) ok "logged in to $("$CLI" config current-context 2>/dev/null || say 'the cluster')" ;;
-    *) die "not logged in ($answer): oc login https://API:6443, or choose a context with kubectl config use-context" ;;
-  esac
-}
-
-check_rights() {
-  local resource verb=create
-  if "$CLI" get namespace "$NAMESPACE" -o name >/dev/null 2>&1; then
-    ok "project $NAMESPACE is there"
-  elif [ "$("$CLI" auth can-i create namespaces 2>/dev/null)" = yes ]; then
-    ok "project $NAMESPACE can be made"
-  else
-    missing "project $NAMESPACE, and no right to make it" "oc new-project $NAMESPACE, or ask an administrator for it"
-  fi
-  for resource in inferenceservices.serving.kserve.io servingruntimes.serving.kserve.io serviceaccounts roles.rbac.authorization.k8s.io; do
-    if [ "$("$CLI" auth can-i "$verb" "$resource" --namespace "$NAMESPACE" 2>/dev/null)" = yes ]; then
-      ok "may $verb $resource"
-    else
-      missing "the right to $verb $resource in $NAMESPACE" "an administrator: oc adm policy add-role-to-user admin YOU -n $NAMESPACE"
-    fi
-  done
-}
-
-how_to_get() { # API group
-  case $1 in
-    serving.kserve.io) say "OpenShift: install the OpenShift AI operator and set kserve to Managed in its DataScienceCluster; elsewhere: install KServe 0.15 or newer" ;;
-    datasciencepipelinesapplications.opendatahub.io) say "set datasciencepipelines (3.x: aipipelines) to Managed in the DataScienceCluster, or leave out --with pipelines" ;;
-    kubeflow.org) say "set workbenches to Managed in the DataScienceCluster, or leave out --with workbench" ;;
-    monitoring.coreos.com) say "install the Prometheus operator (OpenShift has it: enableUserWorkload: true)" ;;
-    kueue.x-k8s.io) say "install Kueue, or leave out --with queue" ;;
-    keda.sh) say "install the Custom Metrics Autoscaler operator (KEDA)" ;;
-    *.openshift.io) say "this part is for OpenShift: leave it out" ;;
-    *) say "install the operator that brings $1" ;;
-  esac
-}
-
-check_kinds() {
-  local api kind name served
-  served=$("$CLI" api-resources --no-headers 2>/dev/null | awk '{print $(NF-2), $NF}')
-  while read -r api kind; do
-    if grep -qxF "$api $kind" <<<"$served"; then
-      [[ $api != *.* ]] || ok "$kind ($api)"
-    else
-      missing "$kind $api$(awk -v k="$kind" '$2 == k {printf " (the cluster has %s)", $1}' <<<"$served")" "$(how_to_get "${api%%/*}")"
-    fi
-  done < <(kinds "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml" | awk '{print $1, $2}' | sort -u)
-  if used 'autoscalerClass: keda'; then
-    if grep -q '^keda.sh/' <<<"$served"; then ok "KEDA"; else missing "KEDA, which this overlay scales with" "$(how_to_get keda.sh)"; fi
-  fi
-}
-
-check_gpus() {
-  used 'nvidia.com/gpu: "?[1-9]' || { ok "no GPU needed"; return; }
-  local nodes wanted
-  if ! nodes=$("$CLI" get nodes -o 'jsonpath={range .items[*]}{.status.allocatable.nvidia\.com/gpu} {.metadata.labels.nvidia\.com/gpu\.product}{"\n"}{end}' 2>/dev/null); then
-    note "GPU nodes were not checked: no right to list nodes"
-    return
-  fi
-  if ! awk '$1 > 0 {found = 1} END {exit !found}' <<<"$nodes"; then
-    missing "a node with an NVIDIA GPU" "add one and install Node Feature Discovery and the GPU operator, or take --overlay dev"
-    return
-  fi
-  ok "GPUs: $(awk '$1 > 0 {print $1 " x " ($2 ? $2 : "unlabelled")}' <<<"$nodes" | sort | uniq -c | awk '{printf "%s%s node(s) with %s %s %s", sep, $1, $2, $3, $4; sep = ", "}')"
-  wanted=$(grep -ohE 'NVIDIA-[A-Za-z0-9-]+' "$SCRATCH/overlay.yaml" | sort -u)
-  if [ -n "$wanted" ] && ! grep -qwF "$wanted" <<<"$nodes"; then
-    missing "a node labelled nvidia.com/gpu.product=$(tr '\n' '|' <<<"$wanted" | sed 's/|$//')" "patch nodeSelector in a kustomization of your own, or add such a node"
-  fi
-}
-
-check_storage() {
-  used '^kind: PersistentVolumeClaim' || return 0
-  if "$CLI" get storageclass -o 'jsonpath={range .items[*]}{.metadata.annotations.storageclass\.kubernetes\.io/is-default-class}{"\n"}{end}' 2>/dev/null | grep -q true; then
-    ok "a default storage class"
-  else
-    missing "a default storage class" "oc patch storageclass NAME -p '{\"metadata\":{\"annotations\":{\"storageclass.kubernetes.io/is-default-class\":\"true\"}}}'"
-  fi
-}
-
-check_inputs() { # Secrets and volumes that the overlay expects to find
-  local key claim
-  key=$(awk '/^      storage:/ {inside = 1; next} inside && /key:/ {print $2; exit}' "$SCRATCH/overlay.yaml")
-  if [ -n "$key" ] && [[ " $PARTS " != *" storage "* ]]; then
-    if in_namespace get secret "$key" -o name >/dev/null 2>&1; then
-      ok "data connection $key"
-    else
-      missing "data connection $key in $NAMESPACE" "manifests/setup/connection with your own store, or --with storage for a demo"
-    fi
-  fi
-  claim=$(grep -ohE 'pvc://[a-z0-9-]+' "$SCRATCH/overlay.yaml" | sed 's|pvc://||' | head -n 1 || true)
-  if [ -n "$claim" ]; then
-    if in_namespace get persistentvolumeclaim "$claim" -o name >/dev/null 2>&1; then
-      ok "volume $claim"
-    else
-      missing "PersistentVolumeClaim $claim in $NAMESPACE" "make it and fill it, for example with atelier fetch in a Job"
-    fi
-  fi
-  if used 'name: hf-token' && ! in_namespace get secret hf-token -o name >/dev/null 2>&1; then
-    note "no Secret hf-token: models that are gated on the Hub will not load (kubectl create secret generic hf-token --from-file=HF_TOKEN=FILE)"
-  fi
-}
-
-check_image() {
-  local image
-  [[ " $PARTS " != *" build "* ]] || { ok "the image is built in the cluster"; return; }
-  image=$(grep -ohE 'image: .*' "$SCRATCH/overlay.yaml" | awk '{print $2; exit}')
-  if [ "$CLI" = oc ] && oc image info "$image" --filter-by-os linux/amd64 >/dev/null 2>&1; then
-    ok "image $image can be pulled from here"
-  elif command -v skopeo >/dev/null && skopeo inspect --no-tags "docker://$image" >/dev/null 2>&1; then
-    ok "image $image can be pulled from here"
-  elif [ "$CLI" = oc ] || command -v skopeo >/dev/null; then
-    missing "image $image cannot be pulled from here" "--with build makes it in the cluster (OpenShift); or make image push, and --image REF"
-  else
-    note "image $image was not checked: needs oc or skopeo"
-  fi
-}
+# shellcheck source=manifests/setup/checks.sh
+source manifests/setup/checks.sh
 
 # -- apply, wait, remove -----------------------------------------------------------------------------------------------
 
 plan() {
-  local api kind name
-  while read -r api kind name; do
-    if in_namespace get "$kind.${api%%/*}" "$name" -o name >/dev/null 2>&1 || in_namespace get "$kind" "$name" -o name >/dev/null 2>&1; then
+  local kind name ref
+  while read -r _ kind name ref; do
+    if in_namespace get "$ref" "$name" -o name >/dev/null 2>&1; then
       say "  would update if changed   $kind/$name"
     else
       say "  would create              $kind/$name"
     fi
-  done < <(kinds "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml")
+  done < <(objects "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml")
   ! needs_api_key || say "  would create              Secret/atelier-api-keys (a random key, not printed)"
   [[ " $PARTS " != *" build "* ]] || built || say "  would build               ImageStreamTag/atelier:0.1.0"
   say "  would wait up to ${TIMEOUT} s for $SERVICE_KIND/$SERVICE"
@@ -310,25 +210,32 @@ finish() {
   ! used 'enable-auth: "true"' || auth=" -H \"Authorization: Bearer \$($CLI whoami -t)\""
   say "$url"
   say ""
-  if [ "$SERVICE_KIND" = InferenceService ] && [[ $OVERLAY != glm-4* && $OVERLAY != glm-m* && $OVERLAY != gemma* ]]; then
-    say "curl -k$auth $url/v1/models/$SERVICE:predict -d '{\"instances\": [{\"prompt\": \"a red circle\"}]}' -H 'Content-Type: application/json'"
+  local path body
+  if used 'value: text$' || [ "$SERVICE_KIND" = LLMInferenceService ]; then
+    path=/v1/chat/completions
+    body="{\"model\": \"$SERVICE\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}"
   else
-    say "curl -k$auth $url/v1/chat/completions -d '{\"model\": \"$SERVICE\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}' -H 'Content-Type: application/json'"
+    path=/v1/models/$SERVICE:predict
+    body='{"instances": [{"prompt": "a red circle"}]}'
   fi
+  say "curl -k$auth -H 'Content-Type: application/json' $url$path -d '$body'"
 }
 
 uninstall() {
-  local api kind name
-  while read -r api kind name; do
-    case $kind in
-      Namespace | PersistentVolumeClaim) say "  kept $kind/$name" ;;
-      *)
-        if [ -n "$DRY_RUN" ]; then say "  would delete $kind/$name"; else
-          in_namespace delete "$kind.${api%%/*}" "$name" --ignore-not-found 2>/dev/null || in_namespace delete "$kind" "$name" --ignore-not-found
-        fi
-        ;;
-    esac
-  done < <(kinds "$SCRATCH/overlay.yaml" "$SCRATCH/setup.yaml")
+  local kind name ref others
+  # Overlays share the runtime, the account and what watches them.
+  others=$(in_namespace get inferenceservice -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}' | grep -vxF "$SERVICE" || true)
+  while read -r _ kind name ref; do
+    if [ "$kind" = Namespace ] || [ "$kind" = PersistentVolumeClaim ]; then
+      say "  kept $kind/$name"
+    elif [ -n "$others" ] && [ "$name" != "$SERVICE" ]; then
+      say "  kept $kind/$name, which may serve $(tr '\n' ' ' <<<"$others")"
+    elif [ -n "$DRY_RUN" ]; then
+      say "  would delete $kind/$name"
+    else
+      in_namespace delete "$ref" "$name" --ignore-not-found
+    fi
+  done < <(objects "$SCRATCH/overlay.yaml" "$SCRATCH/setup.yaml")
   say "Volumes and Secrets stay; to remove everything: $CLI delete namespace $NAMESPACE"
 }
 
