@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 NAMESPACE=atelier OVERLAY=dev PARTS="" IMAGE="" REPOSITORY="" TIMEOUT=900 DRY_RUN="" UNINSTALL=""
-KNOWN_PARTS="storage storage-route pipelines workbench build queue"
+KNOWN_PARTS="storage storage-route pipelines workbench build tekton queue"
 
 usage() {
   cat <<'EOF'
@@ -12,7 +12,7 @@ usage() {
 
   --namespace NAME    project to work in, made if missing              (default: atelier)
   --overlay NAME      what to serve, a folder of manifests/overlays    (default: dev)
-  --with PART,...     also storage, storage-route, pipelines, workbench, build, queue, or all
+  --with PART,...     also storage, storage-route, pipelines, workbench, build, tekton, queue, or all
   --image REF         image to run instead of the one in the manifests
   --repository URL    what the build and the workbench clone           (default: this clone's origin)
   --timeout SECONDS   how long to wait for the endpoint                (default: 900)

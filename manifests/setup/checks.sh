@@ -34,6 +34,7 @@ how_to_get() { # API group
     datasciencepipelinesapplications.opendatahub.io) say "set datasciencepipelines (3.x: aipipelines) to Managed in the DataScienceCluster, or leave out --with pipelines" ;;
     kubeflow.org) say "set workbenches to Managed in the DataScienceCluster, or leave out --with workbench" ;;
     monitoring.coreos.com) say "install the Prometheus operator (OpenShift has it: enableUserWorkload: true)" ;;
+    tekton.dev) say "install the OpenShift Pipelines operator (Tekton), or leave out --with tekton" ;;
     kueue.x-k8s.io) say "install Kueue, or leave out --with queue" ;;
     keda.sh) say "install the Custom Metrics Autoscaler operator (KEDA)" ;;
     *.openshift.io) say "this part is for OpenShift: leave it out" ;;

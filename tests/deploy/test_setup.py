@@ -35,6 +35,8 @@ KINDS = [
     ("route.openshift.io/v1", "Route"),
     ("image.openshift.io/v1", "ImageStream"),
     ("build.openshift.io/v1", "BuildConfig"),
+    ("tekton.dev/v1", "Task"),
+    ("tekton.dev/v1", "Pipeline"),
     ("kueue.x-k8s.io/v1beta1", "LocalQueue"),
     ("keda.sh/v1alpha1", "ScaledObject"),
 ]
