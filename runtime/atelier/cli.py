@@ -77,8 +77,8 @@ def doctor(model: Source = "") -> None:
 
 
 @app.command()
-def fetch(source: str, folder: Path) -> None:
-    """Bring the weights of SOURCE (path, s3:// or Hub id) into FOLDER."""
+def fetch(source: str, folder: Annotated[Path | None, typer.Argument()] = None) -> None:
+    """Bring the weights of SOURCE (s3:// or Hub id) into FOLDER, or to where `serve` looks for them."""
     from atelier.sources import fetch as bring
 
     typer.echo(bring(load_settings(model_id=source), into=folder))

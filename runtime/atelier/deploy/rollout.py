@@ -1,0 +1,135 @@
+"""Brings an endpoint to readiness: apply, follow conditions and pods, and end with a URL or with the reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from atelier.deploy.cluster import Cluster, Object
+from atelier.deploy.diagnosis import Finding, diagnose
+from atelier.deploy.manifest import DeployError, Endpoint, render
+
+Say = Callable[[str], None]
+FATAL_FOR_S = 30
+"""A hopeless state must last this long: an image that was just pushed, or a Secret made late, still counts as a start."""
+
+
+def deploy(endpoint: Endpoint, *, wait_s: float = 900, say: Say = print, context: str = "") -> str:
+    """Apply an endpoint and wait until it is ready.
+
+    Args:
+        wait_s: seconds to wait; 0: do not wait.
+
+    Returns:
+        The endpoint's URL; empty if it was not waited for and KServe has given none yet.
+
+    Raises:
+        DeployError: it was refused, or did not get ready; the message holds the causes that were found.
+    """
+    cluster = Cluster(endpoint.namespace, context)
+    cluster.apply(render(endpoint))
+    say(f"InferenceService {endpoint.name} applied in {cluster.namespace}")
+    if wait_s:
+        return wait_ready(cluster, endpoint.name, wait_s, say)
+    return url(cluster.service(endpoint.name))
+
+
+def wait_ready(
+    cluster: Cluster, name: str, wait_s: float, say: Say = print, poll_s: float = 3, fatal_for_s: float = FATAL_FOR_S
+) -> str:
+    """Follow an endpoint until it is ready; each change of its state is said once.
+
+    Returns:
+        Its URL.
+
+    Raises:
+        DeployError: it is gone, hopeless for `fatal_for_s`, or not ready in time.
+    """
+    began, last, hopeless_since = time.monotonic(), "", None
+    while True:
+        service = cluster.service(name)
+        if service is None:
+            raise DeployError(f"InferenceService {name} is gone from {cluster.namespace}")
+        if is_ready(service):
+            say(f"{_clock(began)} ready: {url(service)}")
+            return url(service)
+        pods = cluster.pods(name)
+        findings = diagnose(service, pods, cluster.warnings(_names(name, pods)))
+        if (now := _summary(service, pods, findings)) != last:
+            say(f"{_clock(began)} {now}")
+            last = now
+        hopeless = any(finding.fatal for finding in findings)
+        hopeless_since = (hopeless_since or time.monotonic()) if hopeless else None
+        if hopeless_since and time.monotonic() - hopeless_since >= fatal_for_s:
+            raise DeployError(_report(f"{name} cannot get ready", findings))
+        if time.monotonic() - began > wait_s:
+            raise DeployError(_report(f"{name} is not ready after {wait_s:g} s", findings))
+        time.sleep(poll_s)
+
+
+def is_ready(service: Object) -> bool:
+    """Ready, and for the spec that was applied last."""
+    status = service.get("status") or {}
+    if (status.get("observedGeneration") or 0) < (service["metadata"].get("generation") or 0):
+        return False
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
+
+
+def url(service: Object | None) -> str:
+    """The endpoint's address, empty if KServe has given none yet."""
+    return str(((service or {}).get("status") or {}).get("url") or "")
+
+
+def status(cluster: Cluster, name: str) -> tuple[bool, str]:
+    """Readiness, and a report for a person: URL, conditions, pods and why it is not ready.
+
+    Raises:
+        DeployError: there is no such endpoint.
+    """
+    service = cluster.service(name)
+    if service is None:
+        raise DeployError(f"there is no InferenceService {name} in {cluster.namespace}")
+    pods = cluster.pods(name)
+    ready = is_ready(service)
+    lines = [f"{name}  {'ready' if ready else 'not ready'}  {url(service)}".rstrip()]
+    for condition in (service.get("status") or {}).get("conditions") or []:
+        detail = " ".join(str(condition[key]) for key in ("reason", "message") if condition.get(key))
+        lines.append(f"  {condition['type']:<22} {condition['status']:<8} {detail}".rstrip())
+    lines += [f"  pod {_pod_line(pod)}" for pod in pods]
+    if not ready:
+        lines += [str(finding) for finding in diagnose(service, pods, cluster.warnings(_names(name, pods)))]
+    return ready, "\n".join(lines)
+
+
+def _names(name: str, pods: list[Object]) -> set[str]:
+    """Objects whose warnings concern an endpoint."""
+    owners = {owner["name"] for pod in pods for owner in pod["metadata"].get("ownerReferences") or []}
+    return {name, f"{name}-predictor", *owners, *(pod["metadata"]["name"] for pod in pods)}
+
+
+def _summary(service: Object, pods: list[Object], findings: list[Finding]) -> str:
+    if findings:
+        return "; ".join(f"{finding.subject}: {finding.cause}" for finding in findings)
+    return "; ".join(_pod_line(pod) for pod in pods) or "waiting for KServe to make a pod"
+
+
+def _pod_line(pod: Object) -> str:
+    status = pod.get("status") or {}
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    states = [
+        f"{each['name']} {next(iter(each.get('state') or {'waiting': 0}))}{' ready' if each.get('ready') else ''}"
+        for each in containers
+    ]
+    return f"{pod['metadata']['name']} {status.get('phase', '')}" + (f" ({', '.join(states)})" if states else "")
+
+
+def _report(headline: str, findings: list[Finding]) -> str:
+    if not findings:
+        return (
+            f"{headline}, and neither its pods nor their events say why: atelier deploy logs shows the server's words"
+        )
+    return "\n".join([headline, *map(str, findings)])
+
+
+def _clock(began: float) -> str:
+    return f"{time.monotonic() - began:5.0f}s"
