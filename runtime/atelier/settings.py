@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     compile: Literal["auto", "off", "regional", "full"] = Field(
         "auto", description="torch.compile of the denoiser: its repeated blocks, or all of it."
     )
+    step_cache: Literal["off", "first-block"] = Field(
+        "off",
+        description="Skip blocks while the first one's output hardly changes: faster, not exact, one request at a time.",
+    )
+    step_cache_threshold: float = Field(0.08, gt=0, lt=1, description="Relative change below which STEP_CACHE skips.")
     warmup_sizes: Names = Field(
         [], description="Picture sizes, such as 1024x1024, drawn before ready; compiled models add their native size."
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,16 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 class Adapters:
     """The adapters of one model. `select` may be called from any thread, `use` only from the denoising one."""
 
-    def __init__(self, pipeline: Any, paths: Sequence[str], default: Mapping[str, float], keep: int) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        paths: Sequence[str],
+        default: Mapping[str, float],
+        keep: int,
+        after_load: Callable[[], None] = lambda: None,
+    ) -> None:
         self._pipeline = pipeline
+        self._after_load = after_load
         self._files = discover(paths)
         self._keep = keep
         self._loaded: OrderedDict[str, None] = OrderedDict()
@@ -81,6 +89,7 @@ class Adapters:
                 self._pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
             except Exception as error:
                 raise GenerationFailed(f"lora: {name} cannot be loaded into this model: {error}") from error
+            self._after_load()
             log.info("adapter %s loaded from %s", name, path)
         self._loaded[name] = None
         self._loaded.move_to_end(name)

@@ -27,7 +27,7 @@ class Job:
     """A request ready for the engine: the pipeline that serves it, its arguments and its deadline.
 
     `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way; `exclusive` pipelines let no other
-    request run in between.
+    request run in between; `restore` undoes what they did to the shared modules.
     """
 
     pipeline: Any
@@ -39,6 +39,7 @@ class Job:
     scheduler: Any = None
     exclusive: bool = False
     previews: int = 0
+    restore: Callable[[], None] | None = None
 
 
 @dataclass(eq=False)
@@ -152,6 +153,9 @@ class Drawing:
         except Exception as error:
             refused = isinstance(error, ValueError | TypeError) and not self.steps_done
             self.emit(Failed(InvalidRequest(str(error)) if refused else _told(error)))
+        finally:
+            if self.job.restore:
+                self.job.restore()
 
     def _watch(self, pipeline: Any, scheduler: Any) -> None:
         """Count the scheduler's steps: the one thing that all pipelines do once a step, whatever their guidance."""

@@ -8,7 +8,7 @@ Pipelines notice nothing: they call their modules as always.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import wraps
@@ -28,15 +28,34 @@ class Stage(Enum):
     DECODE = "decode"
 
 
-@dataclass(eq=False)
 class Gate:
     """One intercepted function. `real` is what the pipeline would have called, hooks and compilation included."""
 
-    name: str
-    stage: Stage
-    module: torch.nn.Module
-    real: Callable[..., Any]
-    stacker: Stacker
+    def __init__(self, name: str, module: torch.nn.Module, method: str) -> None:
+        self.name = name
+        self.module = module
+        self.stage = _stage(name, method)
+        self.real: Callable[..., Any] = getattr(module, method)
+        self.stacker = Stacker(inspect.signature(self.real))
+        self._method = method
+        self._gated = self._make_gated()
+
+    def put_up(self) -> None:
+        """Stand before the module, again if something else took the place: offload hooks do when adapters are loaded."""
+        standing = getattr(self.module, self._method)
+        if standing is not self._gated:
+            self.real = standing
+            setattr(self.module, self._method, self._gated)
+
+    def _make_gated(self) -> Callable[..., Any]:
+        @wraps(self.real)
+        def gated(*args: Any, **kwargs: Any) -> Any:
+            current = greenlet.getcurrent()
+            return (
+                current.park(Call(self, args, kwargs)) if isinstance(current, Parking) else self.real(*args, **kwargs)
+            )
+
+        return gated
 
 
 @dataclass(eq=False)
@@ -68,8 +87,15 @@ def install(pipeline: Any) -> list[Gate]:
         if id(module) in gates:
             continue
         method = "decode" if hasattr(module, "decode") and hasattr(module, "encode") else "forward"
-        gates[id(module)] = _gate(name, module, method)
+        gates[id(module)] = Gate(name, module, method)
+        gates[id(module)].put_up()
     return list(gates.values())
+
+
+def put_up(gates: Sequence[Gate]) -> None:
+    """See `Gate.put_up`."""
+    for gate in gates:
+        gate.put_up()
 
 
 def is_pipeline(value: Any) -> bool:
@@ -83,19 +109,6 @@ def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
             yield name, value
         elif is_pipeline(value):
             yield from _modules(value)
-
-
-def _gate(name: str, module: torch.nn.Module, method: str) -> Gate:
-    real = getattr(module, method)
-    gate = Gate(name, _stage(name, method), module, real, Stacker(inspect.signature(real)))
-
-    @wraps(real)
-    def gated(*args: Any, **kwargs: Any) -> Any:
-        current = greenlet.getcurrent()
-        return current.park(Call(gate, args, kwargs)) if isinstance(current, Parking) else gate.real(*args, **kwargs)
-
-    setattr(module, method, gated)
-    return gate
 
 
 def _stage(name: str, method: str) -> Stage:

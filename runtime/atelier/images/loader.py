@@ -122,3 +122,16 @@ class PipelineLoader:
             vae.enable_tiling()
         if plan.attention_slicing:
             pipeline.enable_attention_slicing()
+        if self._settings.step_cache != "off":
+            self._cache_steps(pipeline)
+
+    def _cache_steps(self, pipeline: Any) -> None:
+        """First-block caching, diffusers' own hook. Its state is the module's, so requests run one at a time."""
+        from diffusers import FirstBlockCacheConfig
+
+        denoiser: Any = getattr(pipeline, "transformer", None)
+        if not hasattr(denoiser, "enable_cache"):
+            raise CheckpointError(
+                f"STEP_CACHE: {type(pipeline).__name__} has no transformer that can cache; set it to off"
+            )
+        denoiser.enable_cache(FirstBlockCacheConfig(threshold=self._settings.step_cache_threshold))

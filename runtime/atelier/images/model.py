@@ -90,7 +90,7 @@ class ImageModel:
         from atelier.images.adapters import Adapters
         from atelier.images.engine import ImageEngine, Limits
         from atelier.images.family import PipelineFamily
-        from atelier.images.interception import install
+        from atelier.images.interception import install, put_up
         from atelier.images.loader import PipelineLoader
 
         settings = self._settings
@@ -102,9 +102,14 @@ class ImageModel:
         if self._compiled:
             compilation.keep_caches(settings.cache_dir, self._plan.device, checkpoint.path)
         self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
-        paths, default = settings.lora_paths, settings.default_adapters
-        self._adapters = Adapters(self._family.base, paths, default, keep=settings.max_loras)
         gates = install(self._family.base)
+        self._adapters = Adapters(
+            self._family.base,
+            settings.lora_paths,
+            settings.default_adapters,
+            keep=settings.max_loras,
+            after_load=lambda: put_up(gates),
+        )
         if self._compiled:
             compilation.compile_denoisers(gates, self._plan.compile)
         rows = min(settings.max_batch_size, self._plan.max_rows)
@@ -147,7 +152,7 @@ class ImageModel:
         """Everything about a request that needs no device: pipeline, arguments, decoded pictures, seed, deadline."""
         from atelier.images.arguments import build
         from atelier.images.drawing import Job
-        from atelier.images.family import must_run_alone, scheduler_for
+        from atelier.images.family import must_run_alone, restorer, scheduler_for
 
         pipeline = self._family.pipeline_for(request)
         seconds = min(request.timeout or self._settings.request_timeout, self._settings.request_timeout)
@@ -158,7 +163,8 @@ class ImageModel:
             pictures=request.num_images_per_prompt,
             deadline=time.monotonic() + seconds,
             scheduler=scheduler_for(pipeline, request.scheduler, "scheduler") if request.scheduler else None,
-            exclusive=must_run_alone(pipeline),
+            exclusive=must_run_alone(pipeline) or self._settings.step_cache != "off",
+            restore=restorer(pipeline) if must_run_alone(pipeline) else None,
             adapters=self._adapters.select(request.lora),
             previews=request.previews,
         )
@@ -173,6 +179,11 @@ class ImageModel:
         from atelier.hardware.devices import memory_now
 
         return memory_now(self._plan.device) if self.ready else (0, 0)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What every answer must say of how its pictures were made: nothing, unless steps are approximated."""
+        return {} if self._settings.step_cache == "off" else {"step_cache": self._settings.step_cache}
 
     def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and stop. Blocks."""
