@@ -88,10 +88,10 @@ def running_server(log: Path, ready: bool = True, **environment: str) -> Iterato
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion 3 checkpoint with random weights; a step takes milliseconds."""
-    from tests.tiny_pipelines import stable_diffusion_3
+    """A Stable Diffusion 1 checkpoint with random weights: text to image, image to image, inpainting, in milliseconds a step."""
+    from tests.tiny_pipelines import stable_diffusion_1
 
-    return stable_diffusion_3(tmp_path_factory.mktemp("checkpoints"))
+    return stable_diffusion_1(tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture(scope="session")

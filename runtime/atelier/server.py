@@ -7,14 +7,23 @@ import logging
 import signal
 from typing import Any
 
+from fastapi import FastAPI
 from kserve import ModelServer
 from kserve import model_server as kserve_server
 
 from atelier.errors import StartError
 from atelier.images.model import ImageModel
-from atelier.protocols.http import add_error_handlers, add_middleware
+from atelier.protocols.faults import add_error_handlers
+from atelier.protocols.http import add_middleware
+from atelier.protocols.jobs import Jobs
+from atelier.protocols.jobs import router as jobs_router
 from atelier.protocols.kserve import KServeImageModel
 from atelier.protocols.models import router as models_router
+from atelier.protocols.openai_images import ImagesApi
+from atelier.protocols.openai_images import router as images_router
+from atelier.protocols.openapi import describe
+from atelier.protocols.predict import router as predict_router
+from atelier.protocols.results import ResultStore
 from atelier.settings import Settings
 from atelier.telemetry import Metrics
 from atelier.tracing import Tracer
@@ -93,6 +102,17 @@ def serve(settings: Settings) -> int:
     app = kserve_server.app
     add_middleware(app, settings)
     add_error_handlers(app)
-    app.include_router(models_router(model))
+    add_routes(app, model, settings)
     server = AtelierServer(model, settings, http_port=options.http_port, grpc_port=options.grpc_port)
     return server.run()
+
+
+def add_routes(app: FastAPI, model: ImageModel, settings: Settings) -> None:
+    """Our routes, before KServe adds its own: the first that matches answers."""
+    store = ResultStore(settings.result_seconds, settings.result_bytes)
+    jobs = Jobs(model, store)
+    app.include_router(models_router(model))
+    app.include_router(predict_router(model, jobs, settings))
+    app.include_router(images_router(ImagesApi(model, jobs, store, settings)))
+    app.include_router(jobs_router(jobs))
+    describe(app)

@@ -90,8 +90,14 @@ class Settings(BaseSettings):
     request_timeout: float = Field(600, gt=0, description="Seconds a request may take, queue included; then 504.")
     drain_seconds: float = Field(30, ge=0, description="Seconds that running work gets after SIGTERM.")
 
+    # Results that wait to be fetched: picture URLs and jobs
+    result_seconds: float = Field(3600, gt=0, description="Seconds that a picture URL or a finished job stays.")
+    result_bytes: int = Field(512 * 2**20, ge=2**16, description="Memory for them; the oldest give way.")
+    public_url: str = Field("", description="Base of picture URLs, such as https://host; empty: the request's Host.")
+
     # Access and logs
     api_keys: Annotated[list[SecretStr], NoDecode] = Field([], description="Accepted bearer tokens; empty: no check.")
+    allowed_image_hosts: Names = Field([], description="Hosts that input pictures may be fetched from; empty: none.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines kept.")
     log_prompts: bool = Field(False, description="Write prompts into the log.")

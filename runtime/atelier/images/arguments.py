@@ -26,6 +26,18 @@ NOT_SENDABLE = re.compile(r"callback|embeds|_attention_mask$|_kwargs$|ip_adapter
 OWN = ("negative_prompt", "num_inference_steps", "guidance_scale", "clip_skip", "max_sequence_length", "strength")
 
 
+# Pipelines that take several pictures for one prompt; the others would read them as several requests.
+TAKES_SEVERAL = {
+    "BriaFibo2Pipeline",
+    "Flux2KleinKVPipeline",
+    "Flux2KleinPipeline",
+    "Flux2Pipeline",
+    "QwenImage21Pipeline",
+    "QwenImageEditPlusPipeline",
+    "ZImageOmniPipeline",
+}
+
+
 def accepted(pipeline: Any) -> list[str]:
     """The names of the arguments that a request may send to this pipeline."""
     names = inspect.signature(type(pipeline).__call__).parameters
@@ -67,16 +79,18 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
     """
     names = accepted(pipeline)
     wanted = {name: value for name in OWN if (value := getattr(request, name)) is not None} | request.extra
-    wanted |= {name: value for name in ("width", "height") if (value := getattr(request, name)) is not None}
+    sizes = {name: value for name in ("width", "height") if (value := getattr(request, name)) is not None}
+    if request.image is None or "strength" not in names:  # else the picture is brought to this size beforehand
+        wanted |= sizes
     for name in wanted:
         if name not in names:
             raise InvalidRequest(
                 f"{name}: {type(pipeline).__name__} does not take it; it takes {', '.join(names)}", name
             )
     multiple = size_multiple(pipeline)
-    for name in ("width", "height"):
-        if wanted.get(name, multiple) % multiple:
-            raise InvalidRequest(f"{name}: {wanted[name]} is not divisible by {multiple}, which this model needs", name)
+    for name, value in sizes.items():
+        if value % multiple:
+            raise InvalidRequest(f"{name}: {value} is not divisible by {multiple}, which this model needs", name)
     arguments = {"prompt": request.prompt, **sized(pipeline, request.width, request.height), **wanted}
     arguments |= _inputs(pipeline, request, max_pixels)
     if request.num_images_per_prompt > 1:
@@ -90,6 +104,8 @@ def _inputs(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, 
     """Decoded input pictures, cut to a size the model can take: of the request, or of the picture itself."""
     if request.image is None:
         return {}
+    if len(request.image) > 1 and type(pipeline).__name__ not in TAKES_SEVERAL:
+        raise InvalidRequest(f"image: {type(pipeline).__name__} takes one picture, not {len(request.image)}", "image")
     pictures = [codec.decode(data, max_pixels, "image").convert("RGB") for data in request.image]
     multiple = size_multiple(pipeline)
     width = request.width or max(multiple, pictures[0].width // multiple * multiple)

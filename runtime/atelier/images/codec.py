@@ -58,3 +58,22 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
         raise InvalidRequest(f"{field}: the picture cannot be decoded: {error}", field) from None
     has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     return upright.convert("RGBA" if has_alpha else "RGB")
+
+
+def mask_from_alpha(mask: bytes, picture: bytes, max_pixels: int, field: str) -> bytes:
+    """OpenAI's mask, which is transparent where `picture` is to be repainted, as one that is white there.
+
+    Raises:
+        InvalidRequest: no transparency in it, or another size than the picture's.
+    """
+    from PIL import ImageChops
+
+    drawn, given = decode(picture, max_pixels, "image"), decode(mask, max_pixels, field)
+    if given.mode != "RGBA":
+        raise InvalidRequest(f"{field}: it has no alpha channel; make transparent what is to be repainted", field)
+    if given.size != drawn.size:
+        sizes = f"{given.width}x{given.height}, the picture {drawn.width}x{drawn.height}"
+        raise InvalidRequest(f"{field}: it must be as large as the picture; it is {sizes}", field)
+    out = io.BytesIO()
+    ImageChops.invert(given.getchannel("A")).save(out, "PNG", compress_level=1)
+    return out.getvalue()

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, NotReady
@@ -133,6 +134,15 @@ class ImageModel:
         native = [native_size(self._family.base)] if self._compiled else []
         return list(dict.fromkeys([(size[0], size[1]) for size in [*native, *wanted]]))
 
+    def check_ready(self) -> None:
+        """See that requests can be served.
+
+        Raises:
+            NotReady: the model is still loading.
+        """
+        if self._engine is None or not self.ready:
+            raise NotReady(f"the model {self.name} is not ready: {self.progress}")
+
     async def submit(self, request: ImageRequest, protocol: str = "") -> EventStream:
         """Check the request against the loaded pipeline and hand it to the engine.
 
@@ -141,8 +151,8 @@ class ImageModel:
             InvalidRequest, Busy, Draining: the request is refused.
         """
         try:
-            if self._engine is None or not self.ready:
-                raise NotReady(f"the model {self.name} is not ready: {self.progress}")
+            self.check_ready()
+            assert self._engine is not None
             return self._engine.submit(await asyncio.to_thread(self.prepare, request), protocol)
         except AtelierError as error:
             self._observer.refused(protocol, error)
@@ -194,6 +204,18 @@ class ImageModel:
         """Stop at once; requests that still run fail."""
         if self._engine is not None:
             self._engine.close()
+
+    @property
+    def default_steps(self) -> int | None:
+        """The pipeline's own number of steps; None if it has no such argument."""
+        steps = signature(type(self._family.base).__call__).parameters.get("num_inference_steps")
+        return steps.default if steps and isinstance(steps.default, int) else None
+
+    @property
+    def gives_alpha(self) -> bool:
+        """True if the VAE decodes to four channels."""
+        config = getattr(getattr(self._family.base, "vae", None), "config", {})
+        return 4 in (config.get("out_channels"), config.get("input_channels"))
 
     def metadata(self) -> dict[str, Any]:
         """What the model's metadata endpoint adds: pipeline class, accepted arguments, memory plan."""

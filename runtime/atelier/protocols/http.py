@@ -1,57 +1,27 @@
-"""What every HTTP route shares: errors from the one table, request ids, and clients that go away."""
+"""What every HTTP request passes through: its id, its key, its size, and the watch for a client that goes away."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import uuid
-from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier import logs
-from atelier.errors import AtelierError, Busy, InvalidRequest, report
+from atelier.protocols.access import ApiKeys, BodyLimit
 from atelier.settings import Settings
-
-OPENAI_PREFIXES = ("/v1/images", "/v1/chat", "/v1/completions", "/v1/embeddings", "/v1/responses", "/openai/")
-
-
-def error_response(request: Request, error: AtelierError) -> JSONResponse:
-    """The error as the route's protocol says it: OpenAI's object below OpenAI paths, KServe's `{"error": text}` elsewhere."""
-    row = report(error)
-    headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Busy) else {}
-    if request.url.path.startswith(OPENAI_PREFIXES):
-        field = getattr(error, "field", None)
-        body: dict[str, Any] = {"message": error.message, "type": row.openai_type, "param": field, "code": row.code}
-    else:
-        return JSONResponse({"error": error.message}, row.status, headers)
-    return JSONResponse({"error": body}, row.status, headers)
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer our errors, and bodies that fail a route's schema, from the table."""
-
-    async def ours(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, AtelierError)
-        return error_response(request, error)
-
-    async def schema(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        fault = error.errors()[0]
-        name = ".".join(str(part) for part in fault["loc"])
-        return error_response(request, InvalidRequest(f"{name}: {fault['msg']}", name))
-
-    app.add_exception_handler(AtelierError, ours)
-    app.add_exception_handler(RequestValidationError, schema)
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Order matters: the last added is the outermost."""
+    """Order matters: the last added is the outermost.
+
+    `ClientGone` reads ahead of the application, so what bounds the body has to stand outside of it.
+    """
     app.add_middleware(ClientGone)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(ApiKeys, settings=settings)
     app.add_middleware(RequestId)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,8 @@ from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
-from atelier.protocols.pictures import Drawn, draw_all, picture_bytes
+from atelier.protocols.access import Keys
+from atelier.protocols.pictures import Drawn, draw_all, picture_bytes, with_timeout
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")
@@ -32,6 +34,7 @@ class KServeImageModel(kserve.Model):
         self.engine = True
         self._model = model
         self._settings = settings
+        self._keys = Keys(settings)
         self._load = load
 
     def start(self) -> None:
@@ -61,23 +64,27 @@ class KServeImageModel(kserve.Model):
         self, payload: Any, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None
     ) -> dict[str, Any] | InferResponse:
         """Answer one v1 body or one v2 request; for gRPC, errors become status codes here."""
+        headers = headers or {}
         if not isinstance(payload, InferRequest):
-            return await self._predict_v1(payload)
+            return await self._predict_v1(payload, headers)
         try:
-            return await self._predict_v2(payload)
+            if payload.from_grpc:  # REST was checked before its body was read
+                self._keys.check(headers)
+            return await self._predict_v2(payload, headers)
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
             raise GrpcException(StatusCode[report(error).grpc], error.message) from error
 
-    async def _predict_v1(self, payload: Any) -> dict[str, Any]:
-        requests = parse_v1(payload, self._settings)
-        drawn = await draw_all(self._model, requests, "v1")
+    async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
+        requests = await asyncio.to_thread(parse_v1, payload, self._settings)
+        drawn = await draw_all(self._model, with_timeout(requests, headers), "v1")
         return {"predictions": [prediction(self.name, each) for each in drawn]}
 
-    async def _predict_v2(self, payload: InferRequest) -> InferResponse:
+    async def _predict_v2(self, payload: InferRequest, headers: dict[str, str]) -> InferResponse:
+        requests = await asyncio.to_thread(parse_v2, payload, self._settings)
         protocol = "grpc-v2" if payload.from_grpc else "v2"
-        drawn = await draw_all(self._model, parse_v2(payload, self._settings), protocol)
+        drawn = await draw_all(self._model, with_timeout(requests, headers), protocol)
         pictures = [picture for each in drawn for picture in each.pictures]
         image = InferOutput("image", [len(pictures)], "BYTES")
         image.set_data_from_numpy(np.array([picture.data for picture in pictures], dtype=object), binary_data=True)
@@ -145,7 +152,7 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
 def _requests(rows: list[dict[str, Any]], settings: Settings, where: Callable[[int], str]) -> list[ImageRequest]:
     requests = []
     for index, fields in enumerate(rows):
-        named = {key: _pictures_in(key, value, where(index)) for key, value in fields.items()}
+        named = {key: _pictures_in(key, value, where(index), settings) for key, value in fields.items()}
         requests.append(ImageRequest.parse(named, settings, where(index)))
     total = sum(request.num_images_per_prompt for request in requests)
     if total > settings.max_images_per_request:
@@ -154,7 +161,7 @@ def _requests(rows: list[dict[str, Any]], settings: Settings, where: Callable[[i
     return requests
 
 
-def _pictures_in(name: str, value: Any, where: str) -> Any:
+def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:
     """Picture fields as bytes: from base64 text, or, in a binary tensor, as they are."""
     if name not in PICTURE_FIELDS:
         return value
@@ -165,7 +172,7 @@ def _pictures_in(name: str, value: Any, where: str) -> Any:
             entry = entry.decode("ascii", "replace")
         if not isinstance(entry, str | bytes):
             raise InvalidRequest(f"{where}{name} must be a picture as base64 text", f"{where}{name}")
-        decoded.append(picture_bytes(entry, where + name) if isinstance(entry, str) else entry)
+        decoded.append(picture_bytes(entry, where + name, settings) if isinstance(entry, str) else entry)
     return decoded if name == "image" else decoded[0]
 
 

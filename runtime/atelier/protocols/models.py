@@ -20,12 +20,8 @@ def router(model: ImageModel) -> APIRouter:
     def entry() -> dict[str, Any]:
         return {"id": model.name, "object": "model", "created": created, "owned_by": "atelier"}
 
-    def check(name: str) -> None:
-        if name != model.name:
-            raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")
-
     def readiness(name: str) -> JSONResponse:
-        check(name)
+        check_name(model, name)
         if model.ready:
             return JSONResponse(entry() | {"name": name, "ready": True})
         return JSONResponse({"name": name, "ready": False, "error": f"not ready: {model.progress}"}, 503)
@@ -46,7 +42,7 @@ def router(model: ImageModel) -> APIRouter:
 
     @routes.get("/v2/models/{name}")
     async def metadata(name: str) -> dict[str, Any]:
-        check(name)
+        check_name(model, name)
         inputs = [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
         outputs = [
             {"name": "image", "datatype": "BYTES", "shape": [-1]},
@@ -60,3 +56,13 @@ def router(model: ImageModel) -> APIRouter:
         return JSONResponse({"status": "ready" if model.ready else model.progress}, 200 if model.ready else 503)
 
     return routes
+
+
+def check_name(model: ImageModel, name: str) -> None:
+    """See that a request means the served model.
+
+    Raises:
+        ModelUnknown: it means another.
+    """
+    if name != model.name:
+        raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from atelier.errors import InvalidRequest
-from atelier.events import Event, Failed, Finished, Image
+from atelier.events import Event, Failed, Finished, Image, Preview
 from atelier.images import codec
 from atelier.images.model import ImageModel
 from atelier.images.request import Format, ImageRequest
+from atelier.protocols.remote import RemotePictures
+from atelier.settings import Settings
 from atelier.streams import EventStream
+
+Watch = Callable[[int, Event], None]
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,14 @@ class Drawn:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def picture_bytes(text: str, where: str) -> bytes:
-    """The bytes of a picture given as base64, bare or as a data URL.
+def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
+    """The bytes of a picture given as base64, bare or as a data URL, or as a URL of an allowed host. Blocks.
 
     Raises:
-        InvalidRequest: neither; `where` is named.
+        InvalidRequest: none of these; `where` is named.
     """
     if text.startswith(("http://", "https://")):
-        raise InvalidRequest(f"{where}: URLs are not fetched here; send the picture as base64 or as a data URL", where)
+        return RemotePictures(settings).fetch(text, where)
     encoded = text.partition(",")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode(encoded, validate=True)
@@ -55,14 +61,59 @@ def picture_bytes(text: str, where: str) -> bytes:
         raise InvalidRequest(f"{where}: not base64: {error}", where) from None
 
 
+def with_timeout(requests: Sequence[ImageRequest], headers: Mapping[str, str]) -> list[ImageRequest]:
+    """The requests, each with the shorter of its own `timeout` and the header X-Request-Timeout (seconds).
+
+    Raises:
+        InvalidRequest: the header is not a positive number.
+    """
+    text = headers.get("x-request-timeout")
+    if text is None:
+        return list(requests)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(f"X-Request-Timeout: {text!r} is not a positive number of seconds", "X-Request-Timeout")
+    return [r.model_copy(update={"timeout": min(seconds, r.timeout or seconds)}) for r in requests]
+
+
 async def draw_all(model: ImageModel, requests: Sequence[ImageRequest], protocol: str) -> list[Drawn]:
     """Draw every request, side by side; one that fails or is refused takes the others back."""
+    return await collect_all(requests, await submit_all(model, requests, protocol))
+
+
+async def submit_all(model: ImageModel, requests: Sequence[ImageRequest], protocol: str) -> list[EventStream]:
+    """Have every request admitted, or none. `protocol` is the one that metrics count them under.
+
+    Raises:
+        NotReady, InvalidRequest, Busy, Draining: one of them is refused.
+    """
     streams: list[EventStream] = []
-    tasks: list[asyncio.Task[Drawn]] = []
     try:
         for request in requests:
-            streams.append(await model.submit(request, protocol))  # noqa: PERF401 - the finally needs those admitted so far
-        tasks = [asyncio.create_task(collect(*pair)) for pair in zip(requests, streams, strict=True)]
+            streams.append(await model.submit(request, protocol))  # noqa: PERF401 - those admitted so far are taken back
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return streams
+
+
+async def collect_all(
+    requests: Sequence[ImageRequest], streams: Sequence[EventStream], watch: Watch = lambda index, event: None
+) -> list[Drawn]:
+    """Follow all streams to their ends; `watch` hears every event with its request's index.
+
+    Raises:
+        AtelierError: what the first request failed with; the others are cancelled.
+    """
+    tasks = [
+        asyncio.create_task(collect(request, stream, partial(watch, index)))
+        for index, (request, stream) in enumerate(zip(requests, streams, strict=True))
+    ]
+    try:
         return list(await asyncio.gather(*tasks))
     finally:
         for task in tasks:
@@ -71,7 +122,7 @@ async def draw_all(model: ImageModel, requests: Sequence[ImageRequest], protocol
             stream.cancel()
 
 
-async def collect(request: ImageRequest, stream: EventStream) -> Drawn:
+async def collect(request: ImageRequest, stream: EventStream, watch: Callable[[Event], None]) -> Drawn:
     """Follow one stream to its end, encoding pictures in threads.
 
     Raises:
@@ -79,6 +130,7 @@ async def collect(request: ImageRequest, stream: EventStream) -> Drawn:
     """
     drawn = Drawn(request)
     async for event in stream:
+        watch(event)
         await absorb(drawn, event)
     return drawn
 
@@ -86,10 +138,20 @@ async def collect(request: ImageRequest, stream: EventStream) -> Drawn:
 async def absorb(drawn: Drawn, event: Event) -> None:
     """Add what one event brings to the result; `Failed` raises its error."""
     if isinstance(event, Image):
-        request = drawn.request
-        data = await asyncio.to_thread(codec.encode, event, request.format, request.compression)
-        drawn.pictures.append(Picture(data, request.format, event.seed, event.width, event.height))
+        drawn.pictures.append(await encode(event, drawn.request))
     elif isinstance(event, Finished):
         drawn.timings = event.timings
     elif isinstance(event, Failed):
         raise event.error
+
+
+async def encode(image: Image, request: ImageRequest) -> Picture:
+    """The picture in the format that the request wants, encoded in a thread."""
+    data = await asyncio.to_thread(codec.encode, image, request.format, request.compression)
+    return Picture(data, request.format, image.seed, image.width, image.height)
+
+
+async def encode_preview(preview: Preview, request: ImageRequest) -> bytes:
+    """A preview in the format that the request wants."""
+    image = Image(0, 0, preview.width, preview.height, 3, preview.pixels)
+    return (await encode(image, request)).data

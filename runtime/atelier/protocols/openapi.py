@@ -1,0 +1,118 @@
+"""The OpenAPI document: our routes, KServe's behind them, and the errors that all of them can answer with."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from atelier import __version__
+from atelier.errors import REPORTS
+from atelier.images.request import ImageRequest
+
+PICTURE = {"type": "string", "description": "Base64 text or a data URL."}
+UPLOAD = {"type": "string", "format": "binary"}
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "required": ["message", "type", "param", "code"],
+                    "properties": {
+                        "message": {"type": "string"},
+                        "type": {"type": "string"},
+                        "param": {"type": ["string", "null"]},
+                        "code": {"type": "string"},
+                    },
+                },
+            ]
+        }
+    },
+}
+
+
+def _instance() -> dict[str, Any]:
+    """An instance of v1 predict: an ImageRequest with its pictures as text."""
+    schema = ImageRequest.model_json_schema()
+    schema["properties"] |= {"image": {"anyOf": [PICTURE, {"type": "array", "items": PICTURE}]}, "mask_image": PICTURE}
+    return schema
+
+
+PREDICT_BODY = {
+    "type": "object",
+    "required": ["instances"],
+    "properties": {
+        "instances": {"type": "array", "minItems": 1, "items": _instance()},
+        "parameters": {"type": "object", "description": "Fields for all instances; an instance's own win."},
+    },
+}
+
+
+def json_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads a JSON body by itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def form_or_json_body(schema: dict[str, Any], mask: bool) -> dict[str, Any]:
+    """`openapi_extra` of a route that takes pictures, in JSON as text or in a form as files."""
+
+    def with_pictures(picture: dict[str, Any]) -> dict[str, Any]:
+        properties = {"image": {"anyOf": [picture, {"type": "array", "items": picture}]} if mask else picture}
+        properties |= {"mask": picture} if mask else {}
+        required = [*schema.get("required", []), "image"]
+        return schema | {"properties": schema["properties"] | properties, "required": required}
+
+    content = {
+        "application/json": {"schema": with_pictures(PICTURE)},
+        "multipart/form-data": {"schema": with_pictures(UPLOAD)},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def describe(app: FastAPI) -> None:
+    """Make `/openapi.json` tell what really answers: of several routes for one path the first, and our errors."""
+    app.title, app.version = "Atelier", __version__
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_errors(get_openapi(title=app.title, version=app.version, routes=_first(app)))
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _first(app: FastAPI) -> list[Any]:
+    """The routes that requests can reach; a later one for the same path and method is hidden by the first."""
+    seen: set[tuple[str, str]] = set()
+    routes = []
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            path = re.sub(r"{[^}]*}", "{}", route.path_format)
+            methods = {(path, method) for method in route.methods or ()}
+            if methods <= seen:
+                continue
+            seen |= methods
+        routes.append(route)
+    return routes
+
+
+def _with_errors(document: dict[str, Any]) -> dict[str, Any]:
+    """Every operation's error answers, from the table of errors, in place of the framework's 422."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    answers = {
+        str(row.status): {"description": row.code.replace("_", " "), "content": content} for row in REPORTS.values()
+    }
+    document.setdefault("components", {}).setdefault("schemas", {})["Error"] = ERROR
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"] |= answers
+    return document
