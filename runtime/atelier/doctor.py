@@ -166,7 +166,7 @@ def _plan(settings: Settings, device: Device, checkpoint: Checkpoint, report: Re
     report.sections.append((title, [line.strip() for line in lines]))
     if settings.dtype not in ("auto", "native", plan.dtype):
         report.warnings.append(f"DTYPE={settings.dtype} becomes {plan.dtype}: {plan.reasons['dtype']}")
-    if plan.max_pixels < settings.max_pixels:
+    if 0 < plan.max_pixels < settings.max_pixels:
         report.warnings.append(
             f"MAX_PIXELS={settings.max_pixels} is more than fits: pictures above {plan.max_pixels:,} pixels will fail"
         )

@@ -236,6 +236,14 @@ def test_compiling_is_left_out_where_it_cannot_work():
     assert made(FLUX, H100, compile="full").reasons["compile"] == "asked by COMPILE=full"
 
 
+def test_a_language_model_is_placed_by_the_same_arithmetic():
+    llama = ModelSizes("llama-8b", (part("model", "denoiser", 8_030_261_248, 7_504_924_672),))
+    assert made(llama, L40S).placement == "resident"
+    assert made(llama, L40S).max_pixels == 0
+    small = made(llama, T4, quantization="auto")
+    assert (small.placement, small.quantization) == ("resident", "int8")
+
+
 def test_every_decision_has_a_reason_and_the_plan_is_plain_data():
     plan = made(FLUX, A10G, quantization="auto")
     told = json.loads(json.dumps(plan.asdict()))

@@ -17,7 +17,7 @@ import pytest
 
 from atelier.errors import SourceError
 from atelier.settings import load_settings
-from atelier.sources import fetch, transfer
+from atelier.sources import crt, fetch, transfer
 from atelier.sources.landing import MANIFEST
 from tests.sources.stores import Fault, client, environment, proxy, s3_server
 
@@ -351,3 +351,37 @@ def test_the_manifest_says_where_a_folder_came_from(bucket, server, tmp_path):
     told = json.loads((fetch(settings(server, tmp_path)) / MANIFEST).read_text())
     assert told["source"] == "s3://models/sd"
     assert set(told["files"]) == set(FILES)
+
+
+@pytest.fixture
+def common_runtime(monkeypatch):
+    """Large objects go through the AWS Common Runtime; three MiB are large here. Ranges of a MiB mark its own ones."""
+    pytest.importorskip("awscrt")
+    monkeypatch.setattr(crt, "WORTH_BYTES", MIB)
+    monkeypatch.setattr(crt, "PART_BYTES", 5 * MIB)
+
+
+def test_large_objects_go_through_the_common_runtime(bucket, link, tmp_path, common_runtime):
+    assert content(fetch(settings(link.port, tmp_path))) == FILES
+    assert len(link.gets("model.safetensors")) == 1, "one request of its own instead of twelve ranges"
+
+
+def test_what_the_common_runtime_brings_is_verified_too(bucket, link, tmp_path, common_runtime):
+    link.plan = lambda method, path, headers: Fault(flip=True) if path.endswith("model.safetensors") else None
+    with pytest.raises(SourceError, match=r"unet/model.safetensors is damaged"):
+        fetch(settings(link.port, tmp_path))
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+
+
+def test_a_failure_of_the_common_runtime_ends_in_ranges(bucket, link, tmp_path, common_runtime):
+    """Its first request is answered by a 404, which it does not repeat."""
+    first = threading.Event()
+
+    def refuse_once(method, path, headers):
+        if path.endswith("model.safetensors") and not first.is_set():
+            first.set()
+            return Fault(status=404, code="NoSuchKey")
+
+    link.plan = refuse_once
+    assert content(fetch(settings(link.port, tmp_path))) == FILES
+    assert len(link.gets("model.safetensors")) >= 12

@@ -41,7 +41,7 @@ def complete(fit: Fit, passed_over: Sequence[Fit]) -> MemoryPlan:
         "attention_backend": "torch's own fused attention, as fast as FlashAttention-3 on an H200 when measured",
         "compile": compile_reason,
         "max_rows": rows_reason,
-        "max_pixels": "MAX_PIXELS" if largest == wishes.pixels else f"MAX_PIXELS={wishes.pixels} would not fit",
+        "max_pixels": _max_pixels(fit, largest),
     }
     return MemoryPlan(
         model=fit.sizes.name,
@@ -145,6 +145,12 @@ def _rows(fit: Fit, tiled: bool) -> tuple[int, str]:
         if fit.short_of(Load(fit.native_pixels, rows, 1, tiled)) <= 0:
             return rows, "MAX_BATCH_SIZE" if rows == most else f"memory allows no more of MAX_BATCH_SIZE={most}"
     raise AssertionError("an arrangement without room for one row is never completed")
+
+
+def _max_pixels(fit: Fit, largest: int) -> str:
+    if fit.sizes.shapes is None:
+        return "a language model draws no pictures"
+    return "MAX_PIXELS" if largest == fit.wishes.pixels else f"MAX_PIXELS={fit.wishes.pixels} would not fit"
 
 
 def _compile(fit: Fit) -> tuple[Literal["off", "regional", "full"], str]:

@@ -106,7 +106,12 @@ class Fit:
         )
 
     def largest_picture(self, tiled: bool) -> int:
-        """Pixels of the largest picture that fits alone: every stage grows with the pixels, so halve the interval."""
+        """Pixels of the largest picture that fits alone: 0: it draws none.
+
+        Every stage grows with the pixels, so the interval is halved.
+        """
+        if self.sizes.shapes is None:
+            return 0
         low, high = 0, self.wishes.pixels
         if self.short_of(Load(high, GUIDED_ROWS, 1, tiled)) <= 0:
             return high

@@ -16,6 +16,7 @@ from typing import Any
 
 from atelier.errors import SourceError
 from atelier.settings import Settings
+from atelier.sources import crt
 from atelier.sources.landing import check_space, holds, land
 from atelier.sources.progress import Progress
 from atelier.sources.transfer import WORKERS, Object, Transfer, missing_bytes, retried
@@ -53,7 +54,9 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
         client = make_client(settings)
         objects = list_objects(client, address)
         target = into or cache_folder(settings, address)
-        transfer = Transfer(client, address.bucket, progress)
+        large = any(one.size >= crt.WORTH_BYTES for one in objects)
+        whole = crt.whole_objects(client, address.bucket, settings.aws_ca_bundle) if large else None
+        transfer = Transfer(client, address.bucket, progress, whole)
 
         def fill(staging: Path) -> None:
             check_space(staging, missing_bytes(staging, objects), str(address))

@@ -7,6 +7,7 @@ range asks for the version that was listed (If-Match), so two versions are never
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from atelier.errors import SourceError
+from atelier.sources import crt
 from atelier.sources.checksums import Expected, fault
 from atelier.sources.progress import Counter, Progress
 
@@ -66,10 +68,13 @@ def missing_bytes(staging: Path, objects: list[Object]) -> int:
 class Transfer:
     """A download over one client, which boto3 lets threads share."""
 
-    def __init__(self, client: Any, bucket: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self, client: Any, bucket: str, progress: Progress | None = None, whole: crt.Whole | None = None
+    ) -> None:
         self._client = client
         self._bucket = bucket
         self._progress = progress
+        self._whole = whole
         self._stop = threading.Event()
 
     def bring(self, objects: list[Object], staging: Path) -> None:
@@ -100,10 +105,26 @@ class Transfer:
             return
         counter.add(sum(landing.done.values()))
         landing.open()
+        if self._whole and not landing.done and one.size >= crt.WORTH_BYTES:
+            yield pool.submit(self._at_once, landing, self._whole, counter)
+            return
         for start, length in landing.lacking:
             yield pool.submit(self._range, landing, start, length, counter)
         if not landing.lacking:
             yield pool.submit(self._finish, landing)
+
+    def _at_once(self, landing: _Landing, whole: crt.Whole, counter: Counter) -> None:
+        """Fetch an object by the Common Runtime; if that fails, in ranges, whose errors say what is wrong."""
+        try:
+            whole(landing.object.key, landing.part)
+        except Exception as error:
+            log.warning("%s: %s; it is fetched in ranges instead", landing.object.key, error)
+            landing.open()
+            for start, length in landing.lacking:
+                self._range(landing, start, length, counter)
+            return
+        counter.add(landing.object.size)
+        self._finish(landing)
 
     def _range(self, landing: _Landing, start: int, length: int, counter: Counter) -> None:
         retried(lambda: self._get(landing, start, length, counter), landing.object.key, self._stop)
@@ -177,6 +198,8 @@ class _Landing:
     def open(self) -> None:
         """Make the part file in its full length, and a journal that names the version."""
         self.part.parent.mkdir(parents=True, exist_ok=True)
+        for stray in self.part.parent.glob(glob.escape(self.part.name) + ".*"):  # of a killed Common Runtime transfer
+            stray.unlink()
         if not self.done:
             self.journal.write_text(json.dumps(self.object.etag) + "\n")
         with self.part.open("ab") as file:
