@@ -91,6 +91,12 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
     for name, value in sizes.items():
         if value % multiple:
             raise InvalidRequest(f"{name}: {value} is not divisible by {multiple}, which this model needs", name)
+    width, height = sizes.get("width", 0), sizes.get("height", 0)
+    if width * height > max_pixels:
+        message = (
+            f"{width} x {height} pixels are more than fit this device; the largest picture has {max_pixels} pixels"
+        )
+        raise InvalidRequest(f"width: {message}", "width")
     arguments = {"prompt": request.prompt, **sized(pipeline, request.width, request.height), **wanted}
     arguments |= _inputs(pipeline, request, max_pixels)
     if request.num_images_per_prompt > 1:

@@ -7,6 +7,8 @@ diffusers then still refuses is passed on with the checkpoint's path.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from atelier.errors import CheckpointError
@@ -124,6 +126,8 @@ class PipelineLoader:
             pipeline.enable_attention_slicing()
         if self._settings.step_cache != "off":
             self._cache_steps(pipeline)
+        if vae is not None and plan.dtype_of("vae") != plan.dtype:
+            _take_any_dtype(vae)
 
     def _cache_steps(self, pipeline: Any) -> None:
         """First-block caching, diffusers' own hook. Its state is the module's, so requests run one at a time."""
@@ -135,3 +139,17 @@ class PipelineLoader:
                 f"STEP_CACHE: {type(pipeline).__name__} has no transformer that can cache; set it to off"
             )
         denoiser.enable_cache(FirstBlockCacheConfig(threshold=self._settings.step_cache_threshold))
+
+
+def _take_any_dtype(vae: Any) -> None:
+    """Let a VAE in float32 take the latents of a float16 denoiser, which pipelines hand over as they are."""
+    for method in ("encode", "decode"):
+        setattr(vae, method, _casting(getattr(vae, method), vae))
+
+
+def _casting(real: Callable[..., Any], vae: Any) -> Callable[..., Any]:
+    @wraps(real)
+    def cast(values: Any, *args: Any, **kwargs: Any) -> Any:
+        return real(values.to(vae.dtype), *args, **kwargs)
+
+    return cast

@@ -168,7 +168,7 @@ class ImageModel:
         seconds = min(request.timeout or self._settings.request_timeout, self._settings.request_timeout)
         return Job(
             pipeline=pipeline,
-            arguments=build(pipeline, request, self._settings.max_pixels),
+            arguments=build(pipeline, request, min(self._settings.max_pixels, self._plan.max_pixels)),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             pictures=request.num_images_per_prompt,
             deadline=time.monotonic() + seconds,

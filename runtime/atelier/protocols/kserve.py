@@ -79,7 +79,7 @@ class KServeImageModel(kserve.Model):
     async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
         requests = await asyncio.to_thread(parse_v1, payload, self._settings)
         drawn = await draw_all(self._model, with_timeout(requests, headers), "v1")
-        return {"predictions": [prediction(self.name, each) for each in drawn]}
+        return {"predictions": [prediction(self._model, each) for each in drawn]}
 
     async def _predict_v2(self, payload: InferRequest, headers: dict[str, str]) -> InferResponse:
         requests = await asyncio.to_thread(parse_v2, payload, self._settings)
@@ -117,11 +117,16 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
     return _requests(rows, settings, lambda index: f"instances[{index}].")
 
 
-def prediction(name: str, drawn: Drawn) -> dict[str, Any]:
-    """One v1 prediction; `images` holds all pictures if there are several."""
+def prediction(model: ImageModel, drawn: Drawn) -> dict[str, Any]:
+    """One v1 prediction; `images` holds all pictures if there are several, and the model's notes are added."""
     images = [{"format": picture.format, "b64": picture.b64, "seed": picture.seed} for picture in drawn.pictures]
     first = {key: value for key, value in images[0].items() if key != "seed"}
-    answer = {"model_name": name, "prompt": drawn.request.prompt, "seed": drawn.pictures[0].seed, "image": first}
+    answer = model.notes | {
+        "model_name": model.name,
+        "prompt": drawn.request.prompt,
+        "seed": drawn.pictures[0].seed,
+        "image": first,
+    }
     return answer | ({"images": images} if len(images) > 1 else {})
 
 

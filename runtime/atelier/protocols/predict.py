@@ -40,7 +40,7 @@ def router(model: ImageModel, jobs: Jobs, settings: Settings) -> APIRouter:
     routes = APIRouter(route_class=PlainRoute, tags=["V1"])
 
     async def answer(drawn: list[Drawn]) -> bytes:
-        return await asyncio.to_thread(_predictions, model.name, drawn)
+        return await asyncio.to_thread(_predictions, model, drawn)
 
     @routes.post("/v1/models/{model_name}:predict", openapi_extra=json_body(PREDICT_BODY))
     async def predict(model_name: str, request: Request) -> Response:
@@ -55,6 +55,6 @@ def router(model: ImageModel, jobs: Jobs, settings: Settings) -> APIRouter:
     return routes
 
 
-def _predictions(name: str, drawn: list[Drawn]) -> bytes:
-    body: dict[str, Any] = {"predictions": [prediction(name, each) for each in drawn]}
+def _predictions(model: ImageModel, drawn: list[Drawn]) -> bytes:
+    body: dict[str, Any] = {"predictions": [prediction(model, each) for each in drawn]}
     return orjson.dumps(body)
