@@ -6,6 +6,7 @@ variables override the profile named by PROFILE, and the profile overrides the d
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -90,6 +91,28 @@ class Settings(BaseSettings):
     request_timeout: float = Field(600, gt=0, description="Seconds a request may take, queue included; then 504.")
     drain_seconds: float = Field(30, ge=0, description="Seconds that running work gets after SIGTERM.")
 
+    # Language models
+    engine: Literal["transformers", "vllm", "sglang", "llamacpp"] = Field(
+        "transformers", description="What runs a language model: the embedded engine, or a child process."
+    )
+    engine_path: str = Field("", description="Environment folder or program of the child engine; empty: /opt/engines.")
+    engine_args: str = Field("", description="More command-line options for the child engine, verbatim.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share each layer (child engines).")
+    pipeline_parallel_size: int = Field(1, ge=1, description="GPUs that share the stack of layers (child engines).")
+    enable_expert_parallel: bool = Field(False, description="Spread experts over GPUs instead of cutting each one.")
+    max_model_len: int | None = Field(None, ge=16, description="Tokens of prompt and answer; unset: the model's own.")
+    max_num_seqs: int | None = Field(None, ge=1, description="Sequences that run at once; unset: the engine's choice.")
+    max_num_batched_tokens: int | None = Field(None, ge=16, description="Tokens of one prefill step.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory a language model may use.")
+    kv_cache_dtype: str = Field("auto", description="Type of the key-value cache of a child engine, such as fp8.")
+    tool_call_parser: str = Field("auto", description="Form of tool calls; embedded: auto, hermes, llama3_json, glm47.")
+    reasoning_parser: str = Field("auto", description="Form of reasoning; embedded: auto (<think>) or none.")
+    profile: str = Field("", description="Named set of values for a known model and GPUs; see `atelier profiles`.")
+    warmup: Annotated[list[int], NoDecode] = Field(
+        [128, 512, 2048], description="Prompt lengths run before ready, cut to the context; comma-separated."
+    )
+    skip_warmup: bool = Field(False, description="Be ready without warm-up runs.")
+
     # Access and logs
     api_keys: Annotated[list[SecretStr], NoDecode] = Field([], description="Accepted bearer tokens; empty: no check.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines.")
@@ -110,7 +133,7 @@ class Settings(BaseSettings):
     aws_default_region: str = Field("us-east-1", description="S3 region.")
     aws_ca_bundle: str = Field("", description="CA file for an S3 endpoint with a private certificate.")
 
-    @field_validator("lora_paths", "default_lora", "warmup_sizes", "api_keys", mode="before")
+    @field_validator("lora_paths", "default_lora", "warmup_sizes", "warmup", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -171,10 +194,22 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: one line for each bad value: variable, value (hidden if secret) and what is allowed.
     """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    chosen = str(given.get("profile") or os.environ.get("PROFILE") or os.environ.get("profile") or "")
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        return Settings(**(_profile_values(chosen) | given))
     except ValidationError as error:
         raise SettingsError("\n".join(_lines(error))) from None
+
+
+def _profile_values(name: str) -> dict[str, Any]:
+    """What the profile sets and no environment variable does; none without a name."""
+    if not name:
+        return {}
+    from atelier.profiles import read
+
+    present = {variable.lower() for variable in os.environ}
+    return {field: value for field, value in read(name).values.items() if field not in present}
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
