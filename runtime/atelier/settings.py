@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     warmup_sizes: Names = Field(
         [], description="Picture sizes, such as 1024x1024, drawn before ready; compiled models add their native size."
     )
-    skip_warmup: bool = Field(False, description="Be ready without drawing; the first requests pay for it.")
+    skip_warmup: bool = Field(False, description="Be ready without warm-up; the first requests pay for it.")
     memory_fraction: float = Field(0.92, gt=0, le=1, description="Share of the device's free memory the plan may use.")
     omp_num_threads: int | None = Field(
         None, ge=1, description="CPU threads of one operation; unset: from the cgroup quota, measured at start."
@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     )
     engine_path: str = Field("", description="Environment folder or program of the child engine; empty: /opt/engines.")
     engine_args: str = Field("", description="More command-line options for the child engine, verbatim.")
+    engine_force: bool = Field(False, description="Accept options in ENGINE_ARGS that are known to slow the engine.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share each layer (child engines).")
     pipeline_parallel_size: int = Field(1, ge=1, description="GPUs that share the stack of layers (child engines).")
     enable_expert_parallel: bool = Field(False, description="Spread experts over GPUs instead of cutting each one.")
@@ -111,7 +112,6 @@ class Settings(BaseSettings):
     warmup: Annotated[list[int], NoDecode] = Field(
         [128, 512, 2048], description="Prompt lengths run before ready, cut to the context; comma-separated."
     )
-    skip_warmup: bool = Field(False, description="Be ready without warm-up runs.")
 
     # Access and logs
     api_keys: Annotated[list[SecretStr], NoDecode] = Field([], description="Accepted bearer tokens; empty: no check.")

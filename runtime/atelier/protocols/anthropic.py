@@ -17,8 +17,15 @@ from atelier.text.model import TextModel
 from atelier.text.parsing import Part
 from atelier.text.request import TextRequest, make_request
 
-ERROR_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error",
-               413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 REASONS = {"stop": "end_turn", "length": "max_tokens"}
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 

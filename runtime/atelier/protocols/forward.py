@@ -20,25 +20,40 @@ async def forward(engine: ProcessEngine, request: Request, path: str) -> Respons
 
     Raises:
         NotReady: the engine cannot be reached; it is being restarted.
+        Draining, Busy: nothing is admitted now.
     """
     body = await request.body()
     headers = {"Content-Type": request.headers.get("content-type", "application/json")}
-    with engine.admitted():
-        try:
-            reply = await engine.post(path, body, headers)
-        except (aiohttp.ClientError, OSError) as error:
-            raise NotReady(f"the engine cannot be reached: {error}; it is being restarted") from error
-        kept = {name: value for name, value in reply.headers.items() if name.lower() in KEPT}
-        if not reply.headers.get("content-type", "").startswith("text/event-stream"):
-            async with reply:
-                return Response(await reply.read(), reply.status, kept)
-    return StreamingResponse(_chunks(engine, reply), reply.status, kept)
+    engine.admit()
+    try:
+        reply = await engine.post(path, body, headers)
+    except BaseException as error:
+        engine.release()
+        if isinstance(error, aiohttp.ClientError | OSError):
+            raise NotReady(f"the engine cannot be reached and is being restarted: {error}") from error
+        raise
+    kept = {name: value for name, value in reply.headers.items() if name.lower() in KEPT}
+    chunks = _chunks(engine, reply)
+    first = await anext(chunks, b"")  # begun, the generator cleans up even if nobody reads on
+    if reply.headers.get("content-type", "").startswith("text/event-stream"):
+        return StreamingResponse(_after(first, chunks), reply.status, kept)
+    rest = [chunk async for chunk in chunks]
+    return Response(b"".join([first, *rest]), reply.status, kept)
 
 
 async def _chunks(engine: ProcessEngine, reply: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    with engine.admitted():
-        try:
-            async for chunk in reply.content.iter_any():
-                yield chunk
-        finally:
-            reply.close()
+    try:
+        async for chunk in reply.content.iter_any():
+            yield chunk
+    finally:
+        reply.close()
+        engine.release()
+
+
+async def _after(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        await chunks.aclose()  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import ORJSONResponse as JSONResponse
 
 from atelier.errors import InvalidRequest, NotFound
+from atelier.events import Usage
 from atelier.protocols.anthropic import count_tokens, messages
 from atelier.protocols.forward import forward
 from atelier.protocols.generation import check_model, complete, complete_all, read_body, stream_response
@@ -23,7 +24,6 @@ from atelier.protocols.openai_answer import (
     usage_object,
 )
 from atelier.protocols.openai_body import chat_request, completion_requests, embedding_inputs
-from atelier.events import Usage
 from atelier.text.model import TextModel
 from atelier.text.request import make_request
 

@@ -106,7 +106,7 @@ class TextModel:
     def parser(self, request: TextRequest) -> AnswerParser:
         """What takes this request's answer apart."""
         if self.child is not None or request.messages is None:
-            return AnswerParser(None, reasoning=False)
+            return AnswerParser(None, reasoning=self.child is not None)
         template = self._encoder.template if self._encoder is not None else ""
         offered = bool(request.tools) and request.tool_choice != "none"
         form = FORMATS.get(format_of(template, self._settings.tool_call_parser)) if offered else None

@@ -13,7 +13,6 @@ from torch import Tensor
 from atelier.errors import GenerationFailed, InvalidRequest
 from atelier.text.request import TextRequest
 
-
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write JSON: a small model left free to add white space may never stop doing so."""
 
@@ -33,7 +32,9 @@ class Grammar:
         """
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).bool()
         self._check()
-        return F.pad(allowed, (0, self._vocabulary - allowed.shape[0])) if allowed.shape[0] < self._vocabulary else allowed
+        return (
+            F.pad(allowed, (0, self._vocabulary - allowed.shape[0])) if allowed.shape[0] < self._vocabulary else allowed
+        )
 
     def accept(self, token: int) -> bool:
         """Follow a token; true when the grammar can only end here."""

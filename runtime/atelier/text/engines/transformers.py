@@ -127,9 +127,7 @@ class TransformersEngine:
             stream = EventStream(lambda: self._cancel(job))
             deadline = time.monotonic() + min(request.timeout or self.limits.timeout, self.limits.timeout)
             grammars = self._compile(request, tool_grammar)
-            job = Job(
-                request, prompt, max_tokens, seed, stop_ids, stream, self._emit_later, deadline, grammars
-            )
+            job = Job(request, prompt, max_tokens, seed, stop_ids, stream, self._emit_later, deadline, grammars)
             job.sequences = [self._sequence(job, choice) for choice in range(request.n)]
             stream.put(Queued(len(self._unadmitted), self._wait_s()))
             self._jobs.append(job)
@@ -189,8 +187,10 @@ class TransformersEngine:
         if self._draining:
             raise Draining("the server is shutting down and takes no new requests")
         if len(self._jobs) >= self.limits.queue:
-            raise Busy(f"{len(self._jobs)} requests are waiting or running, the limit is {self.limits.queue}",
-                       max(1.0, self._wait_s()))
+            raise Busy(
+                f"{len(self._jobs)} requests are waiting or running, the limit is {self.limits.queue}",
+                max(1.0, self._wait_s()),
+            )
 
     def _sequence(self, job: Job, choice: int) -> Sequence:
         device = self._batch.runner.device
