@@ -195,7 +195,7 @@ def load_settings(**overrides: Any) -> Settings:
         SettingsError: one line for each bad value: variable, value (hidden if secret) and what is allowed.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    chosen = str(given.get("profile") or os.environ.get("PROFILE") or os.environ.get("profile") or "")
+    chosen = str(given.get("profile") or os.environ.get("PROFILE") or "")
     try:
         return Settings(**(_profile_values(chosen) | given))
     except ValidationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 TEMPLATE = """{%- if tools %}<|im_start|>system
-Tools:{% for tool in tools %}
+Answer with <tool_call>{"name": ..., "arguments": ...}</tool_call>. Tools:{% for tool in tools %}
 {{ tool | tojson }}{% endfor %}<|im_end|>
 {% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>

@@ -8,11 +8,19 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import ORJSONResponse as JSONResponse
 
 from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.events import Finished, Usage
-from atelier.protocols.generation import check_model, complete, pieces, read_body, running, sse, stream_response
+from atelier.protocols.generation import (
+    check_model,
+    complete,
+    json_response,
+    pieces,
+    read_body,
+    running,
+    sse,
+    stream_response,
+)
 from atelier.text.model import TextModel
 from atelier.text.parsing import Part
 from atelier.text.request import TextRequest, make_request
@@ -40,9 +48,9 @@ async def messages(model: TextModel, request: Request) -> Response:
         wanted = message_request(body)
         if body.get("stream"):
             return await stream_response(message_events(model, wanted))
-        return JSONResponse(await message_answer(model, wanted))
+        return json_response(await message_answer(model, wanted))
     except AtelierError as error:
-        return JSONResponse(error_object(error), report(error).status)
+        return json_response(error_object(error), report(error).status)
 
 
 async def count_tokens(model: TextModel, request: Request) -> Response:
@@ -51,9 +59,9 @@ async def count_tokens(model: TextModel, request: Request) -> Response:
         body = await read_body(request)
         check_model(model, body)
         ids = await model.tokenize(message_request(body))
-        return JSONResponse({"input_tokens": len(ids)})
+        return json_response({"input_tokens": len(ids)})
     except AtelierError as error:
-        return JSONResponse(error_object(error), report(error).status)
+        return json_response(error_object(error), report(error).status)
 
 
 def error_object(error: AtelierError) -> dict[str, Any]:
@@ -87,7 +95,7 @@ def message_request(body: dict[str, Any]) -> TextRequest:
 
 async def message_answer(model: TextModel, request: TextRequest) -> dict[str, Any]:
     """A whole message."""
-    answer = await complete(model, request)
+    answer = await complete(model, request, "anthropic")
     choice = answer.choices[0]
     blocks: list[dict[str, Any]] = []
     for part in choice.parts:
@@ -105,7 +113,7 @@ async def message_answer(model: TextModel, request: TextRequest) -> dict[str, An
 
 async def message_events(model: TextModel, request: TextRequest) -> AsyncIterator[bytes]:
     """A message as a stream: blocks open, grow and close in order."""
-    async with running(model, request) as events:
+    async with running(model, request, "anthropic") as events:
         yield _event("message_start", message=_message(model, [], Usage(0, 0, 0)))
         index, open_kind, called = -1, "", False
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from atelier.errors import AtelierError, InvalidRequest, ModelUnknown, report
@@ -52,16 +52,24 @@ class Piece:
 
 
 @asynccontextmanager
-async def running(model: TextModel, request: TextRequest) -> AsyncIterator[AsyncIterator[Event]]:
-    """Submit, wait until work begins, and give the events that follow; leaving cancels what still runs.
+async def running(
+    model: TextModel, request: TextRequest, protocol: str = "openai"
+) -> AsyncIterator[AsyncIterator[Event]]:
+    """Submit, wait until work begins, and give the events that follow; leaving cancels what still runs. `protocol` is
+    the name that metrics and logs use.
 
     Raises:
         AtelierError: the request was refused, or failed before it began; no answer has been started then.
     """
     from atelier.text.metrics import measured
 
-    stream = await model.submit(request)
-    events = measured(model.name, aiter(stream))
+    try:
+        stream = await model.submit(request)
+    except AtelierError as error:
+        model.observer.refused(protocol, error)
+        raise
+    follow = model.observer.request(protocol)
+    events = measured(model.name, aiter(stream), follow)
     try:
         async for event in events:
             if isinstance(event, Failed):
@@ -95,11 +103,11 @@ async def pieces(
             raise event.error
 
 
-async def complete(model: TextModel, request: TextRequest) -> Answer:
+async def complete(model: TextModel, request: TextRequest, protocol: str = "openai") -> Answer:
     """Run a request to its end."""
     choices = [Choice() for _ in range(request.n)]
     usage = Usage(0, 0, 0)
-    async with running(model, request) as events:
+    async with running(model, request, protocol) as events:
         async for piece in pieces(model, request, events):
             if isinstance(piece, Piece):
                 choices[piece.choice].parts += piece.parts
@@ -111,9 +119,9 @@ async def complete(model: TextModel, request: TextRequest) -> Answer:
     return Answer(choices, usage)
 
 
-async def complete_all(model: TextModel, requests: list[TextRequest]) -> list[Answer]:
+async def complete_all(model: TextModel, requests: list[TextRequest], protocol: str = "openai") -> list[Answer]:
     """Run requests side by side; if one fails, the others are cancelled."""
-    tasks = [asyncio.ensure_future(complete(model, request)) for request in requests]
+    tasks = [asyncio.ensure_future(complete(model, request, protocol)) for request in requests]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -137,6 +145,11 @@ def check_model(model: TextModel, body: dict[str, Any]) -> None:
     name = body.get("model", model.name)
     if name != model.name:
         raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")
+
+
+def json_response(data: Any, status: int = 200) -> Response:
+    """A JSON answer, written by orjson: a token's log probabilities make bodies large."""
+    return Response(orjson.dumps(data), status, media_type="application/json")
 
 
 def sse(data: Any, event: str = "") -> bytes:

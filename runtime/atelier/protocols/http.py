@@ -17,7 +17,16 @@ from atelier import logs
 from atelier.errors import AtelierError, Busy, InvalidRequest, report
 from atelier.settings import Settings
 
-OPENAI_PREFIXES = ("/v1/images", "/v1/chat", "/v1/completions", "/v1/embeddings", "/v1/responses", "/openai/")
+OPENAI_PREFIXES = (
+    "/v1/images",
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/openai/",
+    "/tokenize",
+    "/detokenize",
+)
 
 
 def error_response(request: Request, error: AtelierError) -> JSONResponse:

@@ -43,7 +43,9 @@ class KServeImageModel(kserve.Model):
 
     def load(self) -> bool:
         """KServe calls this when a gRPC request meets a model that is not ready."""
-        raise GrpcException(StatusCode.UNAVAILABLE, f"the model {self.name} is not ready: {self._model.progress}")
+        raise GrpcException(
+            details=f"the model {self.name} is not ready: {self._model.progress}", status_code=StatusCode.UNAVAILABLE
+        )
 
     async def healthy(self) -> bool:
         return self._model.ready
@@ -68,7 +70,7 @@ class KServeImageModel(kserve.Model):
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
-            raise GrpcException(StatusCode[report(error).grpc], error.message) from error
+            raise GrpcException(details=error.message, status_code=StatusCode[report(error).grpc]) from error
 
     async def _predict_v1(self, payload: Any) -> dict[str, Any]:
         requests = parse_v1(payload, self._settings)

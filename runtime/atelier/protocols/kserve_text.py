@@ -42,7 +42,9 @@ class KServeTextModel(kserve.Model):
 
     def load(self) -> bool:
         """KServe calls this when a gRPC request meets a model that is not ready."""
-        raise GrpcException(StatusCode.UNAVAILABLE, f"the model {self.name} is not ready: {self._model.progress}")
+        raise GrpcException(
+            details=f"the model {self.name} is not ready: {self._model.progress}", status_code=StatusCode.UNAVAILABLE
+        )
 
     async def healthy(self) -> bool:
         return self._model.ready
@@ -59,7 +61,7 @@ class KServeTextModel(kserve.Model):
         """Answer one v1 body or one v2 request; for gRPC, errors become status codes here."""
         if not isinstance(payload, InferRequest):
             requests = parse_v1(payload)
-            answers = await complete_all(self._model, requests)
+            answers = await complete_all(self._model, requests, "v1")
             pairs = zip(requests, answers, strict=True)
             return {"predictions": [prediction(self.name, request, answer) for request, answer in pairs]}
         try:
@@ -67,10 +69,10 @@ class KServeTextModel(kserve.Model):
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
-            raise GrpcException(StatusCode[report(error).grpc], error.message) from error
+            raise GrpcException(details=error.message, status_code=StatusCode[report(error).grpc]) from error
 
     async def _predict_v2(self, payload: InferRequest) -> InferResponse:
-        answers = await complete_all(self._model, parse_v2(payload))
+        answers = await complete_all(self._model, parse_v2(payload), "grpc-v2" if payload.from_grpc else "v2")
         choices = [choice for answer in answers for choice in answer.choices]
         text = _bytes_output("text", [choice.text("content") for choice in choices])
         reasons = _bytes_output("finish_reason", [choice.reason for choice in choices])

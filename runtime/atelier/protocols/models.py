@@ -9,11 +9,11 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from atelier.errors import ModelUnknown
-from atelier.images.model import ImageModel
 
 
-def router(model: ImageModel) -> APIRouter:
-    """Routes that must match before KServe's own: lists in both conventions, readiness that tells what is going on."""
+def router(model: Any, outputs: dict[str, str]) -> APIRouter:
+    """Routes that must match before KServe's own: lists in both conventions, readiness that tells what is going on.
+    `outputs` maps the v2 output tensors to their types."""
     routes = APIRouter()
     created = int(time.time())
 
@@ -48,11 +48,8 @@ def router(model: ImageModel) -> APIRouter:
     async def metadata(name: str) -> dict[str, Any]:
         check(name)
         inputs = [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
-        outputs = [
-            {"name": "image", "datatype": "BYTES", "shape": [-1]},
-            {"name": "seed", "datatype": "INT64", "shape": [-1]},
-        ]
-        described = {"name": name, "platform": "atelier", "versions": [], "inputs": inputs, "outputs": outputs}
+        made = [{"name": output, "datatype": datatype, "shape": [-1]} for output, datatype in outputs.items()]
+        described = {"name": name, "platform": "atelier", "versions": [], "inputs": inputs, "outputs": made}
         return described | {"properties": model.metadata()}
 
     @routes.get("/health")

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import ORJSONResponse as JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from atelier.errors import InvalidRequest, NotFound
 from atelier.events import Usage
 from atelier.protocols.anthropic import count_tokens, messages
 from atelier.protocols.forward import forward
-from atelier.protocols.generation import check_model, complete, complete_all, read_body, stream_response
+from atelier.protocols.generation import check_model, complete, complete_all, json_response, read_body, stream_response
 from atelier.protocols.openai_answer import (
     Named,
     chat_answer,
@@ -43,10 +43,20 @@ def router(model: TextModel) -> APIRouter:
         "/tokenize": tokenize,
         "/detokenize": detokenize,
     }
+    if model.forwards:  # what the child engine has, and nothing else
+        handlers = {path: handlers.get(path, responses) for path in model.forwards}
     for path, handler in handlers.items():
         endpoint = _endpoint(model, path, handler)
         routes.add_api_route(path, endpoint, methods=["POST"])
         routes.add_api_route(f"/openai{path}", endpoint, methods=["POST"], include_in_schema=False)
+    if model.forwards:
+
+        @routes.get("/metrics")
+        async def metrics() -> Response:
+            ours = generate_latest().decode()
+            theirs = await model.child.metrics() if model.child is not None else ""
+            return Response(ours + theirs, media_type=CONTENT_TYPE_LATEST)
+
     return routes
 
 
@@ -54,7 +64,7 @@ def _endpoint(model: TextModel, path: str, handler: Handler) -> Callable[[Reques
     async def endpoint(request: Request) -> Response:
         model.check_ready()
         if model.child is not None:
-            return await forward(model.child, request, path)
+            return await forward(model, model.child, request, path)
         return await handler(model, request)
 
     return endpoint
@@ -68,7 +78,7 @@ async def chat(model: TextModel, request: Request) -> Response:
     named = _named(model)
     if body.get("stream"):
         return await stream_response(chat_chunks(model, wanted, _usage_wanted(body), named))
-    return JSONResponse(chat_answer(model, await complete(model, wanted), named))
+    return json_response(chat_answer(model, await complete(model, wanted), named))
 
 
 async def completions(model: TextModel, request: Request) -> Response:
@@ -81,7 +91,7 @@ async def completions(model: TextModel, request: Request) -> Response:
         if len(wanted) > 1:
             raise InvalidRequest(f"prompt: {len(wanted)} prompts cannot be streamed in one request", "prompt")
         return await stream_response(completion_chunks(model, wanted[0], _usage_wanted(body), named))
-    return JSONResponse(completion_answer(model, await complete_all(model, wanted), named))
+    return json_response(completion_answer(model, await complete_all(model, wanted), named))
 
 
 async def embeddings(model: TextModel, request: Request) -> Response:
@@ -95,7 +105,7 @@ async def embeddings(model: TextModel, request: Request) -> Response:
         for index, (vector, _) in enumerate(vectors)
     ]
     usage = usage_object([Usage(sum(count for _, count in vectors), 0, 0)])
-    return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
+    return json_response({"object": "list", "data": data, "model": model.name, "usage": usage})
 
 
 async def responses(model: TextModel, request: Request) -> Response:
@@ -112,7 +122,7 @@ async def tokenize(model: TextModel, request: Request) -> Response:
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": model.context, "tokens": ids}
     if body.get("return_token_strs"):
         answer["token_strs"] = model.encoder.pieces(ids)
-    return JSONResponse(answer)
+    return json_response(answer)
 
 
 async def detokenize(model: TextModel, request: Request) -> Response:
@@ -122,7 +132,7 @@ async def detokenize(model: TextModel, request: Request) -> Response:
     ids = body.get("tokens")
     if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < model.vocabulary_size for one in ids):
         raise InvalidRequest(f"tokens must be a list of ids from 0 to {model.vocabulary_size - 1}", "tokens")
-    return JSONResponse({"prompt": model.encoder.decode(ids)})
+    return json_response({"prompt": model.encoder.decode(ids)})
 
 
 def _named(model: TextModel) -> Named:

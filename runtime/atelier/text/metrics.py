@@ -1,13 +1,14 @@
-"""Prometheus metrics of language models: time to first token, gaps between tokens, tokens, queue, cache, start stages."""
+"""Metrics that only language models have: time to first token, gaps between tokens, tokens, queue, cache."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from atelier.errors import Cancelled
 from atelier.events import Event, Failed, Finished, Token
 
 TTFT = Histogram(
@@ -25,11 +26,9 @@ ITL = Histogram(
 PROMPT = Counter("atelier_text_prompt_tokens_total", "Tokens of prompts", ["model"])
 CACHED = Counter("atelier_text_cached_tokens_total", "Tokens of prompts found in the cache", ["model"])
 GENERATED = Counter("atelier_text_generated_tokens_total", "Tokens generated", ["model"])
-REQUESTS = Counter("atelier_text_requests_total", "Requests by outcome", ["model", "outcome"])
 RUNNING = Gauge("atelier_text_running_sequences", "Sequences in the batch", ["model"])
 WAITING = Gauge("atelier_text_waiting_sequences", "Sequences not yet in the batch", ["model"])
 CACHE_USE = Gauge("atelier_text_kv_cache_usage_ratio", "Share of the key-value cache in use", ["model"])
-STAGE = Gauge("atelier_start_stage_seconds", "Seconds of one stage of the start", ["model", "stage"])
 
 
 def follow_engine(model: str, engine: Any) -> None:
@@ -39,19 +38,23 @@ def follow_engine(model: str, engine: Any) -> None:
     CACHE_USE.labels(model).set_function(lambda: engine.cache_use)
 
 
-async def measured(model: str, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    """Pass events through and record them."""
+async def measured(model: str, events: AsyncIterator[Event], follow: Callable[[Event], None]) -> AsyncIterator[Event]:
+    """Pass events through, record them, and show them to `follow`. A client that leaves early counts as cancelled."""
     begun = last = time.monotonic()
-    first = True
-    async for event in events:
-        now = time.monotonic()
-        if isinstance(event, Token):
-            (TTFT if first else ITL).labels(model).observe(now - (begun if first else last))
-            first, last = False, now
-        elif isinstance(event, Finished) and event.usage is not None:
-            PROMPT.labels(model).inc(event.usage.prompt)
-            CACHED.labels(model).inc(event.usage.cached)
-            GENERATED.labels(model).inc(event.usage.generated)
-        if isinstance(event, Finished | Failed):
-            REQUESTS.labels(model, "ok" if isinstance(event, Finished) else type(event.error).__name__).inc()
-        yield event
+    first, ended = True, False
+    try:
+        async for event in events:
+            now = time.monotonic()
+            if isinstance(event, Token):
+                (TTFT if first else ITL).labels(model).observe(now - (begun if first else last))
+                first, last = False, now
+            elif isinstance(event, Finished) and event.usage is not None:
+                PROMPT.labels(model).inc(event.usage.prompt)
+                CACHED.labels(model).inc(event.usage.cached)
+                GENERATED.labels(model).inc(event.usage.generated)
+            ended = isinstance(event, Finished | Failed)
+            follow(event)
+            yield event
+    finally:
+        if not ended:
+            follow(Failed(Cancelled("the client went away")))

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from atelier.errors import InvalidRequest, NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream
+from atelier.text.engines.specs import served_paths
+from atelier.text.observer import Observer, Silent
 from atelier.text.parsing import FORMATS, AnswerParser, forced_call_grammar, format_of
-from atelier.text.request import TextRequest
+from atelier.text.request import TextRequest, make_request
 from atelier.text.template import PromptEncoder
 
 if TYPE_CHECKING:
@@ -35,11 +37,13 @@ PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
 class TextModel:
     """One language model, served. `load()` blocks and belongs in a thread; the rest is for the event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
+        self.observer = observer or Silent()
         self.name = settings.served_name
         self.progress = "not started"
         self.stages: dict[str, float] = {}
         self.child: ProcessEngine | None = None
+        self.forwards = served_paths(settings) if settings.engine != "transformers" else ()
         self._settings = settings
         self._engine: TransformersEngine | None = None
         self._loaded: Loaded | None = None
@@ -61,6 +65,23 @@ class TextModel:
         return self._loaded.capacity.context if self._loaded is not None else 0
 
     @property
+    def depth(self) -> int:
+        """Requests waiting or running."""
+        if self.child is not None:
+            return self.child.inflight
+        return self._engine.depth if self._engine is not None else 0
+
+    def device_memory(self) -> tuple[int, int]:
+        """Used and free bytes of the device; (0, 0) where there is nothing to ask, or a child owns it."""
+        import torch
+
+        device = self._loaded.runner.device if self._loaded is not None else None
+        if device is None or device.type != "cuda":
+            return 0, 0
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free, free
+
+    @property
     def vocabulary_size(self) -> int:
         """Token ids go from 0 to one less."""
         return self._loaded.vocabulary.size if self._loaded is not None else 0
@@ -73,7 +94,6 @@ class TextModel:
         """
         from atelier.profiles import check_profile
         from atelier.sources import fetch
-        from atelier.text.metrics import STAGE
 
         settings = self._settings
         check_profile(settings)
@@ -83,8 +103,6 @@ class TextModel:
             self._load_embedded()
         else:
             self._start_child()
-        for stage, seconds in self.stages.items():
-            STAGE.labels(self.name, stage).set(seconds)
         log.info("started in %s", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items()))
         self._up = True
         self.progress = "ready"
@@ -120,7 +138,7 @@ class TextModel:
         """The vector of a text and how many tokens it has."""
         from atelier.text.embeddings import embed, pooling
 
-        request = TextRequest(prompt=text) if isinstance(text, str) else TextRequest(prompt_ids=tuple(text))
+        request = make_request(prompt=text) if isinstance(text, str) else make_request(prompt_ids=text)
         ids = await self.tokenize(request)
         loaded = self._loaded
         assert loaded is not None
@@ -233,3 +251,4 @@ class TextModel:
         begun = time.monotonic()
         yield
         self.stages[name] = time.monotonic() - begun
+        self.observer.loaded(name, self.stages[name])

@@ -158,10 +158,12 @@ class Batch:
                     sequence.job.fail(_wrapped(error))
         states = [rows[index].row if index in rows else None for index in range(logits.shape[0])]
         drawn = draw(logits, states, allowed)
+        for index, fault in drawn.errors.items():
+            rows[index].job.fail(_wrapped(fault))
         if not self._overlap:
             self._pending.append(Pending(rows, drawn, None))
             return drawn
-        on_host = Draw(*(None if part is None else _to_host(part) for part in _parts(drawn)))
+        on_host = _on_host(drawn)
         ready = torch.cuda.Event()
         ready.record()
         self._pending.append(Pending(rows, on_host, ready))
@@ -218,12 +220,18 @@ def _likelihood(drawn: Draw, index: int, token: int, count: int | None) -> Likel
     return Likelihood(token, float(drawn.chosen[index]), tuple(best))
 
 
-def _parts(drawn: Draw) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    return drawn.tokens, drawn.finite, drawn.chosen, drawn.best, drawn.best_ids
+def _on_host(drawn: Draw) -> Draw:
+    """Start copies into pinned memory; an event tells when they are there."""
+
+    def start(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else _pinned(tensor)
+
+    return Draw(
+        _pinned(drawn.tokens), _pinned(drawn.finite), start(drawn.chosen), start(drawn.best), start(drawn.best_ids)
+    )
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    """Start a copy into pinned memory; an event tells when it is there."""
+def _pinned(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 

@@ -6,8 +6,10 @@ What the engine says passes through unread. Which engines there are, and their o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import http.client
+import json
 import logging
 import os
 import signal
@@ -31,6 +33,7 @@ from atelier.text.request import TextRequest
 log = logging.getLogger(__name__)
 
 START_SECONDS = 3600
+WARM_UP_SECONDS = 600
 RESTARTS = 5
 WITHIN_SECONDS = 600
 CHECK_SECONDS = 1.0
@@ -74,10 +77,18 @@ class ProcessEngine:
         self._watcher.start()
 
     def warm_up(self) -> None:
-        """Let the engine answer one short request, which makes it compile what it compiles lazily."""
-        if "/v1/completions" in self.paths:
-            body = f'{{"model": "{self.name}", "prompt": "warm-up", "max_tokens": 4}}'.encode()
-            self._request("POST", "/v1/completions", body, timeout=600)
+        """Let the engine answer one short request, which makes it compile what it compiles lazily.
+
+        Raises:
+            StartError: it fails even that.
+        """
+        if "/v1/completions" not in self.paths:
+            return
+        body = json.dumps({"model": self.name, "prompt": "warm-up", "max_tokens": 4}).encode()
+        status = self._request("POST", "/v1/completions", body, timeout=WARM_UP_SECONDS)
+        if status != 200:
+            self.close()
+            raise StartError(f"{self.spec.name} answered its warm-up request with {status}; its log says why")
 
     def submit(self, request: TextRequest) -> EventStream:
         """Translate a request of ours for the child and its answer into events; see `upstream`."""
@@ -231,10 +242,8 @@ class ProcessEngine:
     def _kill(self) -> None:
         """End the whole process group: engines have workers that may outlive their parent."""
         if self._process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._process.wait()
 
 

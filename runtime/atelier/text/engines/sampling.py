@@ -62,24 +62,29 @@ class Row:
 @dataclass(frozen=True)
 class Draw:
     """One step's outcome, on the device: `tokens` and `finite` by row; log probabilities if any row wants them:
-    `chosen` by row, `best` and `best_ids` rows x k."""
+    `chosen` by row, `best` and `best_ids` rows x k. `errors` holds rows whose own processing failed."""
 
     tokens: Tensor
     finite: Tensor
     chosen: Tensor | None = None
     best: Tensor | None = None
     best_ids: Tensor | None = None
+    errors: dict[int, Exception] = field(default_factory=dict)
 
 
 def draw(logits: Tensor, rows: list[Row | None], allowed: dict[int, Tensor]) -> Draw:
     """Draw one token a row. `logits` is rows x vocab, float, and may be written to. Rows that are None are idle.
     `allowed` maps a row to a boolean mask over the vocabulary."""
-    finite = torch.isfinite(logits.amax(-1))
+    errors: dict[int, Exception] = {}
     wanted = [row.logprobs for row in rows if row is not None and row.logprobs is not None]
     raw = logits.log_softmax(-1) if wanted else None
     for index, row in enumerate(rows):
         if row is not None and (row.penalised or row.bias):
-            _adjust(logits[index], row)
+            try:
+                _adjust(logits[index], row)
+            except Exception as error:  # one request's processing is not its neighbours' affair
+                errors[index] = error
+    finite = torch.isfinite(logits.amax(-1))
     for index, mask in allowed.items():
         logits[index].masked_fill_(~mask, -torch.inf)
     tokens = _choose(logits, rows)
@@ -88,9 +93,9 @@ def draw(logits: Tensor, rows: list[Row | None], allowed: dict[int, Tensor]) -> 
             row.counts.index_add_(0, tokens[index : index + 1], row.counts.new_ones(1))
             row.seen[tokens[index]] = True
     if raw is None:
-        return Draw(tokens, finite)
+        return Draw(tokens, finite, errors=errors)
     best, best_ids = raw.topk(max(max(wanted), 1), -1)
-    return Draw(tokens, finite, raw.gather(-1, tokens[:, None])[:, 0], best, best_ids)
+    return Draw(tokens, finite, raw.gather(-1, tokens[:, None])[:, 0], best, best_ids, errors)
 
 
 def _choose(logits: Tensor, rows: list[Row | None]) -> Tensor:

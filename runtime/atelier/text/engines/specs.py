@@ -180,7 +180,9 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
     for name, option in spec.options.items():
         value = getattr(settings, name)
         unset = value is None or value is False or value in ("auto", "none")
-        if unset or ((name in settings.model_fields_set) is False and value == type(settings).model_fields[name].default):
+        if unset or (
+            (name in settings.model_fields_set) is False and value == type(settings).model_fields[name].default
+        ):
             continue
         words += [option] if value is True else [option, str(value)]
         if name == "tool_call_parser":

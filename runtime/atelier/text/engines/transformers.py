@@ -107,6 +107,11 @@ class TransformersEngine:
         return len(self._unadmitted)
 
     @property
+    def depth(self) -> int:
+        """Requests waiting or running."""
+        return len(self._jobs)
+
+    @property
     def cache_use(self) -> float:
         """Share of the key-value cache in use, 0 to 1."""
         return self._batch.used

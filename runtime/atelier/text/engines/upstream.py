@@ -37,7 +37,11 @@ def submit(engine: ProcessEngine, request: TextRequest) -> EventStream:
     if request.tools:
         raise InvalidRequest("tools need /v1/chat/completions with this engine", "tools")
     engine.admit()
-    stream = EventStream(lambda: task.cancel())
+
+    def cancel() -> None:
+        task.cancel()
+
+    stream = EventStream(cancel)
     task = asyncio.get_running_loop().create_task(_run(engine, request, stream))
     task.add_done_callback(lambda _: engine.release())
     stream.put(Queued(engine.inflight - 1, 0.0))
