@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atelier.errors import CheckpointError, PlanError
-from atelier.settings import Settings
+
+if TYPE_CHECKING:
+    from atelier.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from atelier.errors import CheckpointError
-from atelier.settings import Settings
 from atelier.text.capacity import Capacity, cache_budget, plan_capacity, token_bytes
 from atelier.text.engines import attention
 from atelier.text.engines.runner import ROW_BUCKETS, Chunk, Runner
 from atelier.text.engines.slots import SlotCache
 from atelier.text.engines.transformers import Vocabulary
+
+if TYPE_CHECKING:
+    from atelier.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.errors import GenerationFailed, InvalidRequest
-from atelier.text.request import TextRequest
+
+if TYPE_CHECKING:
+    from atelier.text.request import TextRequest
 
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write JSON: a small model left free to add white space may never stop doing so."""

@@ -51,7 +51,7 @@ class Runner:
 
     def compile(self) -> None:
         """Fuse the decode forward with the compiler; call before the first step."""
-        self._forward = torch.compile(self.model, mode="default", dynamic=False)
+        self._forward = torch.compile(self.model, dynamic=True)
 
     @torch.no_grad()
     def prefill(self, chunks: list[Chunk]) -> Tensor:

@@ -8,11 +8,13 @@ from outside. Nothing here raises on bad logits: rows that are not finite are re
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from atelier.text.request import TextRequest
+if TYPE_CHECKING:
+    from atelier.text.request import TextRequest
 
 
 @dataclass

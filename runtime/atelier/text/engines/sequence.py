@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from atelier.errors import AtelierError
 from atelier.events import Event, Failed, Finished, Likelihood, Started, Token, Usage
@@ -13,7 +14,9 @@ from atelier.streams import EventStream
 from atelier.text.engines.detokenizer import Detokenizer
 from atelier.text.engines.grammar import Grammar
 from atelier.text.engines.sampling import Row
-from atelier.text.request import TextRequest
+
+if TYPE_CHECKING:
+    from atelier.text.request import TextRequest
 
 Emit = Callable[[EventStream, Event], None]
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,7 +37,9 @@ from atelier.text.engines.grammar import Grammar, GrammarCompiler, grammar_sourc
 from atelier.text.engines.runner import Runner
 from atelier.text.engines.sampling import Row
 from atelier.text.engines.sequence import Job, Sequence
-from atelier.text.request import TextRequest
+
+if TYPE_CHECKING:
+    from atelier.text.request import TextRequest
 
 log = logging.getLogger(__name__)
 
