@@ -101,6 +101,16 @@ def settings() -> None:
     console.print(table)
 
 
+@app.command()
+def profiles() -> None:
+    """List the ready sets of values that PROFILE chooses from."""
+    from atelier.profiles import names, read
+
+    for name in names():
+        profile = read(name)
+        typer.echo(f"{name:26} {profile.gpus} x {profile.gpu_gib} GiB  {profile.description}")
+
+
 def main() -> None:
     """Run the command line; an error of ours is a line on standard error and exit code 1."""
     try:

@@ -57,19 +57,43 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """Log probability of a token, and of the likeliest tokens in its place, as (id, log probability), best first."""
+
+    id: int
+    logprob: float
+    best: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Token:
     """A piece of generated text for choice `choice`; `ids` are the token ids it came from."""
 
     choice: int
     text: str
     ids: tuple[int, ...] = ()
+    likelihoods: tuple[Likelihood, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a text request: of the prompt, of the prompt but found in the cache, and generated for all choices."""
+
+    prompt: int
+    cached: int
+    generated: int
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a request that succeeded. `timings` are seconds by stage (queue, encode, denoise, decode)."""
+    """The last event of a request that succeeded. `timings` are seconds by stage (queue, encode, denoise, decode).
+
+    A text request also has its `usage` and, by choice, the `reasons` why generation ended: stop or length.
+    """
 
     timings: dict[str, float] = field(default_factory=dict)
+    usage: Usage | None = None
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,52 +7,36 @@ import logging
 import signal
 from typing import Any
 
-from fastapi import FastAPI
 from kserve import ModelServer
 from kserve import model_server as kserve_server
 
 from atelier.errors import StartError
-from atelier.images.model import ImageModel
+from atelier.kinds import Served, serve_kind
 from atelier.protocols.faults import add_error_handlers
 from atelier.protocols.http import add_middleware
-from atelier.protocols.jobs import Jobs
-from atelier.protocols.jobs import router as jobs_router
-from atelier.protocols.kserve import KServeImageModel
 from atelier.protocols.models import router as models_router
-from atelier.protocols.openai_images import ImagesApi
-from atelier.protocols.openai_images import router as images_router
 from atelier.protocols.openapi import describe
-from atelier.protocols.predict import router as predict_router
-from atelier.protocols.results import ResultStore
 from atelier.settings import Settings
 from atelier.telemetry import Metrics
 from atelier.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
-HINT = """
-Try it:
-
-  curl -s localhost:{port}/v1/models/{name}:predict -H 'Content-Type: application/json' \\
-    -d '{{"instances": [{{"prompt": "a red circle on a blue background", "seed": 7}}]}}' \\
-    | python3 -c 'import json, sys; print(json.load(sys.stdin)["predictions"][0]["image"]["b64"])' \\
-    | base64 -d > picture.png
-"""
-
 
 class AtelierServer(ModelServer):
     """KServe's server, with a drain of our own: SIGTERM stops admission, lets work finish, then closes the ports."""
 
-    def __init__(self, model: ImageModel, settings: Settings, **options: Any) -> None:
+    def __init__(self, served: Served, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
-        self._model = model
+        self._served = served
+        self._model = served.model
         self._settings = settings
         self._failure: StartError | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     def run(self) -> int:
         """Serve until stopped; the exit code is 1 if the model could not be loaded."""
-        self.start([KServeImageModel(self._model, self._settings, self._load)])
+        self.start([self._served.adapter(self._load)])
         return 1 if self._failure else 0
 
     async def _load(self) -> None:
@@ -67,8 +51,8 @@ class AtelierServer(ModelServer):
         print(self._hint(), flush=True)
 
     def _hint(self) -> str:
-        """A command to paste, which ends with a picture on disk."""
-        return HINT.format(port=self.http_port, name=self._model.name)
+        """A command to paste, which ends with a picture on disk or an answer on the screen."""
+        return self._served.hint.format(port=self.http_port, name=self._model.name)
 
     async def _serve(self) -> None:
         # uvicorn installs its own signal handlers when it starts; give it ours to install.
@@ -97,22 +81,12 @@ def serve(settings: Settings) -> int:
         raise StartError("--workers must be 1: one process owns the device; run more replicas instead")
     options.configure_logging = False  # ours is set up already
     metrics = Metrics(Tracer.from_environment(settings.served_name))
-    model = ImageModel(settings, metrics)
-    metrics.watch(lambda: model.depth, model.device_memory)
     app = kserve_server.app
     add_middleware(app, settings)
     add_error_handlers(app)
-    add_routes(app, model, settings)
-    server = AtelierServer(model, settings, http_port=options.http_port, grpc_port=options.grpc_port)
-    return server.run()
-
-
-def add_routes(app: FastAPI, model: ImageModel, settings: Settings) -> None:
-    """Our routes, before KServe adds its own: the first that matches answers."""
-    store = ResultStore(settings.result_seconds, settings.result_bytes)
-    jobs = Jobs(model, store)
-    app.include_router(models_router(model))
-    app.include_router(predict_router(model, jobs, settings))
-    app.include_router(images_router(ImagesApi(model, jobs, store, settings)))
-    app.include_router(jobs_router(jobs))
+    served = serve_kind(settings, app, metrics)
+    metrics.watch(lambda: served.model.depth, served.model.device_memory)
+    app.include_router(models_router(served.model, served.outputs))
     describe(app)
+    server = AtelierServer(served, settings, http_port=options.http_port, grpc_port=options.grpc_port)
+    return server.run()

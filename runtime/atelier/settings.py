@@ -6,6 +6,7 @@ variables override the profile named by PROFILE, and the profile overrides the d
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Settings(BaseSettings):
     warmup_sizes: Names = Field(
         [], description="Picture sizes, such as 1024x1024, drawn before ready; compiled models add their native size."
     )
-    skip_warmup: bool = Field(False, description="Be ready without drawing; the first requests pay for it.")
+    skip_warmup: bool = Field(False, description="Be ready without warm-up; the first requests pay for it.")
     memory_fraction: float = Field(0.92, gt=0, le=1, description="Share of the device's free memory the plan may use.")
     omp_num_threads: int | None = Field(
         None, ge=1, description="CPU threads of one operation; unset: from the cgroup quota, measured at start."
@@ -95,6 +96,28 @@ class Settings(BaseSettings):
     result_bytes: int = Field(512 * 2**20, ge=2**16, description="Memory for them; the oldest give way.")
     public_url: str = Field("", description="Base of picture URLs, such as https://host; empty: the request's Host.")
 
+    # Language models
+    engine: Literal["transformers", "vllm", "sglang", "llamacpp"] = Field(
+        "transformers", description="What runs a language model: the embedded engine, or a child process."
+    )
+    engine_path: str = Field("", description="Environment folder or program of the child engine; empty: /opt/engines.")
+    engine_args: str = Field("", description="More command-line options for the child engine, verbatim.")
+    engine_force: bool = Field(False, description="Accept options in ENGINE_ARGS that are known to slow the engine.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share each layer (child engines).")
+    pipeline_parallel_size: int = Field(1, ge=1, description="GPUs that share the stack of layers (child engines).")
+    enable_expert_parallel: bool = Field(False, description="Spread experts over GPUs instead of cutting each one.")
+    max_model_len: int | None = Field(None, ge=16, description="Tokens of prompt and answer; unset: the model's own.")
+    max_num_seqs: int | None = Field(None, ge=1, description="Sequences that run at once; unset: the engine's choice.")
+    max_num_batched_tokens: int | None = Field(None, ge=16, description="Tokens of one prefill step.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory a language model may use.")
+    kv_cache_dtype: str = Field("auto", description="Type of the key-value cache of a child engine, such as fp8.")
+    tool_call_parser: str = Field("auto", description="Form of tool calls; embedded: auto, hermes, llama3_json, glm47.")
+    reasoning_parser: str = Field("auto", description="Form of reasoning; embedded: auto (<think>) or none.")
+    profile: str = Field("", description="Named set of values for a known model and GPUs; see `atelier profiles`.")
+    warmup: Annotated[list[int], NoDecode] = Field(
+        [128, 512, 2048], description="Prompt lengths run before ready, cut to the context; comma-separated."
+    )
+
     # Access and logs
     api_keys: Annotated[list[SecretStr], NoDecode] = Field([], description="Accepted bearer tokens; empty: no check.")
     allowed_image_hosts: Names = Field([], description="Hosts that input pictures may be fetched from; empty: none.")
@@ -116,7 +139,7 @@ class Settings(BaseSettings):
     aws_default_region: str = Field("us-east-1", description="S3 region.")
     aws_ca_bundle: str = Field("", description="CA file for an S3 endpoint with a private certificate.")
 
-    @field_validator("lora_paths", "default_lora", "warmup_sizes", "api_keys", mode="before")
+    @field_validator("lora_paths", "default_lora", "warmup_sizes", "warmup", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -177,10 +200,22 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: one line for each bad value: variable, value (hidden if secret) and what is allowed.
     """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    chosen = str(given.get("profile") or os.environ.get("PROFILE") or "")
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        return Settings(**(_profile_values(chosen) | given))
     except ValidationError as error:
         raise SettingsError("\n".join(_lines(error))) from None
+
+
+def _profile_values(name: str) -> dict[str, Any]:
+    """What the profile sets and no environment variable does; none without a name."""
+    if not name:
+        return {}
+    from atelier.profiles import read
+
+    present = {variable.lower() for variable in os.environ}
+    return {field: value for field, value in read(name).values.items() if field not in present}
 
 
 def _lines(error: ValidationError) -> Iterator[str]:

@@ -25,6 +25,16 @@ class EventStream:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
+    @staticmethod
+    def put_all(pairs: list[tuple[EventStream, Event]]) -> None:
+        """Add events to many streams, waking each event loop once; for engines that emit an event a row and step."""
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[EventStream, Event]]] = {}
+        for stream, event in pairs:
+            loops.setdefault(stream._loop, []).append((stream, event))
+        for loop, group in loops.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put_group, group)
+
     def cancel(self) -> None:
         """Drop the request before its next step, if it still runs."""
         if not self._ended:
@@ -39,3 +49,8 @@ class EventStream:
                 yield event
         finally:
             self.cancel()
+
+
+def _put_group(group: list[tuple[EventStream, Event]]) -> None:
+    for stream, event in group:
+        stream._queue.put_nowait(event)

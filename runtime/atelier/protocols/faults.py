@@ -21,6 +21,8 @@ OPENAI_PREFIXES = (
     "/v1/responses",
     "/v1/jobs",
     "/openai/",
+    "/tokenize",
+    "/detokenize",
 )
 
 

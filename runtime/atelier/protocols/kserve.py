@@ -46,7 +46,9 @@ class KServeImageModel(kserve.Model):
 
     def load(self) -> bool:
         """KServe calls this when a gRPC request meets a model that is not ready."""
-        raise GrpcException(StatusCode.UNAVAILABLE, f"the model {self.name} is not ready: {self._model.progress}")
+        raise GrpcException(
+            details=f"the model {self.name} is not ready: {self._model.progress}", status_code=StatusCode.UNAVAILABLE
+        )
 
     async def healthy(self) -> bool:
         return self._model.ready
@@ -74,7 +76,7 @@ class KServeImageModel(kserve.Model):
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
-            raise GrpcException(StatusCode[report(error).grpc], error.message) from error
+            raise GrpcException(details=error.message, status_code=StatusCode[report(error).grpc]) from error
 
     async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
         requests = await asyncio.to_thread(parse_v1, payload, self._settings)

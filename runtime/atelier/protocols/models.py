@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from atelier.errors import ModelUnknown
-from atelier.images.model import ImageModel
 
 
-def router(model: ImageModel) -> APIRouter:
-    """Routes that must match before KServe's own: lists in both conventions, readiness that tells what is going on."""
+class ServedModel(Protocol):
+    """What every kind of model tells of itself."""
+
+    name: str
+    ready: bool
+    progress: str
+
+    def metadata(self) -> dict[str, Any]:
+        """What the metadata route adds about this model."""
+
+
+def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
+    """Routes that must match before KServe's own: lists in both conventions, readiness that tells what is going on.
+    `outputs` maps the v2 output tensors to their types."""
     routes = APIRouter()
     created = int(time.time())
 
@@ -44,11 +55,8 @@ def router(model: ImageModel) -> APIRouter:
     async def metadata(name: str) -> dict[str, Any]:
         check_name(model, name)
         inputs = [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
-        outputs = [
-            {"name": "image", "datatype": "BYTES", "shape": [-1]},
-            {"name": "seed", "datatype": "INT64", "shape": [-1]},
-        ]
-        described = {"name": name, "platform": "atelier", "versions": [], "inputs": inputs, "outputs": outputs}
+        made = [{"name": output, "datatype": datatype, "shape": [-1]} for output, datatype in outputs.items()]
+        described = {"name": name, "platform": "atelier", "versions": [], "inputs": inputs, "outputs": made}
         return described | {"properties": model.metadata()}
 
     @routes.get("/health")
@@ -58,7 +66,7 @@ def router(model: ImageModel) -> APIRouter:
     return routes
 
 
-def check_name(model: ImageModel, name: str) -> None:
+def check_name(model: ServedModel, name: str) -> None:
     """See that a request means the served model.
 
     Raises:

@@ -1,0 +1,105 @@
+"""What kind of model MODEL_ID is, a picture model or a language model, and the classes that serve each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI
+
+from atelier.settings import Settings
+from atelier.telemetry import Metrics
+
+Kind = Literal["image", "text"]
+Load = Callable[[], Awaitable[None]]
+
+
+PICTURE_HINT = """
+Try it:
+
+  curl -s localhost:{port}/v1/models/{name}:predict -H 'Content-Type: application/json' \\
+    -d '{{"instances": [{{"prompt": "a red circle on a blue background", "seed": 7}}]}}' \\
+    | python3 -c 'import json, sys; print(json.load(sys.stdin)["predictions"][0]["image"]["b64"])' \\
+    | base64 -d > picture.png
+"""
+
+TEXT_HINT = """
+Try it:
+
+  curl -s localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "something round and red"}}]}}'
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, what makes its KServe adapter from a load function, its v2 outputs, and a command to try it with."""
+
+    model: Any
+    adapter: Callable[[Load], Any]
+    outputs: dict[str, str]
+    hint: str
+
+
+def kind_of(settings: Settings) -> Kind:
+    """TASK decides; `auto` reads the checkpoint's config, and fetches the checkpoint first if it is far away.
+
+    Raises:
+        SourceError: MODEL_ID points nowhere.
+    """
+    if settings.task != "auto":
+        return settings.task
+    from atelier.sources import fetch
+
+    path = fetch(settings)
+    if path.suffix == ".gguf" or any(path.glob("*.gguf")):
+        return "text"
+    config = path / "config.json"
+    if not config.exists() or (path / "model_index.json").exists():
+        return "image"
+    return "text" if is_language_model(config) else "image"
+
+
+def is_language_model(config: Path) -> bool:
+    """Whether a transformers config names a model that generates text."""
+    architectures = json.loads(config.read_text()).get("architectures") or []
+    return any("ForCausalLM" in name or "ForConditionalGeneration" in name for name in architectures)
+
+
+def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    """The model to serve, with its own routes mounted on `app`. A child engine speaks for itself, whatever it serves."""
+    text = settings.engine != "transformers" or kind_of(settings) == "text"
+    return (_text_model if text else _image_model)(settings, app, metrics)
+
+
+def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.protocols.kserve_text import KServeTextModel
+    from atelier.protocols.openai_text import router
+    from atelier.text.model import TextModel
+
+    model = TextModel(settings, metrics)
+    app.include_router(router(model))
+    return Served(model, lambda load: KServeTextModel(model, load), {"text": "BYTES"}, TEXT_HINT)
+
+
+def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.images.model import ImageModel
+    from atelier.protocols.jobs import Jobs
+    from atelier.protocols.jobs import router as jobs_router
+    from atelier.protocols.kserve import KServeImageModel
+    from atelier.protocols.openai_images import ImagesApi
+    from atelier.protocols.openai_images import router as images_router
+    from atelier.protocols.predict import router as predict_router
+    from atelier.protocols.results import ResultStore
+
+    model = ImageModel(settings, metrics)
+    store = ResultStore(settings.result_seconds, settings.result_bytes)
+    jobs = Jobs(model, store)
+    app.include_router(predict_router(model, jobs, settings))
+    app.include_router(images_router(ImagesApi(model, jobs, store, settings)))
+    app.include_router(jobs_router(jobs))
+    outputs = {"image": "BYTES", "seed": "INT64"}
+    return Served(model, lambda load: KServeImageModel(model, settings, load), outputs, PICTURE_HINT)

@@ -1,0 +1,338 @@
+"""The embedded engine: continuous batching of one transformers model, in a thread of its own.
+
+`submit` checks and queues; the thread admits requests into the batch, steps it, and sends events. If a step fails, the
+requests in the batch fail and the next ones are served; if steps keep failing, the engine reports itself dead. Loading
+and chat templates are left to others.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atelier.errors import (
+    AtelierError,
+    Busy,
+    Cancelled,
+    DeadlineExceeded,
+    DeviceOutOfMemory,
+    Draining,
+    GenerationFailed,
+    InvalidRequest,
+    NotReady,
+)
+from atelier.events import Event, Queued
+from atelier.streams import EventStream
+from atelier.text.engines.batch import Batch
+from atelier.text.engines.detokenizer import Detokenizer
+from atelier.text.engines.grammar import Grammar, GrammarCompiler, grammar_source
+from atelier.text.engines.runner import Runner
+from atelier.text.engines.sampling import Row
+from atelier.text.engines.sequence import Job, Sequence
+
+if TYPE_CHECKING:
+    from atelier.text.request import TextRequest
+
+log = logging.getLogger(__name__)
+
+MOST_FAILURES = 3
+"""Steps that may fail in a row before the engine gives up."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine admits: tokens of prompt and answer together, requests, and seconds of one request."""
+
+    context: int
+    queue: int
+    timeout: float
+    prefill_tokens: int = 2048
+
+
+@dataclass
+class Totals:
+    """Running counts since the start, read by metrics."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    restarts: int = 0
+    seconds: float = 1.0
+
+
+@dataclass
+class Vocabulary:
+    """The tokenizer, how many logits a step has, and the tokens that end an answer."""
+
+    tokenizer: Any
+    size: int
+    eos: frozenset[int]
+    defaults: dict[str, float] = field(default_factory=dict)
+
+
+class TransformersEngine:
+    """Serves a loaded model through `runner`; starts its thread at once."""
+
+    def __init__(self, runner: Runner, vocabulary: Vocabulary, limits: Limits) -> None:
+        self.limits = limits
+        self.totals = Totals()
+        self.dead: str | None = None
+        self._vocabulary = vocabulary
+        self._batch = Batch(runner, limits.prefill_tokens)
+        self._jobs: list[Job] = []
+        self._unadmitted: deque[Sequence] = deque()
+        self._wake = threading.Condition()
+        self._outbox: deque[tuple[EventStream, Event]] = deque()
+        self._draining = self._closed = False
+        self._failures = 0
+        self._compiler: GrammarCompiler | None = None
+        self._compilers = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._thread = self._start()
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch."""
+        return len(self._batch.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences not yet in the batch."""
+        return len(self._unadmitted)
+
+    @property
+    def depth(self) -> int:
+        """Requests waiting or running."""
+        return len(self._jobs)
+
+    @property
+    def cache_use(self) -> float:
+        """Share of the key-value cache in use, 0 to 1."""
+        return self._batch.used
+
+    def submit(self, request: TextRequest, prompt: list[int], tool_grammar: str | None = None) -> EventStream:
+        """Admit a tokenized request; call from an event loop, which will receive the events.
+
+        Raises:
+            InvalidRequest: the prompt is empty, holds unknown tokens, or does not fit the context with one token more.
+            Busy: the queue is full. Draining, NotReady: nothing is admitted any more.
+        """
+        max_tokens = self._check(request, prompt)
+        seed = random.getrandbits(32) if request.seed is None else request.seed
+        stop_ids = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self._vocabulary.eos)
+        with self._wake:
+            self._check_room()
+            job: Job
+            stream = EventStream(lambda: self._cancel(job))
+            deadline = time.monotonic() + min(request.timeout or self.limits.timeout, self.limits.timeout)
+            grammars = self._compile(request, tool_grammar)
+            job = Job(request, prompt, max_tokens, seed, stop_ids, stream, self._emit_later, deadline, grammars)
+            job.sequences = [self._sequence(job, choice) for choice in range(request.n)]
+            stream.put(Queued(len(self._unadmitted), self._wait_s()))
+            self._jobs.append(job)
+            self._unadmitted.extend(job.sequences)
+            self.totals.requests += 1
+            if not self._thread.is_alive():
+                self._thread = self._start()
+            self._wake.notify()
+        return stream
+
+    def drain(self, seconds: float) -> None:
+        """Admit nothing more and let running work end; what is left after `seconds` fails."""
+        self._draining = True
+        end = time.monotonic() + seconds
+        while self._jobs and time.monotonic() < end:
+            time.sleep(0.02)
+        with self._wake:
+            for job in self._jobs:
+                job.fail(Draining("the server is shutting down and the request did not end in time"))
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Stop the thread; what still runs fails."""
+        self.drain(0)
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+        self._compilers.shutdown(cancel_futures=True)
+
+    def _check(self, request: TextRequest, prompt: list[int]) -> int:
+        context = self.limits.context
+        if not prompt:
+            raise InvalidRequest("the prompt is empty: it needs at least one token", "prompt")
+        if not all(0 <= token < self._vocabulary.size for token in prompt):
+            raise InvalidRequest(f"prompt holds token ids outside of 0 to {self._vocabulary.size - 1}", "prompt")
+        outside = [token for token in request.logit_bias if not 0 <= token < self._vocabulary.size]
+        if outside:
+            raise InvalidRequest(f"logit_bias holds unknown token id {outside[0]}", "logit_bias")
+        if len(prompt) >= context:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt)} tokens, but this model's context holds {context} and needs at least "
+                "one for the answer: shorten the prompt or raise MAX_MODEL_LEN",
+                "prompt",
+            )
+        if request.max_tokens is not None and len(prompt) + request.max_tokens > context:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt)} tokens and max_tokens={request.max_tokens}, together more than this "
+                f"model's context of {context}: lower max_tokens to {context - len(prompt)} or less",
+                "max_tokens",
+            )
+        return request.max_tokens or context - len(prompt)
+
+    def _check_room(self) -> None:
+        if self.dead is not None:
+            raise NotReady(f"the engine stopped: {self.dead}")
+        if self._draining:
+            raise Draining("the server is shutting down and takes no new requests")
+        if len(self._jobs) >= self.limits.queue:
+            raise Busy(
+                f"{len(self._jobs)} requests are waiting or running, the limit is {self.limits.queue}",
+                max(1.0, self._wait_s()),
+            )
+
+    def _sequence(self, job: Job, choice: int) -> Sequence:
+        device = self._batch.runner.device
+        row = Row.of(job.request, self._vocabulary.defaults, (job.seed + choice) % 2**63, device)
+        if job.request.seed is None:
+            row.generator = None
+        detokenizer = Detokenizer(self._vocabulary.tokenizer, job.request.stop, job.request.skip_special_tokens)
+        return Sequence(job, choice, row, detokenizer)
+
+    def _compile(self, request: TextRequest, tool_grammar: str | None) -> Future[list[Grammar | None]]:
+        """Compile in a thread of its own: a large schema takes longer than a step."""
+        if tool_grammar is None and request.response_format.type == "text":
+            done: Future[list[Grammar | None]] = Future()
+            done.set_result([None] * request.n)
+            return done
+        return self._compilers.submit(self._grammars, request, tool_grammar)
+
+    def _grammars(self, request: TextRequest, tool_grammar: str | None) -> list[Grammar | None]:
+        if self._compiler is None:
+            vocabulary = self._vocabulary
+            self._compiler = GrammarCompiler(vocabulary.tokenizer, vocabulary.size, set(vocabulary.eos))
+        source = grammar_source(request, tool_grammar)
+        grammars = [None if source is None else self._compiler.compile(source) for _ in range(request.n)]
+        with self._wake:
+            self._wake.notify()
+        return grammars
+
+    def _wait_s(self) -> float:
+        """Seconds until a newcomer starts: the batches ahead of it, each as long as a recent request."""
+        slots = len(self._batch.slots)
+        return len(self._unadmitted) / slots * self.totals.seconds
+
+    def _cancel(self, job: Job) -> None:
+        with self._wake:
+            job.fail(Cancelled("the client went away"))
+            self._wake.notify()
+
+    def _emit_later(self, stream: EventStream, event: Event) -> None:
+        self._outbox.append((stream, event))
+
+    def _flush(self) -> None:
+        EventStream.put_all([self._outbox.popleft() for _ in range(len(self._outbox))])
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._loop, name="text-engine", daemon=True)
+        thread.start()
+        return thread
+
+    def _loop(self) -> None:
+        """Work until closed. An error that escapes a step fails the batch, not the engine."""
+        if self._batch.runner.device.type == "cuda":
+            torch.cuda.set_device(self._batch.runner.device)
+        while not self._closed:
+            try:
+                with self._wake:
+                    while not (self._closed or self._jobs or self._outbox):
+                        self._wake.wait()
+                    self._retire()
+                self._admit()
+                if self._batch.running:
+                    self._batch.step()
+                    self._failures = 0
+                else:
+                    time.sleep(0.001)
+            except BaseException as error:
+                self._recover(error)
+            self._flush()
+
+    def _admit(self) -> None:
+        """Drop what is over, then move waiting sequences into free slots, first come first served."""
+        self._batch.evict()
+        held: list[Sequence] = []
+        while self._unadmitted and not self._batch.full:
+            sequence = self._unadmitted.popleft()
+            if sequence.over:
+                continue
+            if not self._admissible(sequence):
+                held.append(sequence)
+                continue
+            self._batch.admit(sequence)
+        self._unadmitted.extendleft(reversed(held))
+
+    def _admissible(self, sequence: Sequence) -> bool:
+        """Whether its grammar is ready and, for further choices, the prompt's keys are there to be copied."""
+        job = sequence.job
+        if sequence.choice and not job.sequences[0].position:
+            return False
+        if not job.grammars.done():
+            return False
+        try:
+            sequence.grammar = job.grammars.result()[sequence.choice]
+        except Exception as error:
+            job.fail(error if isinstance(error, AtelierError) else GenerationFailed(f"response_format: {error}"))
+            return False
+        return True
+
+    def _retire(self) -> None:
+        """Forget jobs that ended or whose time is up, and count what they used; call with the lock held."""
+        now = time.monotonic()
+        for job in self._jobs:
+            if now > job.deadline:
+                job.fail(DeadlineExceeded("the request took longer than REQUEST_TIMEOUT or its own timeout allows"))
+        ended = [job for job in self._jobs if job.ended]
+        for job in ended:
+            generated = sum(len(sequence.tokens) for sequence in job.sequences)
+            self.totals.prompt_tokens += len(job.prompt) if job.started else 0
+            self.totals.cached_tokens += job.cached
+            self.totals.generated_tokens += generated
+            if job.started:
+                self.totals.seconds += 0.2 * (time.monotonic() - job.started - self.totals.seconds)
+        if ended:
+            self._jobs[:] = [job for job in self._jobs if not job.ended]
+
+    def _recover(self, error: BaseException) -> None:
+        """Fail what was in the batch, and go on with an empty one."""
+        log.error("a batch step failed; its requests fail and serving goes on", exc_info=error)
+        self._failures += 1
+        self.totals.restarts += 1
+        told = _as_failure(error)
+        for sequence in self._batch.running:
+            sequence.job.fail(told)
+        try:
+            self._batch.clear()
+        except Exception as fault:
+            self._failures = MOST_FAILURES
+            error = fault
+        if self._failures >= MOST_FAILURES:
+            self.dead = f"{self._failures} batch steps failed in a row, the last with {error}"
+            for job in self._jobs:
+                job.fail(told)
+
+
+def _as_failure(error: BaseException) -> AtelierError:
+    if isinstance(error, AtelierError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceOutOfMemory("out of device memory: lower MAX_NUM_SEQS, MAX_MODEL_LEN or MAX_NUM_BATCHED_TOKENS")
+    return GenerationFailed(f"the batch failed: {type(error).__name__}: {error}")

@@ -1,0 +1,254 @@
+"""A language model from MODEL_ID to events: fetch, load or start the engine, warm up, then serve requests.
+
+Which engine runs is this module's business; protocols see `submit`, or, for a child engine, the address to forward to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atelier.errors import InvalidRequest, NotReady
+from atelier.settings import Settings
+from atelier.streams import EventStream
+from atelier.text.engines.specs import served_paths
+from atelier.text.observer import Observer, Silent
+from atelier.text.parsing import FORMATS, AnswerParser, forced_call_grammar, format_of
+from atelier.text.request import TextRequest, make_request
+from atelier.text.template import PromptEncoder
+
+if TYPE_CHECKING:
+    from atelier.text.engines.process import ProcessEngine
+    from atelier.text.engines.transformers import TransformersEngine
+    from atelier.text.loading import Loaded
+
+log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
+"""Of one prefill step if MAX_NUM_BATCHED_TOKENS is unset: about as long as running answers may be made to wait."""
+
+
+class TextModel:
+    """One language model, served. `load()` blocks and belongs in a thread; the rest is for the event loop."""
+
+    def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
+        self.observer = observer or Silent()
+        self.name = settings.served_name
+        self.progress = "not started"
+        self.stages: dict[str, float] = {}
+        self.child: ProcessEngine | None = None
+        self.forwards = served_paths(settings) if settings.engine != "transformers" else ()
+        self._settings = settings
+        self._engine: TransformersEngine | None = None
+        self._loaded: Loaded | None = None
+        self._encoder: PromptEncoder | None = None
+        self._path = Path()
+        self._up = False
+        self._embedding = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+        if self.child is not None:
+            return self._up and self.child.healthy
+        return self._up and self._engine is not None and self._engine.dead is None
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._loaded.capacity.context if self._loaded is not None else 0
+
+    @property
+    def depth(self) -> int:
+        """Requests waiting or running."""
+        if self.child is not None:
+            return self.child.inflight
+        return self._engine.depth if self._engine is not None else 0
+
+    def device_memory(self) -> tuple[int, int]:
+        """Used and free bytes of the device; (0, 0) where there is nothing to ask, or a child owns it."""
+        import torch
+
+        device = self._loaded.runner.device if self._loaded is not None else None
+        if device is None or device.type != "cuda":
+            return 0, 0
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free, free
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids go from 0 to one less."""
+        return self._loaded.vocabulary.size if self._loaded is not None else 0
+
+    def load(self) -> None:
+        """Bring the model up to `ready`; `progress` says at every moment what is being done.
+
+        Raises:
+            StartError: the source, the checkpoint, the engine's settings or the memory stand in the way.
+        """
+        from atelier.profiles import check_profile
+        from atelier.sources import fetch
+
+        settings = self._settings
+        check_profile(settings)
+        with self._stage("source", f"fetching {settings.model_id}"):
+            self._path = fetch(settings)
+        if settings.engine == "transformers":
+            self._load_embedded()
+        else:
+            self._start_child()
+        log.info("started in %s", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items()))
+        self._up = True
+        self.progress = "ready"
+
+    async def submit(self, request: TextRequest) -> EventStream:
+        """Encode the prompt in a thread and hand the request to the engine.
+
+        Raises:
+            NotReady: the model is still loading, or its engine is down.
+            InvalidRequest, Busy, Draining: the request is refused.
+        """
+        self.check_ready()
+        if self.child is not None:
+            return self.child.submit(request)
+        assert self._engine is not None and self._encoder is not None
+        prompt = await asyncio.to_thread(self._encoder.encode, request)
+        return self._engine.submit(request, prompt, self._forced_call(request))
+
+    def parser(self, request: TextRequest) -> AnswerParser:
+        """What takes this request's answer apart."""
+        if self.child is not None or request.messages is None:
+            return AnswerParser(None, reasoning=self.child is not None)
+        template = self._encoder.template if self._encoder is not None else ""
+        offered = bool(request.tools) and request.tool_choice != "none"
+        form = FORMATS.get(format_of(template, self._settings.tool_call_parser)) if offered else None
+        return AnswerParser(form, reasoning=self._settings.reasoning_parser != "none")
+
+    async def tokenize(self, request: TextRequest) -> list[int]:
+        """The prompt's token ids as the engine would see them."""
+        return await asyncio.to_thread(self.encoder.encode, request)
+
+    async def embed(self, text: str | list[int]) -> tuple[list[float], int]:
+        """The vector of a text and how many tokens it has."""
+        from atelier.text.embeddings import embed, pooling
+
+        request = make_request(prompt=text) if isinstance(text, str) else make_request(prompt_ids=text)
+        ids = await self.tokenize(request)
+        loaded = self._loaded
+        assert loaded is not None
+        size = loaded.vocabulary.size
+        if any(not 0 <= token < size for token in ids):
+            raise InvalidRequest(f"input holds token ids outside of 0 to {size - 1}", "input")
+
+        def work() -> list[float]:
+            with self._embedding:
+                return embed(loaded.model, ids, pooling(self._path), loaded.capacity.context)
+
+        return await asyncio.to_thread(work), len(ids)
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The embedded engine's tokenizer.
+
+        Raises:
+            NotReady: it is not loaded.
+        """
+        self.check_ready()
+        if self._encoder is None:
+            raise NotReady(f"the model {self.name} has no tokenizer in this process")
+        return self._encoder
+
+    def check_ready(self) -> None:
+        """Raise NotReady unless `ready`, with what is going on."""
+        if not self.ready:
+            raise NotReady(f"the model {self.name} is not ready: {self._trouble()}")
+
+    def drain(self, seconds: float) -> None:
+        """Finish what runs, within `seconds`, and stop. Blocks."""
+        engine = self.child or self._engine
+        if engine is not None:
+            engine.drain(seconds)
+            engine.close()
+
+    def close(self) -> None:
+        """Stop at once; requests that still run fail."""
+        self.drain(0)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the model's metadata endpoint adds."""
+        shared = {"engine": self._settings.engine, "stages": self.stages}
+        if self._loaded is None:
+            return shared
+        capacity, runner = self._loaded.capacity, self._loaded.runner
+        return shared | {
+            "architecture": type(self._loaded.model).__name__,
+            "dtype": str(runner.dtype).removeprefix("torch."),
+            "device": str(runner.device),
+            "context": capacity.context,
+            "slots": capacity.slots,
+            "cache_bytes": capacity.bytes,
+        }
+
+    def _load_embedded(self) -> None:
+        with self._stage("weights", f"loading {self._path}"):
+            from atelier.hardware.devices import DeviceManager
+            from atelier.hardware.dtypes import DtypeSelector
+            from atelier.hardware.threads import set_cpu_threads
+            from atelier.sources.checkpoint import inspect
+            from atelier.text.engines.transformers import Limits, TransformersEngine
+            from atelier.text.loading import load, warm_up
+            from atelier.text.metrics import follow_engine
+
+            settings = self._settings
+            device = DeviceManager(settings).select()
+            if device.kind == "cpu":
+                set_cpu_threads(settings)
+            checkpoint = inspect(self._path, allow_pickle=settings.allow_pickle)
+            checkpoint.check()
+            dtype = DtypeSelector(device, settings).select(checkpoint).torch_dtype
+            self._loaded = load(self._path, settings, device.torch, dtype)
+        prefill = settings.max_num_batched_tokens or PREFILL_TOKENS.get(device.kind, 512)
+        if not settings.skip_warmup:
+            with self._stage("warmup", "warming up"):
+                warm_up(self._loaded.runner, settings.warmup, prefill)
+        self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer)
+        limits = Limits(self.context, settings.max_queue_size, settings.request_timeout, prefill)
+        self._engine = TransformersEngine(self._loaded.runner, self._loaded.vocabulary, limits)
+        follow_engine(self.name, self._engine)
+
+    def _start_child(self) -> None:
+        from atelier.text.engines.process import ProcessEngine
+
+        settings = self._settings
+        self.child = ProcessEngine(settings, self._path, self.name)
+        with self._stage("weights", f"starting {settings.engine}"):
+            self.child.start()
+        if not settings.skip_warmup:
+            with self._stage("warmup", "warming up"):
+                self.child.warm_up()
+
+    def _forced_call(self, request: TextRequest) -> str | None:
+        assert self._encoder is not None and self._loaded is not None
+        form = format_of(self._encoder.template, self._settings.tool_call_parser)
+        special = set(self._loaded.vocabulary.tokenizer.get_added_vocab())
+        return forced_call_grammar(request, form, special)
+
+    def _trouble(self) -> str:
+        if self._engine is not None and self._engine.dead:
+            return self._engine.dead
+        return self.child.trouble if self.child is not None and self._up else self.progress
+
+    @contextmanager
+    def _stage(self, name: str, progress: str) -> Iterator[None]:
+        """Time one stage of the start."""
+        self.progress = progress
+        begun = time.monotonic()
+        yield
+        self.stages[name] = time.monotonic() - begun
+        self.observer.loaded(name, self.stages[name])

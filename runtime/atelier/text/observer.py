@@ -1,0 +1,32 @@
+"""What a language model reports about its start and its requests; telemetry implements it, and nothing here knows how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from atelier.events import Event
+
+
+class Observer(Protocol):
+    """Told of every stage of the start, every refusal, and every event of a request."""
+
+    def loaded(self, stage: str, seconds: float) -> None:
+        """A stage of the start is done."""
+
+    def refused(self, protocol: str, error: BaseException) -> None:
+        """A request was not admitted."""
+
+    def request(self, protocol: str) -> Callable[[Event], None]:
+        """A request was admitted; its events go to what this returns."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def loaded(self, stage: str, seconds: float) -> None: ...
+
+    def refused(self, protocol: str, error: BaseException) -> None: ...
+
+    def request(self, protocol: str) -> Callable[[Event], None]:
+        return lambda event: None

@@ -1,0 +1,115 @@
+"""What a client may ask of a language model: one type that every protocol translates into.
+
+Bounds are checked here, field by field; whether the prompt fits the context is checked by the engine, which knows it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from atelier.errors import InvalidRequest
+
+ToolChoice = Literal["auto", "none", "required"]
+
+
+class ResponseFormat(BaseModel):
+    """The form an answer must have: free text, any JSON object, or JSON of a schema."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and not isinstance((self.json_schema or {}).get("schema"), dict):
+            raise ValueError("json_schema needs an object `schema`")
+        return self
+
+
+class TextRequest(BaseModel):
+    """One generation. Exactly one of `prompt`, `prompt_ids` and `messages` is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: ToolChoice | str = "auto"
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float = Field(0, ge=-2, le=2)
+    frequency_penalty: float = Field(0, ge=-2, le=2)
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    n: int = Field(1, ge=1, le=64)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat = ResponseFormat()
+    timeout: float | None = Field(None, gt=0)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return () if value is None else (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _short_list(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > 16 or any(not text for text in value):
+            raise ValueError("at most 16 stop strings, none of them empty")
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bias_range(cls, value: dict[int, float]) -> dict[int, float]:
+        if len(value) > 1024 or any(not -100 <= bias <= 100 for bias in value.values()):
+            raise ValueError("at most 1024 entries, each between -100 and 100")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextRequest:
+        given = [name for name in ("prompt", "prompt_ids", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of prompt and messages, not {len(given)} of them")
+        if self.messages is not None and not self.messages:
+            raise ValueError("messages must not be empty")
+        named = self.tool_choice not in ("auto", "none", "required")
+        if named and self.tool_choice not in tool_names(self.tools):
+            raise ValueError(f"tool_choice names {self.tool_choice!r}, which is not among the tools")
+        if self.tool_choice == "required" and not self.tools:
+            raise ValueError("tool_choice is required but there are no tools")
+        return self
+
+
+def tool_names(tools: tuple[dict[str, Any], ...]) -> list[str]:
+    """Names of the functions offered."""
+    return [str(tool.get("function", {}).get("name", "")) for tool in tools]
+
+
+def make_request(**fields: Any) -> TextRequest:
+    """Build a request from a protocol's fields; fields that are None count as not given.
+
+    Raises:
+        InvalidRequest: names the first bad field, its value and what is allowed.
+    """
+    try:
+        return TextRequest(**{name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in fault["loc"]) or None
+        reason = fault["msg"].removeprefix("Value error, ")
+        said = reason if field is None else f"{field}={fault['input']!r} is not valid: {reason}"
+        raise InvalidRequest(said, field) from None

@@ -1,0 +1,97 @@
+"""Prompts to token ids: plain text, ready ids, and chat messages through the checkpoint's own chat template."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from atelier.errors import InvalidRequest
+from atelier.text.request import TextRequest
+
+
+class PromptEncoder:
+    """Encodes requests with one tokenizer. Thread-safe; takes milliseconds for long prompts, so call it in a thread."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def template(self) -> str:
+        """The chat template's source, or empty."""
+        return self._tokenizer.chat_template or ""
+
+    def encode(self, request: TextRequest) -> list[int]:
+        """Token ids of the request's prompt.
+
+        Raises:
+            InvalidRequest: there is no chat template, it refuses the messages, or a part is not text.
+        """
+        if request.prompt_ids is not None:
+            return list(request.prompt_ids)
+        if request.prompt is not None:
+            return list(self._tokenizer(request.prompt).input_ids)
+        return list(self._tokenizer(self.render(request), add_special_tokens=False).input_ids)
+
+    def render(self, request: TextRequest) -> str:
+        """The messages as one text, ready for the model's answer."""
+        if not self.template:
+            raise InvalidRequest("this model has no chat template: use /v1/completions with a prompt", "messages")
+        messages = [_plain(message, index) for index, message in enumerate(request.messages or ())]
+        tools = None if request.tool_choice == "none" else list(request.tools) or None
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=True, **request.template_arguments
+                )
+            )
+        except Exception as error:  # templates raise whatever their author chose, and jinja its own classes
+            raise InvalidRequest(f"the chat template refuses these messages: {error}", "messages") from error
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids, special tokens included."""
+        return str(self._tokenizer.decode(ids))
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Text of each id by itself."""
+        return [str(self._tokenizer.decode([token])) for token in ids]
+
+
+def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """A message as templates expect it: text content, `system` for `developer`, tool arguments as an object."""
+    if not isinstance(message.get("role"), str):
+        raise InvalidRequest(f"messages.{index}.role is missing", f"messages.{index}.role")
+    role = "system" if message["role"] == "developer" else message["role"]
+    plain = dict(message) | {"role": role, "content": _text(message.get("content"), index)}
+    if message.get("tool_calls"):
+        plain["tool_calls"] = [_with_object(call, index) for call in message["tool_calls"]]
+    return plain
+
+
+def _text(content: Any, index: int) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest(f"messages.{index}.content must be text or a list of parts", f"messages.{index}.content")
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise InvalidRequest(
+                f"messages.{index}.content has a part of type {kind}; this model reads text only",
+                f"messages.{index}.content",
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _with_object(call: Any, index: int) -> dict[str, Any]:
+    try:
+        function = dict(call["function"])
+        if isinstance(function.get("arguments"), str):
+            function["arguments"] = json.loads(function["arguments"] or "{}")
+        return {**call, "function": function}
+    except (KeyError, TypeError, ValueError) as error:
+        field = f"messages.{index}.tool_calls"
+        raise InvalidRequest(f"{field} is not a list of function calls with JSON arguments: {error}", field) from None

@@ -1,0 +1,78 @@
+"""A real `atelier serve` in a process of its own, for tests with real clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Server:
+    """Where a server listens, and its process."""
+
+    url: str
+    grpc: str
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def metric(self, name: str) -> float:
+        """The value of a gauge or counter of this model."""
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            if line.startswith(f"{name}{{") and f'model="{self.name}"' in line:
+                return float(line.split()[-1])
+        raise KeyError(name)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(
+    model: Path, log: Path, name: str = "tiny", module: str = "atelier", ready_s: float = 60, **settings: str
+) -> Iterator[Server]:
+    """Start a server, wait until it is ready, and stop it afterwards."""
+    rest, grpc = free_port(), free_port()
+    environment = os.environ | {"MODEL_ID": str(model), "MODEL_NAME": name, "OMP_NUM_THREADS": "1"} | settings
+    environment["PYTHONPATH"] = f"{ROOT / 'runtime'}:{ROOT}"
+    command = [sys.executable, "-m", module, "serve", "--http_port", str(rest), "--grpc_port", str(grpc)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        server = Server(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}", name, process, log)
+        try:
+            _wait(server, ready_s)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(server: Server, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{server.url}/v2/models/{server.name}/ready").status_code == 200:
+                return
+        if server.process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise RuntimeError(f"the server is not ready:\n{server.log.read_text()[-4000:]}")

@@ -1,0 +1,70 @@
+"""The Messages API on a real server, asked by Anthropic's own client."""
+
+from __future__ import annotations
+
+import anthropic
+import pytest
+
+from tests.text.running import Server
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"size": {"enum": ["small", "large"]}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
+TOOL = {"name": "generate_image", "description": "Draw", "input_schema": SCHEMA}
+ASK = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+
+
+def test_a_message_has_text_usage_and_a_reason(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(model="tiny", max_tokens=8, system="be brief", messages=ASK)
+    assert message.content[0].type == "text"
+    assert message.usage.output_tokens <= 8
+    assert message.stop_reason in ("max_tokens", "end_turn")
+
+
+def test_a_streamed_message_says_the_same(client: anthropic.Anthropic) -> None:
+    wanted = {"model": "tiny", "max_tokens": 16, "messages": ASK, "extra_body": {"temperature": 0}}
+    whole = client.messages.create(**wanted)
+    with client.messages.stream(**wanted) as stream:
+        streamed = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert streamed == whole.content[0].text
+    assert final.stop_reason == whole.stop_reason
+
+
+def test_a_required_tool_comes_as_a_block(client: anthropic.Anthropic) -> None:
+    wanted = {"model": "tiny", "max_tokens": 100, "messages": ASK, "tools": [TOOL], "tool_choice": {"type": "any"}}
+    message = client.messages.create(**wanted)
+    assert message.stop_reason == "tool_use"
+    assert message.content[-1].name == "generate_image"
+    assert message.content[-1].input["size"] in ("small", "large")
+    turns = [
+        *ASK,
+        {"role": "assistant", "content": [block.model_dump() for block in message.content]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": message.content[-1].id, "content": "ok"}]},
+    ]
+    assert client.messages.create(model="tiny", max_tokens=4, messages=turns, tools=[TOOL]).usage.output_tokens <= 4
+
+
+def test_tokens_are_counted_without_an_answer(client: anthropic.Anthropic) -> None:
+    short = client.messages.count_tokens(model="tiny", messages=ASK).input_tokens
+    assert client.messages.count_tokens(model="tiny", system="more", messages=ASK).input_tokens > short
+
+
+def test_errors_have_anthropics_shape(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as refused:
+        client.messages.create(model="other", max_tokens=4, messages=ASK)
+    assert refused.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError, match="document"):
+        client.messages.create(
+            model="tiny",
+            max_tokens=4,
+            messages=[{"role": "user", "content": [{"type": "document", "source": {"type": "text", "data": "x"}}]}],
+        )

@@ -1,0 +1,65 @@
+"""KServe's v1 and v2 protocols over REST and gRPC, with KServe's and Triton's clients."""
+
+from __future__ import annotations
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from tests.text.running import Server
+
+
+def test_v1_answers_one_prediction_an_instance_in_order(server: Server) -> None:
+    body = {
+        "instances": [{"prompt": "one"}, {"messages": [{"role": "user", "content": "two"}]}],
+        "parameters": {"max_tokens": 4, "temperature": 0},
+    }
+    answer = httpx.post(f"{server.url}/v1/models/tiny:predict", json=body)
+    first, second = answer.json()["predictions"]
+    assert first["prompt"] == "one"
+    assert first["text"]
+    assert second["usage"]["completion_tokens"] <= 4
+
+
+def test_v1_names_the_field_that_is_wrong(server: Server) -> None:
+    body = {"instances": [{"prompt": "x", "temprature": 1}]}
+    answer = httpx.post(f"{server.url}/v1/models/tiny:predict", json=body)
+    assert answer.status_code == 400
+    assert "instances[0].temprature" in answer.json()["error"]
+
+
+def _inputs(module: object, prompts: list[str]) -> list[object]:
+    tensor = module.InferInput("prompt", [len(prompts)], "BYTES")
+    tensor.set_data_from_numpy(np.array([prompt.encode() for prompt in prompts], dtype=object))
+    return [tensor]
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_v2_answers_a_text_a_prompt(server: Server, transport: str) -> None:
+    module = triton_http if transport == "http" else triton_grpc
+    url = server.url.removeprefix("http://") if transport == "http" else server.grpc
+    client = module.InferenceServerClient(url)
+    parameters = {"max_tokens": 6, "temperature": 0, "seed": 1} if transport == "http" else {"max_tokens": 6, "seed": 1}
+    reply = client.infer("tiny", _inputs(module, ["one", "two"]), parameters=parameters)
+    assert reply.as_numpy("text").shape == (2,)
+    assert {str(reason).strip("b'") for reason in reply.as_numpy("finish_reason")} <= {"length", "stop"}
+    client.close()
+
+
+def test_v2_errors_have_grpc_codes(server: Server) -> None:
+    client = triton_grpc.InferenceServerClient(server.grpc)
+    with pytest.raises(InferenceServerException) as refused:
+        client.infer("tiny", _inputs(triton_grpc, ["x" * 600]))
+    assert "512" in refused.value.message()
+    assert "INVALID_ARGUMENT" in str(refused.value.status())
+    client.close()
+
+
+def test_metadata_tells_inputs_outputs_and_the_engine(server: Server) -> None:
+    described = httpx.get(f"{server.url}/v2/models/tiny").json()
+    assert [tensor["name"] for tensor in described["outputs"]] == ["text"]
+    assert described["properties"]["context"] == 512
+    assert described["properties"]["slots"] == 8
