@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -32,6 +33,11 @@ from atelier.images.verifier import Verifier
 from atelier.streams import EventStream
 
 log = logging.getLogger(__name__)
+
+# Latent positions of one decoder call, 64 pixels each with the usual VAE: one picture of 1024 x 1024, four of 512 x 512.
+# A decoder is busy with that; eight large pictures at once need many gigabytes and leave the 32-bit index range of the
+# fast convolutions, which made them slower than one by one on an H200.
+DECODE_POSITIONS = 128 * 128
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ class ImageEngine:
         if not waiting:
             return []
         oldest, group, rows = waiting[0], [], 0
-        limit = self._caps.get(oldest.key, self._limits.rows)
+        limit = min(self._caps.get(oldest.key, self._limits.rows), _decode_limit(oldest.parked))
         for drawing in waiting:
             if drawing is oldest or (drawing.key == oldest.key and rows + drawing.rows <= limit):
                 group.append(drawing)
@@ -270,6 +276,13 @@ class ImageEngine:
         drawing.parked_at = next(self._ticks)
         if drawing.done:
             self._drawings.remove(drawing)
+
+
+def _decode_limit(call: Call | None) -> float:
+    """Rows that a decoder takes at once; other modules are limited by rows alone."""
+    if call is None or call.gate.stage is not Stage.DECODE:
+        return math.inf
+    return max(1, DECODE_POSITIONS // call.layout.positions)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -49,6 +49,12 @@ class Layout:
         tensors = (leaf for leaf in self.leaves if torch.is_tensor(leaf))
         return next(("x".join(map(str, tensor.shape[1:])) for tensor in tensors if tensor.dim() > 1), "")
 
+    @property
+    def positions(self) -> int:
+        """Height times width of the first tensor's last two axes."""
+        tensors = (leaf for leaf in self.leaves if torch.is_tensor(leaf))
+        return next((tensor.shape[-1] * tensor.shape[-2] for tensor in tensors if tensor.dim() > 2), 1)
+
 
 class Stacker:
     """Takes calls of one function apart and puts them together again."""
