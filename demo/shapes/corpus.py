@@ -32,7 +32,8 @@ def make_corpus(scenes: int, seed: int) -> Corpus:
     """`scenes` scenes, made by all cores; the same for the same arguments on any machine."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     shards = [(seed * 1_000_003 + start, min(_SHARD, scenes - start)) for start in range(0, scenes, _SHARD)]
-    with get_context("forkserver").Pool(min(len(shards), os.cpu_count() or 1)) as pool:
+    workers = max(1, (os.cpu_count() or 1) - 2)  # the accelerator has its own two
+    with get_context("forkserver").Pool(min(len(shards), workers)) as pool:
         parts = pool.starmap(_shard, shards)
     return Corpus(np.concatenate([p.codes for p in parts]), np.concatenate([p.tokens for p in parts]))
 

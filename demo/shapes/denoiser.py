@@ -1,6 +1,6 @@
 """The transformer and both text encoders as training sees them: tokens, noisy latents and noise levels to a loss.
 
-With its T5 muted the pipeline pads every prompt with zero embeddings, 256 by default. They are equal in every layer (the
+With its T5 muted the pipeline pads every prompt with zero embeddings, 256 by default. They are equal in every layer (a
 context has no positions), so training carries STAND_INS of them and adds log(count / STAND_INS) to their attention
 scores: exactly the same function at a third of the cost, and one that learns any count, drawn per sample.
 """

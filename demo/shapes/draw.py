@@ -7,6 +7,7 @@ travels as a row of CODE_LENGTH small integers (`encode`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def encode(scene: Scene) -> list[int]:
     return row + [0] * (CODE_LENGTH - len(row))
 
 
-def place(codes: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def place(codes: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Places for scenes `codes` (N, CODE_LENGTH).
 
     Returns (N, 3, 3) of x, y and half extent in pixels, and (N,) whether a place was found.
@@ -52,11 +53,11 @@ def place(codes: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
     def uniform(*shape: int) -> torch.Tensor:
         return torch.rand(n, _CANDIDATES, *shape, generator=generator, device=device)
 
-    ranges = torch.tensor([_EXTENTS[False], _EXTENTS[True]], device=device)[(codes[:, 0] == 3).long()]  # N 3 2
-    low, high = torch.gather(ranges, 1, codes[:, [4, 7, 10], None].expand(-1, -1, 2))[:, None].unbind(-1)
+    extents, towards, _ = _tables(device)
+    ranges = extents[(codes[:, 0] == 3).long()]  # N 3 2
+    low, high = torch.gather(ranges, 1, codes[:, 4:11:3, None].expand(-1, -1, 2))[:, None].unbind(-1)
     extent = (low + (high - low) * uniform(3)) * present[:, None]  # N C 3
 
-    towards = torch.tensor(_TOWARDS, device=device)
     shared = codes[:, 12, None]  # the thing that thing 2 is tied to
     middle = torch.gather(extent, 2, shared[:, None].expand(-1, _CANDIDATES, 1))[..., 0]
     steps = []
@@ -86,22 +87,28 @@ def place(codes: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor
     return layout[torch.arange(n, device=device), chosen], fits.any(1)
 
 
+@lru_cache
+def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Extents (2, 3, 2), directions (4, 2) and palette (10, 3) in -1..1; kept, as a recorded step may not copy them."""
+    extents = torch.tensor([_EXTENTS[False], _EXTENTS[True]], device=device)
+    palette = torch.tensor([PALETTE[name] for name in COLOURS], device=device) / 127.5 - 1.0
+    return extents, torch.tensor(_TOWARDS, device=device), palette
+
+
 def paint(codes: torch.Tensor, layout: torch.Tensor) -> torch.Tensor:
     """Pictures (N, 3, 128, 128) in -1..1 of scenes `codes` at `layout` from `place`."""
     codes, device = codes.long(), codes.device
-    palette = torch.tensor([PALETTE[c] for c in COLOURS], device=device, dtype=torch.float32) / 127.5 - 1.0
+    palette = _tables(device)[2]
     grid = torch.arange(PIXELS, device=device, dtype=torch.float32) + 0.5
     picture = palette[codes[:, 1]][:, :, None, None].expand(-1, -1, PIXELS, PIXELS)
     for k in range(3):
         x0, y0, extent = (v[:, None, None] for v in layout[:, k].unbind(-1))
         size = extent.clamp(min=1.0)
         x, y = (grid[None, None, :] - x0) / size, (grid[None, :, None] - y0) / size
-        x, y = torch.broadcast_tensors(x, y)
-        shape = codes[:, 3 + 3 * k]
-        level = torch.empty_like(x)
-        for index, name in enumerate(SHAPES):
-            rows = (shape == index).nonzero()[:, 0]
-            level[rows] = FORMS[name](x[rows], y[rows])
+        shape = codes[:, 3 + 3 * k, None, None]
+        level = FORMS[SHAPES[0]](x, y)
+        for index, name in enumerate(SHAPES[1:], start=1):
+            level = torch.where(shape == index, FORMS[name](x, y), level)
         cover = (0.5 - level * size).clamp(0.0, 1.0) * (codes[:, 0] > k)[:, None, None]
         colour = palette[codes[:, 2 + 3 * k]][:, :, None, None]
         picture = torch.lerp(picture, colour.expand_as(picture), cover[:, None])

@@ -13,30 +13,35 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """For two-dimensional parameters only; give everything else to AdamW."""
+    """For matrices and convolution kernels (taken as matrices of one row per output); AdamW has the rest.
+
+    `lr` is a scalar tensor on the parameters' device, so that a recorded step can be given another rate.
+    """
 
     def __init__(
-        self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.05
+        self, params: Iterable[torch.nn.Parameter], lr: torch.Tensor, momentum: float = 0.95, weight_decay: float = 0.05
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                gradients = [parameter.grad for parameter in parameters]
+            for parameters in by_shape.values():
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 states = [self.state[parameter] for parameter in parameters]
                 for state, parameter in zip(states, parameters, strict=True):
-                    state.setdefault("momentum", torch.zeros_like(parameter))
+                    if "momentum" not in state:
+                        state["momentum"] = torch.zeros_like(parameter)
                 buffers = [state["momentum"] for state in states]
                 torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
-                nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-                update = orthogonalise(torch.stack(nesterov))
+                nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+                update = orthogonalise(nesterov.flatten(2))
+                scale = group["lr"] * (-0.2 * max(update.shape[1:]) ** 0.5)
                 torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(update.unbind()), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                torch._foreach_add_(parameters, list((update * scale).view_as(nesterov).unbind()))
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
