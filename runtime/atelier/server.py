@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from kserve import ModelServer
 from kserve import model_server as kserve_server
+from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
 
 from atelier.errors import StartError
 from atelier.images.model import ImageModel
@@ -17,7 +18,7 @@ from atelier.protocols.faults import add_error_handlers
 from atelier.protocols.http import add_middleware
 from atelier.protocols.jobs import Jobs
 from atelier.protocols.jobs import router as jobs_router
-from atelier.protocols.kserve import KServeImageModel
+from atelier.protocols.kserve import KServeImageModel, OneModel
 from atelier.protocols.models import router as models_router
 from atelier.protocols.openai_images import ImagesApi
 from atelier.protocols.openai_images import router as images_router
@@ -29,6 +30,8 @@ from atelier.telemetry import Metrics
 from atelier.tracing import Tracer
 
 log = logging.getLogger(__name__)
+
+UNLIMITED = -1  # as gRPC says it
 
 HINT = """
 Try it:
@@ -44,7 +47,7 @@ class AtelierServer(ModelServer):
     """KServe's server, with a drain of our own: SIGTERM stops admission, lets work finish, then closes the ports."""
 
     def __init__(self, model: ImageModel, settings: Settings, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(registered_models=OneModel(), **options)
         self._model = model
         self._settings = settings
         self._failure: StartError | None = None
@@ -96,6 +99,10 @@ def serve(settings: Settings) -> int:
     if options.workers != 1:
         raise StartError("--workers must be 1: one process owns the device; run more replicas instead")
     options.configure_logging = False  # ours is set up already
+    if options.grpc_max_receive_message_length == MAX_GRPC_MESSAGE_LENGTH:  # not given: the limit that HTTP bodies have
+        options.grpc_max_receive_message_length = settings.max_body_bytes
+    if options.grpc_max_send_message_length == MAX_GRPC_MESSAGE_LENGTH:  # its 8 MiB are fewer than eight pictures need
+        options.grpc_max_send_message_length = UNLIMITED
     metrics = Metrics(Tracer.from_environment(settings.served_name))
     model = ImageModel(settings, metrics)
     metrics.watch(lambda: model.depth, model.device_memory)
