@@ -9,11 +9,13 @@ from typing import Any
 
 from kserve import ModelServer
 from kserve import model_server as kserve_server
+from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
 
 from atelier.errors import StartError
 from atelier.kinds import Served, serve_kind
 from atelier.protocols.faults import add_error_handlers
 from atelier.protocols.http import add_middleware
+from atelier.protocols.kserve import OneModel
 from atelier.protocols.models import router as models_router
 from atelier.protocols.openapi import describe
 from atelier.settings import Settings
@@ -22,12 +24,14 @@ from atelier.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
+UNLIMITED = -1  # as gRPC says it
+
 
 class AtelierServer(ModelServer):
     """KServe's server, with a drain of our own: SIGTERM stops admission, lets work finish, then closes the ports."""
 
     def __init__(self, served: Served, settings: Settings, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(registered_models=OneModel(), **options)
         self._served = served
         self._model = served.model
         self._settings = settings
@@ -80,6 +84,10 @@ def serve(settings: Settings) -> int:
     if options.workers != 1:
         raise StartError("--workers must be 1: one process owns the device; run more replicas instead")
     options.configure_logging = False  # ours is set up already
+    if options.grpc_max_receive_message_length == MAX_GRPC_MESSAGE_LENGTH:  # not given: the limit that HTTP bodies have
+        options.grpc_max_receive_message_length = settings.max_body_bytes
+    if options.grpc_max_send_message_length == MAX_GRPC_MESSAGE_LENGTH:  # its 8 MiB are fewer than eight pictures need
+        options.grpc_max_send_message_length = UNLIMITED
     metrics = Metrics(Tracer.from_environment(settings.served_name))
     app = kserve_server.app
     add_middleware(app, settings)

@@ -139,7 +139,9 @@ class Settings(BaseSettings):
     aws_default_region: str = Field("us-east-1", description="S3 region.")
     aws_ca_bundle: str = Field("", description="CA file for an S3 endpoint with a private certificate.")
 
-    @field_validator("lora_paths", "default_lora", "warmup_sizes", "warmup", "api_keys", mode="before")
+    @field_validator(
+        "lora_paths", "allowed_image_hosts", "default_lora", "warmup_sizes", "warmup", "api_keys", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -106,6 +106,11 @@ class ImageEngine:
         return stream
 
     @property
+    def places(self) -> int:
+        """Requests that may be waiting or running at once."""
+        return self._limits.queue
+
+    @property
     def depth(self) -> int:
         """Requests waiting or running."""
         return len(self._drawings) + len(self._inbox)

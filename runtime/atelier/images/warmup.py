@@ -46,7 +46,7 @@ async def _draw(engine: ImageEngine, pipeline: Any, size: dict[str, int], count:
     steps = {"num_inference_steps": STEPS} if "num_inference_steps" in accepted(pipeline) else {}
     output = {"output_type": "pt" if hasattr(pipeline, "image_processor") else "np"}
     streams = []
-    for index in range(count):
+    for index in range(min(count, engine.places)):
         arguments = {"prompt": PROMPTS[index % 2], **size, **steps, **output}
         streams.append(engine.submit(Job(pipeline, arguments, index, 1, deadline=float("inf")), "warm-up"))
     for stream in streams:

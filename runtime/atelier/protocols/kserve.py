@@ -25,6 +25,21 @@ PICTURE_FIELDS = ("image", "mask_image")
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 
 
+class OneModel(kserve.ModelRepository):
+    """KServe's registry, for a server that keeps its model until it ends."""
+
+    def unload(self, name: str) -> None:
+        """Refuse: an unloaded model could not come back.
+
+        Raises:
+            KeyError: there is no such model.
+            InvalidInput: there is.
+        """
+        if name not in self.models:
+            raise KeyError(name)
+        raise kserve.errors.InvalidInput(f"{name}: this server has one model and keeps it; stop the server instead")
+
+
 class KServeImageModel(kserve.Model):
     """The model as KServe's data plane sees it. `ImageModel` does the work."""
 
@@ -46,9 +61,8 @@ class KServeImageModel(kserve.Model):
 
     def load(self) -> bool:
         """KServe calls this when a gRPC request meets a model that is not ready."""
-        raise GrpcException(
-            details=f"the model {self.name} is not ready: {self._model.progress}", status_code=StatusCode.UNAVAILABLE
-        )
+        told = f"the model {self.name} is not ready: {self._model.progress}"
+        raise GrpcException(status_code=StatusCode.UNAVAILABLE, details=told)
 
     async def healthy(self) -> bool:
         return self._model.ready
@@ -76,7 +90,7 @@ class KServeImageModel(kserve.Model):
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
-            raise GrpcException(details=error.message, status_code=StatusCode[report(error).grpc]) from error
+            raise GrpcException(status_code=StatusCode[report(error).grpc], details=error.message) from error
 
     async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
         requests = await asyncio.to_thread(parse_v1, payload, self._settings)
