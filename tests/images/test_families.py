@@ -11,7 +11,7 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from tests import tiny_classics, tiny_families, tiny_pipelines
-from tests.gallery import Exhibit, Gallery, difference, draw_bare
+from tests.gallery import Exhibit, difference, draw_bare, showing
 
 BUILDERS = tiny_pipelines.FAMILIES | tiny_families.FAMILIES | tiny_classics.FAMILIES
 
@@ -78,13 +78,6 @@ def requests_of(family: Family) -> list[dict[str, Any]]:
     return requests
 
 
-@pytest.fixture(scope="module")
-def gallery() -> Iterator[Gallery]:
-    opened = Gallery()
-    yield opened
-    opened.close()
-
-
 @dataclass(frozen=True)
 class Shown:
     family: Family
@@ -93,11 +86,9 @@ class Shown:
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
-def shown(
-    request: pytest.FixtureRequest, gallery: Gallery, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shown]:
+def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     checkpoint = request.param.build(tmp_path_factory.mktemp("checkpoints"))
-    with gallery.showing(checkpoint) as exhibit:
+    with showing(checkpoint) as exhibit:
         yield Shown(request.param, checkpoint, exhibit)
 
 
