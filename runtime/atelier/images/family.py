@@ -13,6 +13,9 @@ from atelier.images.request import ImageRequest
 # Pipelines with this prefix of attribute exchange the attention processors of the shared denoiser while they run.
 EXCHANGES_PROCESSORS = "pag_applied_layers"
 
+# They go with any model that DDIM goes with, though DDIM does not say so; distilled adapters need them.
+FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
+
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 
 
@@ -74,6 +77,8 @@ def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
     current = pipeline.scheduler
     own = type(current).__name__
     kin = FLOW_SCHEDULERS if own in FLOW_SCHEDULERS else tuple(getattr(current, "_compatibles", ()))
+    if "DDIMScheduler" in kin:
+        kin += FEW_STEP_SCHEDULERS
     allowed = sorted({own, *kin})
     if name not in allowed:
         raise InvalidRequest(f"{field}: {name!r} does not fit this model; allowed: {', '.join(allowed)}", field)
