@@ -1,5 +1,5 @@
-"""A model behind the server's own routes, in a thread of the test process, for tests that go through a lot of checkpoints: a
-server process for each, as `conftest.py` starts them, would take most of the tests' time."""
+"""A model behind the server's own predict route, in a thread of the test process, for tests that go through a lot of
+checkpoints: a server process for each, as `conftest.py` starts them, would take most of the tests' time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from atelier.images.model import ImageModel
 from atelier.images.observer import Silent
 from atelier.protocols.faults import add_error_handlers
 from atelier.protocols.http import add_middleware
-from atelier.server import add_routes
+from atelier.protocols.jobs import Jobs
+from atelier.protocols.predict import router
+from atelier.protocols.results import ResultStore
 from atelier.settings import Settings
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -71,7 +73,7 @@ def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     app = FastAPI()
     add_middleware(app, chosen)
     add_error_handlers(app)
-    add_routes(app, model, chosen)
+    app.include_router(router(model, Jobs(model, ResultStore(chosen.result_seconds, chosen.result_bytes)), chosen))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -29,7 +30,7 @@ from tests.protocols.pictures import striped, white_box
 from tests.tiny_families import flux_kontext
 from tests.tiny_pipelines import stable_diffusion_1, stable_diffusion_xl
 
-FIELDS = {"prompt": "a red cat", "seed": 5, "num_inference_steps": 3, "width": 32, "height": 32}
+FIELDS = {"prompt": "a red cat", "seed": 5, "num_inference_steps": 4, "width": 32, "height": 32}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,20 @@ def test_a_scheduler_by_name_serves_every_request(folder: Path, bare: DiffusionP
     few.set_progress_bar_config(disable=True)
     with showing(folder, scheduler="LCMScheduler") as exhibit:
         assert difference(exhibit.draw(FIELDS)[0], draw_bare(few, **FIELDS)) <= 1
+
+
+def test_every_scheduler_on_offer_draws_what_it_draws_alone(folder: Path, bare: DiffusionPipeline) -> None:
+    with showing(folder, max_images_per_request=64, max_batch_size=64) as exhibit:
+        refusal = exhibit.post(FIELDS | {"scheduler": "NoScheduler"})
+        assert refusal.status_code == 400
+        names = refusal.json()["error"].split("allowed: ")[1].split(", ")
+        assert len(names) > 10
+        drawn = exhibit.draw(*({"scheduler": name} for name in names), **FIELDS)
+    for name, picture in zip(names, drawn, strict=True):
+        pipeline = StableDiffusionPipeline.from_pipe(bare)
+        pipeline.scheduler = getattr(diffusers, name).from_config(bare.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        assert difference(picture, draw_bare(pipeline, **FIELDS)) <= 1, name
 
 
 def test_a_scheduler_of_another_kind_stops_the_start(folder: Path) -> None:

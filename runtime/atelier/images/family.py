@@ -67,7 +67,8 @@ def restorer(pipeline: Any) -> Callable[[], None]:
 
 
 def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
-    """A scheduler of class `name`, configured as the pipeline's own.
+    """A scheduler of class `name`, configured as the pipeline's own. Those that need a library which is not installed, a
+    placeholder with `_backends` in diffusers, are not on offer.
 
     Raises:
         InvalidRequest: no such scheduler, or one for another kind of model; the message lists what fits.
@@ -79,7 +80,7 @@ def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
     kin = FLOW_SCHEDULERS if own in FLOW_SCHEDULERS else tuple(getattr(current, "_compatibles", ()))
     if "DDIMScheduler" in kin:
         kin += FEW_STEP_SCHEDULERS
-    allowed = sorted({own, *kin})
+    allowed = sorted(each for each in {own, *kin} if not hasattr(getattr(diffusers, each), "_backends"))
     if name not in allowed:
         raise InvalidRequest(f"{field}: {name!r} does not fit this model; allowed: {', '.join(allowed)}", field)
     return getattr(diffusers, name).from_config(current.config)
