@@ -13,6 +13,9 @@ from atelier.images.request import ImageRequest
 # Pipelines with this prefix of attribute exchange the attention processors of the shared denoiser while they run.
 EXCHANGES_PROCESSORS = "pag_applied_layers"
 
+# They go with any model that DDIM goes with, though DDIM does not say so; distilled adapters need them.
+FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
+
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 
 
@@ -64,7 +67,8 @@ def restorer(pipeline: Any) -> Callable[[], None]:
 
 
 def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
-    """A scheduler of class `name`, configured as the pipeline's own.
+    """A scheduler of class `name`, configured as the pipeline's own. Those that need a library which is not installed, a
+    placeholder with `_backends` in diffusers, are not on offer.
 
     Raises:
         InvalidRequest: no such scheduler, or one for another kind of model; the message lists what fits.
@@ -74,7 +78,9 @@ def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
     current = pipeline.scheduler
     own = type(current).__name__
     kin = FLOW_SCHEDULERS if own in FLOW_SCHEDULERS else tuple(getattr(current, "_compatibles", ()))
-    allowed = sorted({own, *kin})
+    if "DDIMScheduler" in kin:
+        kin += FEW_STEP_SCHEDULERS
+    allowed = sorted(each for each in {own, *kin} if not hasattr(getattr(diffusers, each), "_backends"))
     if name not in allowed:
         raise InvalidRequest(f"{field}: {name!r} does not fit this model; allowed: {', '.join(allowed)}", field)
     return getattr(diffusers, name).from_config(current.config)

@@ -51,9 +51,9 @@ class Gate:
         @wraps(self.real)
         def gated(*args: Any, **kwargs: Any) -> Any:
             current = greenlet.getcurrent()
-            return (
-                current.park(Call(self, args, kwargs)) if isinstance(current, Parking) else self.real(*args, **kwargs)
-            )
+            if isinstance(current, Parking) and not current.uninterrupted:
+                return current.park(Call(self, args, kwargs))
+            return self.real(*args, **kwargs)
 
         return gated
 
@@ -73,7 +73,9 @@ class Call:
 
 
 class Parking(greenlet.greenlet):
-    """A greenlet whose gated calls are answered by its parent."""
+    """A greenlet whose gated calls are answered by its parent, unless `uninterrupted`."""
+
+    uninterrupted = False
 
     def park(self, call: Call) -> Any:
         """Wait until the engine has run the call; its result comes back, its exception is raised."""
@@ -89,6 +91,8 @@ def install(pipeline: Any) -> list[Gate]:
         method = "decode" if hasattr(module, "decode") and hasattr(module, "encode") else "forward"
         gates[id(module)] = Gate(name, module, method)
         gates[id(module)].put_up()
+        if hasattr(module, "generate"):
+            _keep_together(module)
     return list(gates.values())
 
 
@@ -111,8 +115,27 @@ def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
             yield from _modules(value)
 
 
+def _keep_together(module: Any) -> None:
+    """Let nobody in between the tokens that a language model writes: it keeps positions on the module from one to the next,
+    and samples with torch's global generator, which the pipeline seeded just before."""
+    real = module.generate
+
+    @wraps(real)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        current = greenlet.getcurrent()
+        if not isinstance(current, Parking):
+            return real(*args, **kwargs)
+        current.uninterrupted = True
+        try:
+            return real(*args, **kwargs)
+        finally:
+            current.uninterrupted = False
+
+    module.generate = generate
+
+
 def _stage(name: str, method: str) -> Stage:
     if method == "decode":
         return Stage.DECODE
     encoders = ("text_encoder", "image_encoder", "safety_checker", "vision", "tokenizer", "feature")
-    return Stage.ENCODE if name.startswith(encoders) else Stage.DENOISE
+    return Stage.ENCODE if any(part in name for part in encoders) else Stage.DENOISE

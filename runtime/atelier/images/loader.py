@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from atelier.errors import CheckpointError
+from atelier.errors import CheckpointError, InvalidRequest, SettingsError
 from atelier.hardware.memory import MemoryPlan
 from atelier.images.family import scheduler_for
 from atelier.settings import Settings
@@ -33,6 +33,7 @@ class PipelineLoader:
 
         Raises:
             CheckpointError: the checkpoint cannot be loaded; the message says what diffusers found wrong.
+            SettingsError: SCHEDULER is none that fits.
         """
         try:
             pipeline = self._read()
@@ -40,7 +41,10 @@ class PipelineLoader:
             message = f"{self._checkpoint.path} cannot be loaded: {type(error).__name__}: {error}"
             raise CheckpointError(message) from error
         if self._settings.scheduler:
-            pipeline.scheduler = scheduler_for(pipeline, self._settings.scheduler, "SCHEDULER")
+            try:
+                pipeline.scheduler = scheduler_for(pipeline, self._settings.scheduler, "SCHEDULER")
+            except InvalidRequest as error:
+                raise SettingsError(error.message) from None
         pipeline.set_progress_bar_config(disable=True)
         for module in pipeline.components.values():
             if hasattr(module, "eval"):

@@ -8,7 +8,7 @@ equal keys can be stacked. What is not understood gets no key and runs alone. Be
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +18,15 @@ from torch.utils import _pytree as pytree
 
 PRIMITIVE = (str, int, float, bool, type(None), torch.dtype, torch.device)
 TIMESTEPS = ("timestep", "timesteps", "t", "sigma")
+
+
+def _holds_nothing(cache: Any) -> bool:
+    """True of GLM-Image's key-value cache when no input picture is in it; the denoiser then ignores it."""
+    return all(layer.mode is None for layer in cache.caches)
+
+
+UNUSED: dict[str, Callable[[Any], bool]] = {"GlmImageKVCache": _holds_nothing}
+"""Objects that only some calls make use of, by class, with what tells whether this one does."""
 
 
 class Unsplittable(Exception):
@@ -79,9 +88,10 @@ class Stacker:
         names, leaves, spec = _flatten(named, rows)
         if not rows:
             return Layout(None, 0, leaves, [], spec)
+        mixed = {name for name, value in named.items() if _is_mixed(value, rows)}
         roles, parts = [], []
         for name, leaf in zip(names, leaves, strict=True):
-            role, part = _role(name, leaf, rows, digest)
+            role, part = _role(name, leaf, 0 if name in mixed else rows, digest)
             if role is None:
                 return Layout(None, rows, leaves, [], spec)
             roles.append(role)
@@ -162,6 +172,15 @@ def _unlist(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, _List) else value for name, value in arguments.items()}
 
 
+def _is_mixed(value: Any, rows: int) -> bool:
+    """True of a list or tuple of tensors of which some, but not all, are as long as there are samples: Kandinsky 5's
+    positions along three axes are, one of which is a single frame. Such tensors have no batch axis."""
+    if not isinstance(value, list | tuple) or not all(torch.is_tensor(entry) for entry in value):
+        return False
+    lengths = {entry.shape[:1] for entry in value}
+    return len(lengths) > 1 and (rows,) in lengths
+
+
 def _role(name: str, leaf: Any, rows: int, digest: Any) -> tuple[Role | None, Hashable]:
     if isinstance(leaf, _List):
         return Role.LIST, ("list", *(_describe(entry) for entry in leaf[:1]))
@@ -170,7 +189,8 @@ def _role(name: str, leaf: Any, rows: int, digest: Any) -> tuple[Role | None, Ha
     if isinstance(leaf, torch.Generator):
         return Role.SHARED, "generator"
     if not torch.is_tensor(leaf):
-        return None, None
+        kind_of = type(leaf).__name__
+        return (Role.SHARED, kind_of) if kind_of in UNUSED and UNUSED[kind_of](leaf) else (None, None)
     kind = (leaf.dtype, str(leaf.device))
     if name in TIMESTEPS and leaf.numel() in (1, rows):
         # Whole and 32-bit timesteps of different schedulers meet in one exact type; half types would round the whole ones.

@@ -13,6 +13,7 @@ from atelier.events import Failed
 from atelier.images.arguments import accepted, size_multiple, sized
 from atelier.images.drawing import Job
 from atelier.images.engine import ImageEngine
+from atelier.images.family import must_run_alone
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ async def _draw(engine: ImageEngine, pipeline: Any, size: dict[str, int], count:
     streams = []
     for index in range(min(count, engine.places)):
         arguments = {"prompt": PROMPTS[index % 2], **size, **steps, **output}
-        streams.append(engine.submit(Job(pipeline, arguments, index, 1, deadline=float("inf")), "warm-up"))
+        job = Job(pipeline, arguments, index, 1, deadline=float("inf"), exclusive=must_run_alone(pipeline))
+        streams.append(engine.submit(job, "warm-up"))
     for stream in streams:
         async for event in stream:
             if isinstance(event, Failed):
