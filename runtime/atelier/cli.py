@@ -85,8 +85,22 @@ def fetch(source: str, folder: Annotated[Path | None, typer.Argument()] = None) 
 
 
 @app.command()
-def settings() -> None:
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table of defaults.")] = False,
+    into: Annotated[Path | None, typer.Option(help="Renew that table in this file, between its markers.")] = None,
+) -> None:
     """Print the environment variables: default, current value and meaning."""
+    from atelier import table as tables
+
+    if into:
+        typer.echo(f"{into}: {'renewed' if tables.renew(into) else 'current'}")
+    elif markdown:
+        typer.echo(tables.markdown())
+    else:
+        _print_settings()
+
+
+def _print_settings() -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
