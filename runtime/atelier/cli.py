@@ -25,6 +25,7 @@ Source = Annotated[str, typer.Option("--model", "-m", help="The same as MODEL_ID
 
 @app.command(context_settings=KSERVE_OPTIONS)
 def serve(
+    context: typer.Context,
     model_dir: Annotated[str, typer.Option("--model_dir", help="The same as MODEL_ID.")] = "",
     model_name: Annotated[str, typer.Option("--model_name", help="The same as MODEL_NAME.")] = "",
 ) -> None:
@@ -33,7 +34,7 @@ def serve(
     logs.set_up(settings)
     from atelier.server import serve as run
 
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run(settings, context.args))
 
 
 @app.command()
