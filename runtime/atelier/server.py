@@ -80,7 +80,7 @@ class AtelierServer(ModelServer):
 def serve(settings: Settings, arguments: Sequence[str]) -> int:
     """Build and run the server. `arguments` are the options of the command line that are KServe's."""
     options = _kserve_options(arguments)
-    metrics = Metrics(Tracer.from_environment(settings.served_name))
+    metrics = Metrics(Tracer.from_environment(settings.served_name), settings.log_prompts)
     app = kserve_server.app
     add_middleware(app, settings)
     add_error_handlers(app)
