@@ -25,6 +25,7 @@ Source = Annotated[str, typer.Option("--model", "-m", help="The same as MODEL_ID
 
 @app.command(context_settings=KSERVE_OPTIONS)
 def serve(
+    context: typer.Context,
     model_dir: Annotated[str, typer.Option("--model_dir", help="The same as MODEL_ID.")] = "",
     model_name: Annotated[str, typer.Option("--model_name", help="The same as MODEL_NAME.")] = "",
 ) -> None:
@@ -33,7 +34,7 @@ def serve(
     logs.set_up(settings)
     from atelier.server import serve as run
 
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run(settings, context.args))
 
 
 @app.command()
@@ -85,8 +86,22 @@ def fetch(source: str, folder: Annotated[Path | None, typer.Argument()] = None) 
 
 
 @app.command()
-def settings() -> None:
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table of defaults.")] = False,
+    into: Annotated[Path | None, typer.Option(help="Renew that table in this file, between its markers.")] = None,
+) -> None:
     """Print the environment variables: default, current value and meaning."""
+    from atelier import table as tables
+
+    if into:
+        typer.echo(f"{into}: {'renewed' if tables.renew(into) else 'current'}")
+    elif markdown:
+        typer.echo(tables.markdown())
+    else:
+        _print_settings()
+
+
+def _print_settings() -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

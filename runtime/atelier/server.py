@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
+from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 from kserve import ModelServer
@@ -78,17 +81,10 @@ class AtelierServer(ModelServer):
         self._rest_server._server.should_exit = True
 
 
-def serve(settings: Settings) -> int:
-    """Build and run the server with KServe's options from the command line."""
-    options = kserve_server.args
-    if options.workers != 1:
-        raise StartError("--workers must be 1: one process owns the device; run more replicas instead")
-    options.configure_logging = False  # ours is set up already
-    if options.grpc_max_receive_message_length == MAX_GRPC_MESSAGE_LENGTH:  # not given: the limit that HTTP bodies have
-        options.grpc_max_receive_message_length = settings.max_body_bytes
-    if options.grpc_max_send_message_length == MAX_GRPC_MESSAGE_LENGTH:  # its 8 MiB are fewer than eight pictures need
-        options.grpc_max_send_message_length = UNLIMITED
-    metrics = Metrics(Tracer.from_environment(settings.served_name))
+def serve(settings: Settings, arguments: Sequence[str]) -> int:
+    """Build and run the server. `arguments` are the options of the command line that are KServe's."""
+    options = _kserve_options(arguments, settings.max_body_bytes)
+    metrics = Metrics(Tracer.from_environment(settings.served_name), settings.log_prompts)
     app = kserve_server.app
     add_middleware(app, settings)
     add_error_handlers(app)
@@ -98,3 +94,45 @@ def serve(settings: Settings) -> int:
     describe(app)
     server = AtelierServer(served, settings, http_port=options.http_port, grpc_port=options.grpc_port)
     return server.run()
+
+
+def _kserve_options(arguments: Sequence[str], max_body_bytes: int) -> Namespace:
+    """What KServe read from the command line when it was imported, checked.
+
+    Raises:
+        StartError: an option that KServe does not know and would pass over in silence, more than one worker, or a port
+            that cannot be had.
+    """
+    unknown = kserve_server.parser.parse_known_args(arguments)[1]
+    if unknown:
+        raise StartError(
+            f"{' '.join(unknown)}: neither atelier nor KServe has such an option; see `atelier serve --help`"
+        )
+    options = kserve_server.args
+    if options.workers != 1:
+        raise StartError("--workers must be 1: one process owns the device; run more replicas instead")
+    _check_port("--http_port", options.http_port)
+    if options.enable_grpc:
+        _check_port("--grpc_port", options.grpc_port)
+    options.configure_logging = False  # ours is set up already
+    if options.grpc_max_receive_message_length == MAX_GRPC_MESSAGE_LENGTH:  # not given: the limit that HTTP bodies have
+        options.grpc_max_receive_message_length = max_body_bytes
+    if options.grpc_max_send_message_length == MAX_GRPC_MESSAGE_LENGTH:  # its 8 MiB are fewer than eight pictures need
+        options.grpc_max_send_message_length = UNLIMITED
+    return options
+
+
+def _check_port(option: str, port: int) -> None:
+    """Find out before the weights are loaded whether the server can listen.
+
+    Raises:
+        StartError: it cannot; the message has the system's reason.
+    """
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(("", port))
+            trial.listen()
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"{option}={port} cannot be listened on: {reason}") from None

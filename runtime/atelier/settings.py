@@ -168,6 +168,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"allowed: WIDTHxHEIGHT in pixels, not {size!r}")
         return value
 
+    @field_validator("default_lora")
+    @classmethod
+    def _weighted(cls, value: list[str]) -> list[str]:
+        for entry in value:
+            if not re.fullmatch(r"[^=]+(=-?\d*\.?\d+)?", entry):
+                raise ValueError(f"allowed: name or name=number, not {entry!r}")
+        return value
+
     @field_validator("cache_dir")
     @classmethod
     def _expand(cls, value: Path) -> Path:
@@ -175,19 +183,9 @@ class Settings(BaseSettings):
 
     @property
     def default_adapters(self) -> dict[str, float]:
-        """DEFAULT_LORA as name to weight.
-
-        Raises:
-            SettingsError: a weight is no number.
-        """
-        weights = {}
-        for entry in self.default_lora:
-            name, _, weight = entry.partition("=")
-            try:
-                weights[name] = float(weight or 1)
-            except ValueError:
-                raise SettingsError(f"DEFAULT_LORA={entry!r} is not valid: allowed: name or name=number") from None
-        return weights
+        """DEFAULT_LORA as name to weight."""
+        pairs = [entry.partition("=") for entry in self.default_lora]
+        return {name: float(weight or 1) for name, _, weight in pairs}
 
     @property
     def served_name(self) -> str:
@@ -225,6 +223,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
         name = str(fault["loc"][0])
         value = "(hidden)" if _is_secret(Settings.model_fields[name]) else repr(fault["input"])
         allowed = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        allowed = "true or false" if fault["type"].startswith("bool") else allowed.split(", unable to")[0]
         yield f"{name.upper()}={value} is not valid: {allowed if 'allowed' in allowed else 'allowed: ' + allowed}"
 
 

@@ -28,8 +28,9 @@ MAX_SHAPES = 64  # distinct values of the label `shape`; later ones are counted 
 class Metrics:
     """All metrics of one process."""
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    def __init__(self, tracer: Tracer | None = None, log_prompts: bool = False) -> None:
         self._tracer = tracer
+        self._log_prompts = log_prompts
         self._shapes: set[str] = set()
         self.requests = Counter("atelier_requests", "Requests that ended.", ["protocol", "outcome"])
         self.seconds = Histogram(
@@ -66,9 +67,10 @@ class Metrics:
         """A request that was never admitted."""
         self.requests.labels(protocol, report(error).code).inc()
 
-    def request(self, protocol: str) -> Callable[[Event], None]:
+    def request(self, protocol: str, prompt: str = "") -> Callable[[Event], None]:
         """See `Observer`."""
-        return _Request(self, self._tracer, protocol, current_request_id())
+        logged = prompt if self._log_prompts else None
+        return _Request(self, self._tracer, protocol, current_request_id(), logged)
 
     def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
         """See `Observer`."""
@@ -100,6 +102,7 @@ class _Request:
     tracer: Tracer | None
     protocol: str
     request_id: str
+    prompt: str | None  # None: not to be logged
     began: float = field(default_factory=time.time)
     previewed: bool = False
     pictures: int = 0
@@ -132,6 +135,8 @@ class _Request:
             "pictures": self.pictures,
         }
         fields |= {f"{stage}_seconds": round(value, 4) for stage, value in timings.items()}
+        if self.prompt is not None:
+            fields["prompt"] = self.prompt
         if reason:
             fields["reason"] = reason
         log.info("request", extra={"fields": fields, "request_id": self.request_id})

@@ -36,8 +36,20 @@ def draw_to_file(settings: Settings, fields: dict[str, Any], output: Path) -> in
         picture = asyncio.run(_draw(model, request, lambda step: bar.update(
             task, description="drawing", completed=step.index, total=step.total)))  # fmt: skip
     model.close()
-    output.write_bytes(codec.encode(picture, request.format, request.compression))
+    _write(output, codec.encode(picture, request.format, request.compression))
     return picture.seed
+
+
+def _write(output: Path, data: bytes) -> None:
+    """The whole file or none: a full disk leaves what was there before."""
+    unfinished = output.with_name(f".{output.name}.part")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(output)
+    except OSError as error:
+        raise InvalidRequest(f"{output}: cannot be written: {error.strerror}", "output") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 async def _draw(model: ImageModel, request: ImageRequest, on_step: Any) -> Image:

@@ -98,7 +98,7 @@ class ImageEngine:
                 wait = self._wait_s()
                 raise Busy(f"{ahead} requests are waiting or running (MAX_QUEUE_SIZE={self._limits.queue})", wait)
             stream = EventStream(lambda: self._cancel(drawing))
-            listeners = (self._observer.request(protocol), stream.put)
+            listeners = (self._observer.request(protocol, str(job.arguments.get("prompt", ""))), stream.put)
             drawing = Drawing(job, listeners, self._preview, next(self._numbers))
             drawing.emit(Queued(ahead, self._wait_s() if ahead else 0.0))
             self._inbox.append(drawing)

@@ -150,10 +150,16 @@ class ImageModel:
             NotReady: the model is still loading.
             InvalidRequest, Busy, Draining: the request is refused.
         """
-        try:
+        with self.refusals(protocol):
             self.check_ready()
             assert self._engine is not None
             return self._engine.submit(await asyncio.to_thread(self.prepare, request), protocol)
+
+    @contextmanager
+    def refusals(self, protocol: str) -> Iterator[None]:
+        """Count an error raised inside as a request of this protocol that was not admitted."""
+        try:
+            yield
         except AtelierError as error:
             self._observer.refused(protocol, error)
             raise

@@ -11,8 +11,8 @@ from atelier.events import Event
 class Observer(Protocol):
     """Called from the denoising thread, so every method must be quick."""
 
-    def request(self, protocol: str) -> Callable[[Event], None]:
-        """A listener for the events of one admitted request."""
+    def request(self, protocol: str, prompt: str) -> Callable[[Event], None]:
+        """A listener for the events of one admitted request. `prompt` is for the log, if prompts are logged at all."""
 
     def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
         """One module call was run: stage, seconds, shape of one row, rows, and how many requests shared it."""
@@ -33,7 +33,7 @@ class Observer(Protocol):
 class Silent:
     """Reports to nobody."""
 
-    def request(self, protocol: str) -> Callable[[Event], None]:
+    def request(self, protocol: str, prompt: str) -> Callable[[Event], None]:
         return lambda event: None
 
     def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:

@@ -93,14 +93,16 @@ class KServeImageModel(kserve.Model):
             raise GrpcException(status_code=StatusCode[report(error).grpc], details=error.message) from error
 
     async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
-        requests = await asyncio.to_thread(parse_v1, payload, self._settings)
-        drawn = await draw_all(self._model, with_timeout(requests, headers), "v1")
+        with self._model.refusals("v1"):
+            requests = with_timeout(await asyncio.to_thread(parse_v1, payload, self._settings), headers)
+        drawn = await draw_all(self._model, requests, "v1")
         return {"predictions": [prediction(self._model, each) for each in drawn]}
 
     async def _predict_v2(self, payload: InferRequest, headers: dict[str, str]) -> InferResponse:
-        requests = await asyncio.to_thread(parse_v2, payload, self._settings)
         protocol = "grpc-v2" if payload.from_grpc else "v2"
-        drawn = await draw_all(self._model, with_timeout(requests, headers), protocol)
+        with self._model.refusals(protocol):
+            requests = with_timeout(await asyncio.to_thread(parse_v2, payload, self._settings), headers)
+        drawn = await draw_all(self._model, requests, protocol)
         pictures = [picture for each in drawn for picture in each.pictures]
         image = InferOutput("image", [len(pictures)], "BYTES")
         image.set_data_from_numpy(np.array([picture.data for picture in pictures], dtype=object), binary_data=True)

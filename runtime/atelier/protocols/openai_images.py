@@ -54,24 +54,30 @@ class ImagesApi:
 
     async def generations(self, request: Request) -> Response:
         """Draw pictures from a prompt."""
-        upload = await read(request, self.settings)
-        if upload.pictures or upload.mask:
-            raise InvalidRequest("image: generations take no picture; send it to /v1/images/edits", "image")
-        return await self._answer(request, check(GenerationBody, upload.fields), upload, "image_generation")
+        with self.model.refusals(PROTOCOL):
+            upload = await read(request, self.settings)
+            if upload.pictures or upload.mask:
+                raise InvalidRequest("image: generations take no picture; send it to /v1/images/edits", "image")
+            body = check(GenerationBody, upload.fields)
+        return await self._answer(request, body, upload, "image_generation")
 
     async def edits(self, request: Request) -> Response:
         """Redraw one or several pictures as the prompt says; with a mask, only where it is transparent."""
-        upload = await read(request, self.settings)
-        if not upload.pictures:
-            raise InvalidRequest("image: is missing", "image")
-        return await self._answer(request, check(EditBody, upload.fields), upload, "image_edit")
+        with self.model.refusals(PROTOCOL):
+            upload = await read(request, self.settings)
+            if not upload.pictures:
+                raise InvalidRequest("image: is missing", "image")
+            body = check(EditBody, upload.fields)
+        return await self._answer(request, body, upload, "image_edit")
 
     async def variations(self, request: Request) -> Response:
         """Draw variations of one picture."""
-        upload = await read(request, self.settings)
-        if len(upload.pictures) != 1 or upload.mask:
-            raise InvalidRequest("image: a variation has exactly one picture and no mask", "image")
-        return await self._answer(request, check(VariationBody, upload.fields), upload, "image_edit")
+        with self.model.refusals(PROTOCOL):
+            upload = await read(request, self.settings)
+            if len(upload.pictures) != 1 or upload.mask:
+                raise InvalidRequest("image: a variation has exactly one picture and no mask", "image")
+            body = check(VariationBody, upload.fields)
+        return await self._answer(request, body, upload, "image_edit")
 
     async def file(self, name: str) -> Response:
         """A picture that an answer with `response_format: url` named."""
@@ -82,10 +88,13 @@ class ImagesApi:
     async def _answer(self, request: Request, body: Options, upload: Upload, kind: str) -> Response:
         if who := body.user or body.safety_identifier:
             log.info("the request is from user %.64r", who)
-        call = await asyncio.to_thread(translate, body, upload.pictures, upload.mask, self.model, self.settings)
-        requests = with_timeout([call.request], request.headers)
-        if call.stream and wants_job(request):
-            raise InvalidRequest("stream: a job has its own events; leave out stream or the Prefer header", "stream")
+        with self.model.refusals(PROTOCOL):
+            call = await asyncio.to_thread(translate, body, upload.pictures, upload.mask, self.model, self.settings)
+            requests = with_timeout([call.request], request.headers)
+            if call.stream and wants_job(request):
+                raise InvalidRequest(
+                    "stream: a job has its own events; leave out stream or the Prefer header", "stream"
+                )
         if call.stream:
             return EventStreamResponse(_frames(kind, call, await self.model.submit(requests[0], PROTOCOL)))
         base = self.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")

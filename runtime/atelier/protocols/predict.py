@@ -46,8 +46,9 @@ def router(model: ImageModel, jobs: Jobs, settings: Settings) -> APIRouter:
     async def predict(model_name: str, request: Request) -> Response:
         """One prediction for each instance, in order. With `Prefer: respond-async`, a job."""
         check_name(model, model_name)
-        requests = await asyncio.to_thread(parse_v1, await request.body(), settings)
-        requests = with_timeout(requests, request.headers)
+        with model.refusals("v1"):
+            requests = await asyncio.to_thread(parse_v1, await request.body(), settings)
+            requests = with_timeout(requests, request.headers)
         if wants_job(request):
             return accepted(await jobs.start(requests, "v1", answer))
         return Response(await answer(await draw_all(model, requests, "v1")), media_type="application/json")

@@ -1,0 +1,172 @@
+"""Settings: every bad value is told in a line, secrets stay secret, and README's table is the class's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from atelier.errors import SettingsError
+from atelier.logs import _Json, _Text
+from atelier.settings import Settings, load_settings, rows
+from atelier.table import BEGIN, END, markdown, renew, renewed
+
+README = Path(__file__).parent.parent / "README.md"
+SECRETS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "API_KEYS")
+
+BAD = [
+    ("TASK", "video", "'auto', 'image' or 'text'"),
+    ("MAX_LORAS", "0", "greater than or equal to 1"),
+    ("DEFAULT_LORA", "ink=much", "name or name=number"),
+    ("ALLOW_PICKLE", "perhaps", "true or false"),
+    ("TRUST_REMOTE_CODE", "2", "true or false"),
+    ("DEVICE", "gpu", "auto, cpu, cuda"),
+    ("DTYPE", "fp8", "'bfloat16'"),
+    ("QUANTIZATION", "int4", "'nf4'"),
+    ("ENABLE_LOW_CPU_MEM", "yes", "'auto', 'true' or 'false'"),
+    ("ENABLE_ATTENTION_SLICING", "1", "'auto', 'true' or 'false'"),
+    ("ENABLE_VAE_SLICING", "on", "'auto', 'true' or 'false'"),
+    ("ENABLE_VAE_TILING", "2", "'auto', 'true' or 'false'"),
+    ("ENABLE_CPU_OFFLOAD", "model", "'auto', 'true' or 'false'"),
+    ("COMPILE", "fast", "'regional'"),
+    ("WARMUP_SIZES", "1024x1024,big", "WIDTHxHEIGHT"),
+    ("SKIP_WARMUP", "skip", "true or false"),
+    ("MEMORY_FRACTION", "1.5", "less than or equal to 1"),
+    ("OMP_NUM_THREADS", "0", "greater than or equal to 1"),
+    ("MAX_PIXELS", "4", "greater than or equal to 64"),
+    ("MAX_STEPS", "many", "a valid integer"),
+    ("MAX_IMAGES_PER_REQUEST", "-1", "greater than or equal to 1"),
+    ("MAX_BODY_BYTES", "64MB", "a valid integer"),
+    ("MAX_BATCH_SIZE", "0", "greater than or equal to 1"),
+    ("MAX_QUEUE_SIZE", "1.5", "a valid integer"),
+    ("REQUEST_TIMEOUT", "0", "greater than 0"),
+    ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
+    ("LOG_FORMAT", "xml", "'text' or 'json'"),
+    ("LOG_LEVEL", "loud", "'debug'"),
+    ("LOG_PROMPTS", "ja", "true or false"),
+    ("HF_HUB_OFFLINE", "maybe", "true or false"),
+]
+ANY_TEXT = (str, list[str], Path, SecretStr, SecretStr | None, list[SecretStr])
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize(("variable", "value", "allowed"), BAD)
+def test_a_bad_value_is_one_line_with_variable_value_and_what_is_allowed(
+    variable: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as told:
+        load_settings()
+    line = told.value.message
+    assert "\n" not in line
+    assert line.startswith(f"{variable}='{value}' is not valid: allowed: ")
+    assert allowed in line
+
+
+@pytest.mark.parametrize("name", [n for n, f in Settings.model_fields.items() if f.annotation not in ANY_TEXT])
+def test_no_variable_that_is_not_text_takes_nonsense(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name.upper(), "?!")
+    with pytest.raises(SettingsError) as told:
+        load_settings()
+    line = told.value.message
+    assert "\n" not in line
+    assert line.startswith(f"{name.upper()}=") and " is not valid: allowed: " in line
+
+
+def test_all_bad_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_STEPS", "x")
+    monkeypatch.setenv("DTYPE", "y")
+    with pytest.raises(SettingsError) as told:
+        load_settings()
+    assert sorted(line.split("=")[0] for line in told.value.message.splitlines()) == ["DTYPE", "MAX_STEPS"]
+
+
+def test_options_override_variables_and_variables_override_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().max_steps == 150
+    monkeypatch.setenv("MAX_STEPS", "99")
+    assert load_settings().max_steps == 99
+    assert load_settings(max_steps=7).max_steps == 7
+    assert load_settings(max_steps=None).max_steps == 99  # an option that was not given
+
+
+def test_words_and_names_may_come_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("enable_vae_tiling", "True")
+    monkeypatch.setenv("DTYPE", "BFloat16")
+    assert (load_settings().enable_vae_tiling, load_settings().dtype) == ("true", "bfloat16")
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_PATHS", "/a, /b,")
+    monkeypatch.setenv("DEFAULT_LORA", "ink=0.5,paper")
+    settings = load_settings()
+    assert settings.lora_paths == ["/a", "/b"]
+    assert settings.default_adapters == {"ink": 0.5, "paper": 1.0}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_shown_nowhere(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(secret, "hunter2,hunter3")
+    settings = load_settings()
+    [row] = [row for row in rows(settings) if row.variable == secret]
+    assert row.value == "set"
+    record = logging.LogRecord("a", logging.INFO, "", 0, "settings %s", (settings,), None)
+    record.fields = {"settings": settings}
+    shown = [str(rows(settings)), repr(settings), str(settings), settings.model_dump_json(), markdown()]
+    shown += [_Json().format(record), _Text().format(record)]
+    assert not [text for text in shown if "hunter" in text]
+
+
+def test_a_bad_secret_is_not_repeated() -> None:
+    with pytest.raises(SettingsError) as told:
+        load_settings(hf_token=["hunter2"])
+    assert told.value.message.startswith("HF_TOKEN=(hidden) is not valid: ")
+    assert "hunter2" not in told.value.message
+
+
+def test_the_name_in_urls_is_made_of_the_model_id() -> None:
+    names = {
+        "demo/shapes": "shapes",
+        "/mnt/models/": "models",
+        "s3://bucket/some/sdxl": "sdxl",
+        "owner/name@v1": "name",
+        "/a/my model.safetensors": "my-model",
+    }
+    assert {source: load_settings(model_id=source).served_name for source in names} == names
+    assert load_settings(model_id="demo/shapes", model_name="other").served_name == "other"
+
+
+def test_every_variable_has_a_line_of_help() -> None:
+    assert [row.variable for row in rows() if not row.help.endswith(".")] == []
+
+
+def test_the_readme_has_the_current_table() -> None:
+    text = README.read_text()
+    assert renewed(text, "README.md") == text, "run: atelier settings --into README.md"
+
+
+def test_the_table_is_renewed_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_STEPS", "99")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert renew(page) and not renew(page)
+    assert page.read_text() == f"before\n{BEGIN}\n{markdown()}\n{END}\nafter\n"
+    assert "| `MAX_STEPS` | `150` | Largest num_inference_steps. |" in markdown()
+
+
+@pytest.mark.parametrize("text", ["none", f"{BEGIN} no end", f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_a_page_without_room_for_the_table_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=f"page.md needs the lines {BEGIN}"):
+        renewed(text, "page.md")
+
+
+def test_json_log_lines_parse_whatever_is_in_them() -> None:
+    record = logging.LogRecord("a", logging.INFO, "", 0, 'say "%s"\n', ("äß\x00",), None)
+    assert json.loads(_Json().format(record))["message"] == 'say "äß\x00"\n'
