@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from atelier.events import Event, Failed, Finished
+from atelier.events import Event, Failed, Finished, Token
 
 
 class EventStream:
     """The events of one request, in order, for one reader in the event loop that made this object.
 
     Leaving the loop early (an exception, a cancelled handler, a `break` followed by `cancel()`) cancels the request.
+    Tokens of one choice that wait together come out as one: a reader that falls behind catches up with fewer writes.
     """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._waiting: deque[Event] = deque()
+        self._some = asyncio.Event()
         self._on_cancel = on_cancel
         self._ended = False
 
     def put(self, event: Event) -> None:
         """Add an event; called from the engine's thread. A closed loop means that nobody listens any more."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+        self.put_all([(self, event)])
 
     @staticmethod
     def put_all(pairs: list[tuple[EventStream, Event]]) -> None:
@@ -44,13 +46,29 @@ class EventStream:
     async def __aiter__(self) -> AsyncIterator[Event]:
         try:
             while not self._ended:
-                event = await self._queue.get()
+                if not self._waiting:
+                    self._some.clear()
+                    await self._some.wait()
+                event = self._next()
                 self._ended = isinstance(event, Finished | Failed)
                 yield event
         finally:
             self.cancel()
 
+    def _next(self) -> Event:
+        event = self._waiting.popleft()
+        while isinstance(event, Token) and self._waiting:
+            other = self._waiting[0]
+            if not isinstance(other, Token) or other.choice != event.choice:
+                break
+            self._waiting.popleft()
+            event = Token(
+                event.choice, event.text + other.text, event.ids + other.ids, event.likelihoods + other.likelihoods
+            )
+        return event
+
 
 def _put_group(group: list[tuple[EventStream, Event]]) -> None:
     for stream, event in group:
-        stream._queue.put_nowait(event)
+        stream._waiting.append(event)
+        stream._some.set()

@@ -15,7 +15,6 @@ import openai
 import pytest
 
 from tests.text.running import ROOT, Server, serving
-from tests.text.tiny import make_checkpoint
 
 ENGINE = ROOT / ".engines" / "vllm"
 ASK = [{"role": "user", "content": "hello"}]
@@ -23,7 +22,7 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "generate_image",
-        "parameters": {"type": "object", "properties": {"size": {"enum": ["small", "large"]}}, "required": ["size"]},
+        "parameters": {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]},
     },
 }
 
@@ -32,9 +31,8 @@ pytestmark = pytest.mark.skipif(not (ENGINE / ".installed").exists(), reason="ma
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One vLLM for all tests of this file; eager, since compiling takes longer than the tests."""
+    """One vLLM with the built-in model for all tests; eager, since compiling takes longer than the tests."""
     folder = tmp_path_factory.mktemp("vllm")
-    model = make_checkpoint(folder / "model", context=512, hidden=128)
     settings = {
         "ENGINE": "vllm",
         "ENGINE_PATH": str(ENGINE),
@@ -48,7 +46,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    with serving(model, folder / "server.log", ready_s=240, **settings) as running:
+    with serving(ROOT / "demo" / "scenes", folder / "server.log", name="scenes", ready_s=240, **settings) as running:
         yield running
 
 
@@ -58,7 +56,13 @@ def client(vllm: Server) -> openai.OpenAI:
 
 
 def test_a_chat_stream_comes_in_pieces(client: openai.OpenAI) -> None:
-    wanted = {"model": "tiny", "messages": ASK, "max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    wanted = {
+        "model": "scenes",
+        "messages": ASK,
+        "max_tokens": 16,
+        "temperature": 0,
+        "extra_body": {"ignore_eos": True},
+    }
     chunks = list(client.chat.completions.create(**wanted, stream=True, stream_options={"include_usage": True}))
     assert chunks[-1].usage.completion_tokens == 16
     assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 3
@@ -72,22 +76,28 @@ def test_structured_output_and_forced_tools_pass_through(client: openai.OpenAI) 
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
-    said = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=60, response_format=form)
+    said = client.chat.completions.create(model="scenes", messages=ASK, max_tokens=60, response_format=form)
     assert json.loads(said.choices[0].message.content)["a"] in ("x", "y")
     choice = {"type": "function", "function": {"name": "generate_image"}}
-    said = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=80, tools=[TOOL], tool_choice=choice)
-    assert said.choices[0].message.tool_calls[0].function.name == "generate_image"
+    wish = [{"role": "user", "content": "Please draw a red circle above a blue square."}]
+    for how in (choice, "auto"):
+        said = client.chat.completions.create(
+            model="scenes", messages=wish, max_tokens=80, temperature=0, tools=[TOOL], tool_choice=how
+        )
+        call = said.choices[0].message.tool_calls[0].function
+        assert call.name == "generate_image"
+        assert json.loads(call.arguments) == {"prompt": "a red circle above a blue square"}
 
 
 def test_anthropic_messages_pass_through(vllm: Server) -> None:
     client = anthropic.Anthropic(base_url=vllm.url, api_key="none", max_retries=0)
-    message = client.messages.create(model="tiny", max_tokens=8, messages=ASK)
+    message = client.messages.create(model="scenes", max_tokens=8, messages=ASK)
     assert message.usage.output_tokens <= 8
 
 
 def test_kserve_v1_is_translated(vllm: Server) -> None:
     body = {"instances": [{"prompt": "one"}, {"messages": ASK}], "parameters": {"max_tokens": 4, "ignore_eos": True}}
-    answer = httpx.post(f"{vllm.url}/v1/models/tiny:predict", json=body, timeout=60).json()
+    answer = httpx.post(f"{vllm.url}/v1/models/scenes:predict", json=body, timeout=60).json()
     assert [each["usage"]["completion_tokens"] for each in answer["predictions"]] == [4, 4]
 
 
@@ -103,7 +113,7 @@ def _running(vllm: Server) -> float:
 
 
 def test_a_client_that_goes_away_aborts_the_engines_work(vllm: Server) -> None:
-    body = {"model": "tiny", "prompt": "endless", "max_tokens": 500, "ignore_eos": True, "stream": True}
+    body = {"model": "scenes", "prompt": "endless", "max_tokens": 500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{vllm.url}/v1/completions", json=body, timeout=30) as stream:
         next(stream.iter_bytes())
     end = time.monotonic() + 5
@@ -125,23 +135,23 @@ def test_a_killed_engine_comes_back_and_serves(vllm: Server, client: openai.Open
     (child,) = _children(vllm.process.pid)
     os.kill(child, signal.SIGKILL)
     end = time.monotonic() + 5
-    while time.monotonic() < end and httpx.get(f"{vllm.url}/v2/models/tiny/ready").status_code == 200:
+    while time.monotonic() < end and httpx.get(f"{vllm.url}/v2/models/scenes/ready").status_code == 200:
         time.sleep(0.05)
     assert httpx.post(f"{vllm.url}/v1/completions", json={"prompt": "x"}).status_code == 503
     end = time.monotonic() + 240
-    while time.monotonic() < end and httpx.get(f"{vllm.url}/v2/models/tiny/ready").status_code != 200:
+    while time.monotonic() < end and httpx.get(f"{vllm.url}/v2/models/scenes/ready").status_code != 200:
         time.sleep(0.5)
-    assert client.completions.create(model="tiny", prompt="x", max_tokens=2).usage.completion_tokens <= 2
+    assert client.completions.create(model="scenes", prompt="x", max_tokens=2).usage.completion_tokens <= 2
 
 
 def test_a_drain_lets_running_work_end_and_refuses_new(vllm: Server) -> None:
-    body = {"model": "tiny", "prompt": "long", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body = {"model": "scenes", "prompt": "long", "max_tokens": 400, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{vllm.url}/v1/completions", json=body, timeout=60) as stream:
         chunks = stream.iter_lines()
         next(chunks)
         vllm.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-        refused = httpx.post(f"{vllm.url}/v1/completions", json={"model": "tiny", "prompt": "x"})
+        refused = httpx.post(f"{vllm.url}/v1/completions", json={"model": "scenes", "prompt": "x"})
         rest = list(chunks)
     assert refused.status_code == 503
     assert rest[-1] == "data: [DONE]" or rest[-2] == "data: [DONE]"

@@ -56,6 +56,8 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
     _check(runner, probe[0].tolist(), reference)
     generation = model.generation_config
     defaults = {name: float(value) for name in SAMPLING if (value := getattr(generation, name, None)) is not None}
+    if generation.do_sample is False:  # said by the checkpoint, not merely left out
+        defaults["temperature"] = 0.0
     vocabulary = Vocabulary(tokenizer, config.vocab_size, _eos(generation, tokenizer), defaults)
     return Loaded(model, vocabulary, runner, capacity)
 

@@ -19,7 +19,7 @@ from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.engines.specs import served_paths
 from atelier.text.observer import Observer, Silent
-from atelier.text.parsing import FORMATS, AnswerParser, forced_call_grammar, format_of
+from atelier.text.parsing import FORMATS, THINK, AnswerParser, forced_call_grammar, format_of
 from atelier.text.request import TextRequest, make_request
 from atelier.text.template import PromptEncoder
 
@@ -128,7 +128,9 @@ class TextModel:
         template = self._encoder.template if self._encoder is not None else ""
         offered = bool(request.tools) and request.tool_choice != "none"
         form = FORMATS.get(format_of(template, self._settings.tool_call_parser)) if offered else None
-        return AnswerParser(form, reasoning=self._settings.reasoning_parser != "none")
+        thinks = self._settings.reasoning_parser != "none"
+        opened = thinks and THINK in template and self.encoder.render(request).rstrip().endswith(THINK)
+        return AnswerParser(form, reasoning=thinks, thinking=opened)
 
     async def tokenize(self, request: TextRequest) -> list[int]:
         """The prompt's token ids as the engine would see them."""

@@ -125,6 +125,7 @@ class AnswerParser:
         self._state = "reasoning" if thinking and reasoning else "content"
         self._held = ""
         self._begun = False
+        self._trim = False
 
     def add(self, piece: str) -> list[Part]:
         """The parts that are certain now."""
@@ -146,6 +147,9 @@ class AnswerParser:
 
     def _next(self) -> list[Part] | None:
         """One move of the state machine; None when more text is needed."""
+        if self._trim:  # line breaks after a mark belong to the mark, and may come piece by piece
+            self._held = self._held.lstrip("\n")
+            self._trim = not self._held
         if not self._held:
             return None
         if self._state == "reasoning":
@@ -159,7 +163,8 @@ class AnswerParser:
         if found:
             at, mark = min(found)
             before, self._state = self._held[:at], "reasoning" if mark == THINK else "call"
-            self._held = self._held[at:] if mark != THINK else self._held[at + len(mark) :].lstrip("\n")
+            self._trim = mark == THINK
+            self._held = self._held[at + len(mark) :] if mark == THINK else self._held[at:]
             return [Part(content=before)] if before.strip() else []
         return self._release(openings)
 
@@ -174,8 +179,8 @@ class AnswerParser:
     def _until(self, mark: str, state: str, make: Callable[[str], Part]) -> list[Part] | None:
         at = self._held.find(mark)
         if at >= 0:
-            text, self._held, self._state = self._held[:at], self._held[at + len(mark) :].lstrip("\n"), state
-            self._begun = True
+            text, self._held, self._state = self._held[:at], self._held[at + len(mark) :], state
+            self._begun = self._trim = True
             return [make(text)] if text else []
         keep = held_back(self._held, mark)
         ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -187,6 +192,6 @@ class AnswerParser:
             return None
         body, _, rest = self._held.removeprefix(form.opening).partition(form.closing)
         whole = self._held[: len(self._held) - len(rest)]
-        self._held, self._state = rest.lstrip("\n"), "content"
+        self._held, self._state, self._trim = rest, "content", True
         call = form.parse(body)
         return [Part(call=call)] if call else [Part(content=whole)]
