@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ TOOLS = ("buildah", "debootstrap", "podman", "runc")
 IMAGE = "localhost/atelier:cpu"
 BASE = "localhost/debian-python"
 BUILD_SECONDS = 900
+STORE_BYTES = 8 * 2**30
+"""What base, wheels, layers and a container take together, with room to spare."""
 
 
 def missing_tools() -> str:
@@ -41,6 +44,20 @@ def missing_tools() -> str:
         if done.returncode:
             return f"apt-get cannot install {', '.join(missing)}: {done.stderr.decode()[-300:]}"
     return ""
+
+
+def store_folder(otherwise: Path) -> Path:
+    """Where images are built: in memory if there is room, since a disk takes minutes to write and to delete them."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > STORE_BYTES and available_memory() > 2 * STORE_BYTES:
+        return Path(tempfile.mkdtemp(prefix="atelier-image-", dir=memory))
+    return otherwise
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 class Builder:

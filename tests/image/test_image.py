@@ -15,7 +15,7 @@ import pytest
 
 from atelier.settings import Settings
 from tests.conftest import free_port
-from tests.image.build import IMAGE, Builder, missing_tools, run
+from tests.image.build import IMAGE, Builder, missing_tools, run, store_folder
 from tests.manifests.rendering import merged_container, needs_kubectl, objects
 
 pytestmark = needs_kubectl
@@ -34,7 +34,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
     if reason := missing_tools():
         print(f"the image is not built here: {reason}")
         pytest.skip(reason)
-    made = Builder(tmp_path_factory.mktemp("image"))
+    made = Builder(store_folder(tmp_path_factory.mktemp("image")))
     try:
         made.base_image()
         made.build("cpu")
