@@ -10,3 +10,7 @@ templates-check: install ## fail if manifests/templates is not current
 
 render: ## print what OVERLAY renders to
 	kubectl kustomize manifests/overlays/$(OVERLAY)
+
+.PHONY: sizing
+sizing: install ## compute the sizing table of docs/deploying.md
+	PYTHONPATH=runtime:. $(BIN)/python docs/sizing.py

@@ -19,13 +19,13 @@ EXPORTED = {
     "atelier_request_seconds": Metric("histogram", frozenset({"protocol", "outcome"})),
     "atelier_queue_depth": Metric("gauge"),
     "atelier_queue_wait_seconds": Metric("histogram"),
-    "atelier_step_seconds": Metric("histogram"),
-    "atelier_batch_rows": Metric("histogram"),
+    "atelier_step_seconds": Metric("histogram", frozenset({"stage", "shape"})),
+    "atelier_batch_rows": Metric("histogram", frozenset({"stage"})),
     "atelier_images_total": Metric("counter"),
     "atelier_out_of_memory_total": Metric("counter"),
     "atelier_device_memory_used_bytes": Metric("gauge"),
     "atelier_device_memory_free_bytes": Metric("gauge"),
-    "atelier_load_seconds": Metric("gauge"),
+    "atelier_load_seconds": Metric("gauge", frozenset({"stage"})),
 }
 SCRAPED = frozenset({"namespace", "pod", "inferenceservice", "job", "container", "le"})
 """Labels that scraping adds (components/monitoring/podmonitor.yaml) or that a histogram has."""

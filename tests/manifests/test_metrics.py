@@ -6,10 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 
+import httpx
 import promql_parser
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from atelier.errors import REPORTS
+from tests.conftest import Server
 from tests.manifests.metric_names import EXPORTED, FOREIGN, SCRAPED, series
 from tests.manifests.rendering import needs_kubectl, objects, of_kind
 
@@ -68,6 +71,19 @@ def check(name: str, expression: str, known: dict[str, str]) -> None:
             assert matchers.keys() <= EXPORTED[known[metric]].labels | SCRAPED, f"{name}: labels of {metric}"
         for outcome in re.split(r"\|", matchers.get("outcome", "")):
             assert not outcome or outcome in {report.code for report in REPORTS.values()}, outcome
+
+
+def test_the_server_exports_these_metrics_with_these_labels(server: Server) -> None:
+    body = {"instances": [{"prompt": "a cup", "num_inference_steps": 1, "width": 32, "height": 32}]}
+    httpx.post(f"{server.url}/v1/models/{server.model}:predict", json=body, timeout=60).raise_for_status()
+    families = {f.name: f for f in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)}
+    for name, metric in EXPORTED.items():
+        family = families[name.removesuffix("_total")]
+        assert family.type == metric.kind, name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels == metric.labels, name
+    stages = {sample.labels["stage"] for sample in families["atelier_step_seconds"].samples}
+    assert "denoise" in stages, "queries ask for this stage"
 
 
 def test_labels_in_aggregations_exist() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from atelier import profiles
 from atelier.settings import Settings
 from tests.manifests.rendering import (
     FOLDERS,
@@ -37,14 +38,11 @@ WRITTEN = {
     "TRITON_CACHE_DIR",
     "CUDA_CACHE_PATH",
     "VLLM_CACHE_ROOT",
-    "RAY_TMPDIR",
 }
 """Variables that name a folder a program writes."""
 NOT_OURS = WRITTEN | {"USER", "LOGNAME", "POD_NAMESPACE", "NAMESPACE", "REPOSITORY", "NOTEBOOK_ARGS"}
-NOT_OURS |= {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME"}
+NOT_OURS |= {"RAY_ADDRESS", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME"}
 """Variables read by other programs and libraries than Atelier's settings."""
-COMING = {"ENGINE", "ENGINE_ARGS", "PROFILE"}
-"""Settings of the text engines."""
 
 
 @pytest.fixture(params=FOLDERS)
@@ -137,7 +135,7 @@ def test_names_fit_into_a_hostname(folder: str) -> None:
 
 def test_every_variable_is_a_setting_or_known_to_a_library(served: list[Object]) -> None:
     names = {entry["name"] for entry in merged_container(served)["env"]}
-    assert names <= {name.upper() for name in Settings.model_fields} | NOT_OURS | COMING
+    assert names <= {name.upper() for name in Settings.model_fields} | NOT_OURS
 
 
 def test_the_model_is_named_once_and_found_by_its_own_runtime(served: list[Object]) -> None:
@@ -225,9 +223,21 @@ def test_a_gpu_pod_tolerates_gpu_nodes_and_a_cpu_pod_asks_for_none(served: list[
     predictor = of_kind(served, "InferenceService")[0]["spec"]["predictor"]
     gpus = merged_container(served)["resources"]["limits"].get("nvidia.com/gpu")
     chosen = {"nodeSelector", "affinity"} & predictor.keys()
-    assert not chosen or (gpus == "1" and predictor["tolerations"][0]["key"] == "nvidia.com/gpu")
+    assert not chosen or (int(gpus) >= 1 and predictor["tolerations"][0]["key"] == "nvidia.com/gpu")
     device = {entry["name"]: entry.get("value") for entry in predictor["model"]["env"]}.get("DEVICE")
     assert (device == "cpu") == (gpus is None)
+
+
+def test_a_profile_is_for_the_model_and_the_gpus_of_its_overlay(served: list[Object]) -> None:
+    env = {entry["name"]: entry["value"] for entry in merged_container(served)["env"] if "value" in entry}
+    if "PROFILE" not in env:
+        return
+    profile = profiles.read(env["PROFILE"])
+    assert env["MODEL_ID"] == profile.values["model_id"]
+    assert merged_container(served)["resources"]["limits"]["nvidia.com/gpu"] == str(profile.gpus)
+    for name, value in env.items():
+        if name in ("ENGINE", "TASK"):
+            assert profile.values[name.lower()] == value, "the overlay contradicts its profile"
 
 
 def test_the_base_asks_for_one_gpu_and_64_gib() -> None:
