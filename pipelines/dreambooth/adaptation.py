@@ -103,7 +103,7 @@ def _quantization(family: Family, options: TrainOptions, dtype: torch.dtype) -> 
         return {}
     from diffusers import PipelineQuantizationConfig
 
-    settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    settings: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     config = PipelineQuantizationConfig(
         quant_backend="bitsandbytes_4bit", quant_kwargs=settings, components_to_quantize=[family.denoiser]
     )
@@ -123,7 +123,11 @@ def _compile_blocks(denoiser: Any, activation_budget: float) -> None:
 def repeated_blocks(denoiser: Any) -> Iterator[nn.Module]:
     """The denoiser's transformer blocks, wherever they sit."""
     for module in denoiser.modules():
-        if type(module).__name__ in ("BasicTransformerBlock", "JointTransformerBlock", *(denoiser._repeated_blocks or ())):
+        if type(module).__name__ in (
+            "BasicTransformerBlock",
+            "JointTransformerBlock",
+            *(denoiser._repeated_blocks or ()),
+        ):
             yield module
 
 

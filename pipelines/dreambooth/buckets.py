@@ -66,6 +66,6 @@ def plan_views(
             centred = views == 1 or view == 0
             left = spare_x // 2 if centred else rng.randint(0, spare_x)
             top = spare_y // 2 if centred else rng.randint(0, spare_y)
-            for flipped in (False, True) if flip else (False,):
-                planned.append(View(index, to_width, to_height, top, left, *resized, flipped))
+            mirrored = (False, True) if flip else (False,)
+            planned += [View(index, to_width, to_height, top, left, *resized, flipped) for flipped in mirrored]
     return planned

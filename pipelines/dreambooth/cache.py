@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.dreambooth.buckets import View, plan_views
+from pipelines.dreambooth.buckets import plan_views
 from pipelines.dreambooth.data import Picture
 from pipelines.dreambooth.families import Family
 from pipelines.dreambooth.families.base import Tensors

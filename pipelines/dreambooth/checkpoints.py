@@ -61,7 +61,9 @@ class Checkpoints:
         differing = [n for n in now if n not in FREE_FIELDS and about["options"].get(n) != now[n]]
         if differing:
             told = ", ".join(f"{name}: {about['options'].get(name)!r} then, {now[name]!r} now" for name in differing)
-            raise OptionError(f"output={self.options.output} holds a run with other options ({told}); use another folder")
+            raise OptionError(
+                f"output={self.options.output} holds a run with other options ({told}); use another folder"
+            )
         if about["data_hash"] != self.data_hash:
             raise OptionError(f"output={self.options.output} holds a run on other pictures; use another folder")
         state: dict[str, Any] = torch.load(paths[-1] / "state.pt", map_location=device, weights_only=True)

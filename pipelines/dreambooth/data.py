@@ -46,19 +46,21 @@ def read_subject(options: TrainOptions) -> list[Picture]:
         DataError: no folder, too few, unreadable or too small pictures, missing or empty captions; all faults at once.
     """
     paths = picture_files(options.data, "data")
-    faults: list[str] = []
-    pictures: list[Picture] = []
-    for path in paths:
-        try:
-            size = measure(path, options.resolution)
-            pictures.append(Picture(path, *size, _caption(path, options)))
-        except DataError as error:
-            faults.append(error.message)
-    if faults:
-        raise DataError("\n".join(faults))
+    found = [_read(path, options) for path in paths]
+    if faults := [fault for fault in found if isinstance(fault, DataError)]:
+        raise DataError("\n".join(fault.message for fault in faults))
+    pictures = [picture for picture in found if isinstance(picture, Picture)]
     if len(pictures) < options.minimum_pictures:
         raise DataError(f"data={options.data} has {len(pictures)} pictures; {options.minimum_pictures} are needed")
     return pictures
+
+
+def _read(path: Path, options: TrainOptions) -> Picture | DataError:
+    """The picture, or what is wrong with it."""
+    try:
+        return Picture(path, *measure(path, options.resolution), _caption(path, options))
+    except DataError as error:
+        return error
 
 
 def picture_files(folder: Path, option: str) -> list[Path]:

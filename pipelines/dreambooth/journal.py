@@ -67,6 +67,10 @@ class Journal:
                 self._board.add_scalar(name, value, step)
         self._bar.set_postfix(loss=f"{loss:.4f}")
 
+    def pause(self, seconds: float) -> None:
+        """Do not count `seconds` spent on something else than steps."""
+        self._last = (self._last[0] + seconds, self._last[1])
+
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         from pipelines.dreambooth.cache import to_tensor
 

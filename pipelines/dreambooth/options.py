@@ -5,8 +5,6 @@ The command line, the pipeline and the model card are made from this class; what
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +14,17 @@ from pipelines.dreambooth.errors import OptionError
 
 # May differ between a run and its continuation without changing the trajectory.
 FREE_FIELDS = frozenset(
-    "output device checkpoint_every keep_checkpoints log_every validate_every validation_prompts validation_steps".split()
+    {
+        "output",
+        "device",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "validate_every",
+        "validation_prompts",
+        "validation_steps",
+        "check_memory",
+    }
 )
 
 
@@ -33,16 +41,23 @@ class TrainOptions(BaseModel):
     captions: Literal["prompt", "files", "names"] = Field(
         "prompt", description="Caption of a picture: the instance prompt, its .txt file, or its file name."
     )
-    class_prompt: str = Field("", description="Prompt of the prior class, such as 'a ring'; empty: no prior preservation.")
-    class_data: Path | None = Field(None, description="Folder of class pictures; the missing ones are generated into it.")
-    class_pictures: int = Field(100, ge=1, description="Number of class pictures; several class prompts are split by |.")
+    class_prompt: str = Field(
+        "", description="Prompt of the prior class, such as 'a ring'; empty: no prior preservation."
+    )
+    class_data: Path | None = Field(
+        None, description="Folder of class pictures; the missing ones are generated into it."
+    )
+    class_pictures: int = Field(
+        100, ge=1, description="Number of class pictures; several class prompts are split by |."
+    )
+    class_steps: int = Field(20, ge=1, description="Denoising steps of a class picture.")
     prior_weight: float = Field(1.0, ge=0, description="Weight of the class pictures' loss.")
     minimum_pictures: int = Field(3, ge=1, description="Fewer pictures of the subject are refused.")
 
     # What is trained
     method: Literal["lora", "dora", "full"] = Field("lora", description="Low-rank adapter, DoRA, or all weights.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter.")
-    alpha: float | None = Field(None, gt=0, description="Scale of the adapter is alpha / rank; unset: rank.")
+    alpha: int | None = Field(None, ge=1, description="Scale of the adapter is alpha / rank; unset: rank.")
     adapter_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
     targets: Literal["attention", "linear"] = Field(
         "attention", description="Layers that get an adapter: attention projections, or feed-forward layers too."
@@ -75,11 +90,16 @@ class TrainOptions(BaseModel):
 
     # Memory and speed
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="Compute type; master weights are float32.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Compute type; master weights are float32."
+    )
     quantize: Literal["none", "nf4"] = Field("none", description="Keep the frozen denoiser in 4 bits (bitsandbytes).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third slower.")
     activation_budget: float = Field(
-        1.0, gt=0, le=1, description="With compile: share of a block's activations that are kept, the rest is recomputed."
+        1.0,
+        gt=0,
+        le=1,
+        description="With compile: share of a block's activations that are kept, the rest is recomputed.",
     )
     compile: bool = Field(False, description="Compile the denoiser's blocks; pays off above a few hundred steps.")
     check_memory: bool = Field(True, description="Refuse a run whose estimate is above the device's free memory.")
@@ -106,13 +126,8 @@ class TrainOptions(BaseModel):
         return self.class_data or self.output / "class"
 
     @property
-    def adapter_alpha(self) -> float:
+    def adapter_alpha(self) -> int:
         return self.rank if self.alpha is None else self.alpha
-
-    def fingerprint(self) -> str:
-        """Hash of what the trajectory depends on."""
-        fields = self.model_dump(mode="json", exclude=set(FREE_FIELDS))
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _agree(self) -> TrainOptions:

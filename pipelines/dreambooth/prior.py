@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from pipelines.dreambooth.data import Picture, measure, picture_files
 from pipelines.dreambooth.drawing import Style, Wish, draw
 from pipelines.dreambooth.families import Family
 from pipelines.dreambooth.options import TrainOptions
 
+AT_ONCE = 32  # pictures lost when a run is killed
+
 
 def ensure_class_pictures(
-    family: Family, options: TrainOptions, device: torch.device, dtype: torch.dtype, steps: int = 20, batch: int = 8
+    family: Family, options: TrainOptions, device: torch.device, dtype: torch.dtype
 ) -> list[Picture]:
     """The class pictures in `options.class_folder`, after the missing ones were generated.
 
@@ -29,15 +32,22 @@ def ensure_class_pictures(
     wanted = [(index, path) for index, path in enumerate(names) if not path.exists()][: max(0, missing)]
     if wanted:
         pipeline = family.load(family.components, dtype).to(device)
-        wishes = [Wish(prompts[index % len(prompts)], options.seed + index) for index, _ in wanted]
-        style = Style(steps=steps, size=(options.resolution, options.resolution), batch=batch)
-        for (_, path), wish, picture in zip(wanted, wishes, draw(pipeline, wishes, style), strict=True):
-            path.with_suffix(".txt").write_text(wish.prompt + "\n")
-            part = path.with_suffix(".part")
-            picture.save(part, format="PNG")
-            part.rename(path)
+        style = Style(steps=options.class_steps, size=(options.resolution, options.resolution))
+        for start in range(0, len(wanted), AT_ONCE):
+            part = wanted[start : start + AT_ONCE]
+            wishes = [Wish(prompts[index % len(prompts)], options.seed + index) for index, _ in part]
+            for (_, path), wish, picture in zip(part, wishes, draw(pipeline, wishes, style), strict=True):
+                _keep(path, picture, wish.prompt)
     chosen = picture_files(folder, "class_data")[: options.class_pictures]
     return [Picture(path, *measure(path, options.resolution), _caption(path, prompts[0])) for path in chosen]
+
+
+def _keep(path: Path, picture: Image.Image, prompt: str) -> None:
+    """Caption first, then the picture under its final name: a picture that is there is whole."""
+    path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")
+    picture.save(part, format="PNG")
+    part.rename(path)
 
 
 def _caption(path: Path, default: str) -> str:

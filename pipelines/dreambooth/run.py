@@ -7,9 +7,11 @@ one that was not, and a checkpoint holds weights and optimizer state, no generat
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +62,9 @@ class Run:
             rate = options.text_encoder_learning_rate or options.learning_rate
             groups.append({"params": masters[len(denoiser) :], "lr": rate})
         self.optimizer = build_optimizer(options, groups)
-        self.rate = get_scheduler(options.schedule, self.optimizer, options.warmup, options.steps)
+        self.rate = get_scheduler(
+            options.schedule, self.optimizer, num_warmup_steps=options.warmup, num_training_steps=options.steps
+        )
         self.average = EMAModel(masters, decay=options.ema_decay) if options.ema_decay else None
         self.progress = Progress()
         self._restore()
@@ -83,15 +87,17 @@ class Run:
                     journal.advance()
                 validated = None
                 if options.validate_every and step % options.validate_every == 0:
+                    began = time.monotonic()
                     validated = self._validate()
                     if journal:
                         validate(step, journal)
+                        journal.pause(time.monotonic() - began)
                 if step % options.log_every == 0 or last or validated is not None:
                     loss = self._mean(torch.stack(window).mean())
                     window.clear()
                     self._require_finite(loss, step)
                     if journal:
-                        journal.note(step, loss, self.rate.get_last_lr()[0], validated)
+                        journal.note(step, loss, float(self.rate.get_last_lr()[0]), validated)
                 if step % options.checkpoint_every == 0 or last:
                     self._checkpoint()
         finally:
@@ -137,7 +143,7 @@ class Run:
         generator.manual_seed(_mix(self.options.seed, pass_of_all))
         torch.manual_seed(_mix(self.options.seed, pass_of_all))  # for dropout
         for place, rows in enumerate(groups):
-            yield lambda rows=rows: self._loss(rows, generator), place == len(groups) - 1
+            yield partial(self._loss, rows, generator), place == len(groups) - 1
 
     def _loss(self, rows: list[int], generator: torch.Generator) -> torch.Tensor:
         """Summed so that over the groups of a pass it is: mean over subject rows + weight * mean over class rows."""

@@ -93,12 +93,12 @@ def train(options: TrainOptions) -> Result:
         run = Run(options, accelerator, trainee, cache, Checkpoints(options, pictures_hash))
         run.fit(lambda step, journal: draw_validation(job, trainee, step, journal))
         weights = run.final_weights()
-        result = Result(
-            options.output, run.progress.step, len(run.weights), time.monotonic() - started, peak_bytes()
-        )
+        result = Result(options.output, run.progress.step, len(run.weights), time.monotonic() - started, peak_bytes())
         if accelerator.is_main_process:
             write = save_pipeline if options.method == "full" else save_adapter
-            write(job.family, trainee, weights, options.output / "model" if options.method == "full" else options.output)
+            write(
+                job.family, trainee, weights, options.output / "model" if options.method == "full" else options.output
+            )
             data = {"sha256": pictures_hash, "pictures": len(job.subject), "class_pictures": len(prior)}
             write_card(options, job.family.index["_class_name"], data, result.summary())
         accelerator.wait_for_everyone()
@@ -131,7 +131,7 @@ def draw_validation(job: Job, trainee: Trainee, step: int, journal: Journal) -> 
         return
     pipeline = pipeline_with(job.family, trainee, job.device, job.dtype)
     wishes = [Wish(prompt, options.seed + index) for index, prompt in enumerate(options.validation_prompts)]
-    style = Style(options.validation_steps, size=(options.resolution, options.resolution), batch=1)
+    style = Style(options.validation_steps, size=(options.resolution, options.resolution))
     folder = options.output / "validation"
     folder.mkdir(exist_ok=True)
     for index, picture in enumerate(draw(pipeline, wishes, style)):

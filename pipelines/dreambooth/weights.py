@@ -53,13 +53,13 @@ class MasterWeights:
 
 def build_optimizer(options: TrainOptions, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimizer named by the options over `groups`, each with `params` and `lr`."""
-    common = {"weight_decay": options.weight_decay}
+    decay = options.weight_decay
     if options.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(groups, **common)
+        return AdamW8bit(groups, weight_decay=decay)
     if options.optimizer == "prodigy":
         from prodigyopt import Prodigy
 
-        return Prodigy(groups, **common, use_bias_correction=True, safeguard_warmup=True)
-    return torch.optim.AdamW(groups, **common, fused=True)
+        return Prodigy(groups, weight_decay=decay, use_bias_correction=True, safeguard_warmup=True)
+    return torch.optim.AdamW(groups, weight_decay=decay, fused=True)

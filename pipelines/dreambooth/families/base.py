@@ -57,7 +57,7 @@ class Family(ABC):
         """The checkpoint's pipeline with only `parts` (and the scheduler) loaded, on the CPU, in eval mode."""
         left_out: dict[str, Any] = {name: None for name in self.components if name not in parts and name != "scheduler"}
         pipeline = DiffusionPipeline.from_pretrained(
-            self.model, torch_dtype=dtype, use_safetensors=True, **left_out, **options
+            self.model, dtype=dtype, use_safetensors=True, **left_out, **options
         )
         pipeline.set_progress_bar_config(disable=True)
         for module in pipeline.components.values():

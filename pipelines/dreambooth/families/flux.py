@@ -38,7 +38,7 @@ class Flux(Family):
     def predict(self, denoiser: nn.Module, noised: Noised, rows: Rows) -> torch.Tensor:
         prompt = rows.text["prompt"]
         batch, channels, height, width = noised.latents.shape
-        place = {"device": prompt.device, "dtype": prompt.dtype}
+        place: dict[str, Any] = {"device": prompt.device, "dtype": prompt.dtype}
         guided = bool(self.denoiser_config().get("guidance_embeds"))
         packed: torch.Tensor = denoiser(
             hidden_states=FluxPipeline._pack_latents(noised.latents.to(prompt.dtype), batch, channels, height, width),

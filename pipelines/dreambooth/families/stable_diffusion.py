@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ CLIP_TOKENS = 77
 
 class StableDiffusion(Family):
     denoiser = "unet"
-    trainable_encoders = ("text_encoder",)
+    trainable_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     attention_targets = ("to_q", "to_k", "to_v", "to_out.0")
     linear_targets = (*attention_targets, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
     supports_min_snr = True
