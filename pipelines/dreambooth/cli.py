@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
@@ -73,7 +74,8 @@ def train(
         typer.echo("\n".join(memory.estimate_memory(job.family, options, job.dtype).lines()))
         return
     result = training.train(options)
-    typer.echo(f"{result.path}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} weights")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{result.path}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} weights")
 
 
 @app.command()

@@ -95,8 +95,8 @@ def test_two_processes_train_like_one_with_twice_the_accumulation(options: Build
     alone = options(output=tmp_path / "alone", accumulation=2, class_data=tmp_path / "class", **shared)
     spread = options(output=tmp_path / "spread", class_data=tmp_path / "class", **shared)
     train(alone)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m"]
-    subprocess.run(launcher + command(spread)[2:], env=environment(), check=True, timeout=300)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    subprocess.run(launcher + command(spread)[2:], env=environment(), check=True, timeout=120)
     assert_same_weights(alone.output, spread.output, tolerance=1e-5)
 
 
