@@ -75,7 +75,9 @@ def train(
         return
     result = training.train(options)
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"{result.path}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} weights")
+        typer.echo(
+            f"{result.path}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} weights"
+        )
 
 
 @app.command()

@@ -23,7 +23,3 @@ class GateClosed(StartError):
 
 class PublishError(StartError):
     """The result could not be stored completely; no manifest was written."""
-
-
-class DeployError(StartError):
-    """The endpoint did not become ready, or did not answer."""

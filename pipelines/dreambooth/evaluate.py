@@ -89,7 +89,10 @@ def _pixel_scores(groups: dict[str, Drawn]) -> dict[str, float]:
     from demo.shapes.checker import check as shows_prompt
 
     subject = groups["subject"]
-    scores = {"subject_before": _share(map(shows_ring, subject.before)), "subject": _share(map(shows_ring, subject.after))}
+    scores = {
+        "subject_before": _share(map(shows_ring, subject.before)),
+        "subject": _share(map(shows_ring, subject.after)),
+    }
     if prior := groups.get("prior"):
         for name, pictures in (("prior_before", prior.before), ("prior", prior.after)):
             scores[name] = _share(

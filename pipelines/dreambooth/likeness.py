@@ -32,9 +32,7 @@ class Clip:
     def prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """(N, D) unit vectors."""
         tokens = self._tokens(list(prompts), padding=True, truncation=True, return_tensors="pt")
-        features = self._model.get_text_features(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        )
+        features = self._model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return F.normalize(_pooled(features), dim=-1)
 
 

@@ -23,7 +23,7 @@ Build = Callable[..., TrainOptions]
 
 
 def test_too_few_pictures_are_counted(options: Build, pictures: Path) -> None:
-    for index in range(3):
+    for _ in range(3):
         next(iter(sorted(pictures.iterdir()))).unlink()
     with pytest.raises(DataError, match="2 pictures; 3 are needed"):
         check(options())
@@ -91,7 +91,9 @@ def test_a_full_disk_is_noticed_before_training(tmp_path: Path) -> None:
         require_space(tmp_path, 2**60)
 
 
-def test_a_run_above_the_free_memory_is_refused_with_the_estimate(options: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_above_the_free_memory_is_refused_with_the_estimate(
+    options: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipelines.dreambooth.memory._free_ram", lambda: 2**20)
     run = options()
     with pytest.raises(OptionError, match=r"(?s)GiB are needed.*activations.*gradient_checkpointing=true"):

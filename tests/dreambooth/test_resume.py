@@ -108,7 +108,7 @@ def test_checkpoints_are_bounded_in_number(options: Build) -> None:
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(options: Build) -> None:
     train(options(steps=1))
-    with pytest.raises(OptionError, match="learning_rate: 0.0001 then, 0.5 now"):
+    with pytest.raises(OptionError, match=r"learning_rate: 0\.0001 then, 0\.5 now"):
         train(options(steps=1, learning_rate=0.5))
 
 
