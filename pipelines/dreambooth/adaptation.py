@@ -64,9 +64,16 @@ class Trainee(nn.Module):
 
 def build_trainee(family: Family, options: TrainOptions, device: torch.device, dtype: torch.dtype) -> Trainee:
     """Load what is trained onto `device`, frozen weights in `dtype`, adapters initialised from the seed."""
-    torch.manual_seed(options.seed)
     denoiser = getattr(family.load([family.denoiser], dtype, **_quantization(family, options, dtype)), family.denoiser)
     text_pipeline = family.load(family.text_parts, dtype) if options.train_text_encoder else None
+    return prepare_trainee(family, options, device, denoiser, text_pipeline)
+
+
+def prepare_trainee(
+    family: Family, options: TrainOptions, device: torch.device, denoiser: Any, text_pipeline: Any | None = None
+) -> Trainee:
+    """Make loaded modules trainable as the options say, and bring them to `device`."""
+    torch.manual_seed(options.seed)
     make_trainable(denoiser, family.targets(options), options)
     for name in family.trainable_encoders if text_pipeline else ():
         make_trainable(getattr(text_pipeline, name), ENCODER_TARGETS, options)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+
 from atelier.deploy.cluster import Cluster
 from atelier.deploy.manifest import DeployError, Endpoint
 from atelier.deploy.rollout import deploy as roll_out
-
 from pipelines.dreambooth.publish import Published
 
 REQUEST_SECONDS = 300
