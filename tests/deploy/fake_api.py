@@ -134,7 +134,7 @@ class FakeApi:
         conditions = [{"type": "Ready", "status": "True" if moment.ready else "False"}]
         shown = {"observedGeneration": found["metadata"]["generation"], "conditions": conditions, **moment.status}
         if moment.ready:
-            shown["url"] = f"https://{name}.example.com"
+            shown.setdefault("url", f"https://{name}.example.com")
         return 200, {**found, "status": shown}
 
 

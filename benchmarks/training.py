@@ -1,0 +1,217 @@
+"""Training against diffusers' own Dreambooth LoRA example: steps per second and peak memory, as ratios of one run.
+
+    PYTHONPATH=runtime:. python -m benchmarks.training --model sd35-medium --out training.json
+
+The models have published shapes and random weights (`random_models`), or are the checkpoint folder that --model names. Data,
+steps, batch, rank and adapted layers are the same in every arm, each arm a process of its own. `example` goes the way of
+the published script in its default setting (`training_example`); `ours` is this package's loop, from cache to optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from benchmarks.random_models import SUBJECTS
+from pipelines.dreambooth.adaptation import prepare_trainee
+from pipelines.dreambooth.buckets import View
+from pipelines.dreambooth.cache import Cache, Sample, to_tensor
+from pipelines.dreambooth.checkpoints import Checkpoints
+from pipelines.dreambooth.families import Family, family_of
+from pipelines.dreambooth.journal import Journal, peak_bytes
+from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.run import Run
+
+ARMS: dict[str, dict[str, Any]] = {
+    "example": {},
+    "ours": {},
+    "ours-compiled": {"compile": True},
+    "ours-compiled-half": {"compile": True, "activation_budget": 0.5},
+    "ours-checkpointing": {"gradient_checkpointing": True},
+}
+WARM_UP = 5  # steps that are not timed; compiled arms compile in the first
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One arm. `first_step_s` holds compilation."""
+
+    arm: str
+    steps_per_second: float
+    peak_gib: float
+    first_step_s: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms share."""
+
+    model: str
+    side: int
+    batch: int
+    steps: int
+    rank: int
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def options(self, folder: Path, **changes: Any) -> TrainOptions:
+        return TrainOptions.parse(
+            model=folder / "model",
+            data=folder,
+            output=folder / "output",
+            instance_prompt="a photo of zqx ring",
+            resolution=self.side,
+            batch_size=self.batch,
+            rank=self.rank,
+            steps=self.steps + WARM_UP,
+            log_every=1,
+            checkpoint_every=10**6,
+            **changes,
+        )
+
+
+def write_configuration(pipeline: Any, folder: Path) -> Family:
+    """The folder of a checkpoint without weights, enough for a `Family` to read shapes and schedules from."""
+    index: dict[str, Any] = {"_class_name": type(pipeline).__name__}
+    for name, component in pipeline.components.items():
+        if hasattr(component, "save_config"):
+            component.save_config(folder / name)
+            index[name] = ["diffusers", type(component).__name__]
+    (folder / "text_encoder_2").mkdir(parents=True, exist_ok=True)
+    (folder / "text_encoder_2" / "config.json").write_text(json.dumps({"projection_dim": 1280}))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return family_of(folder)
+
+
+def pictures(setting: Setting, count: int = 5) -> list[Image.Image]:
+    """Noise at a camera's aspect ratio."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, setting.side * 5 // 4, setting.side, 3)
+    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(each.numpy()) for each in pixels]
+
+
+@torch.no_grad()
+def make_cache(setting: Setting, family: Family, pipeline: Any) -> Cache:
+    """What `build_cache` makes, with random text embeddings in place of an encoder's."""
+    text = {n: torch.randn(1, *shape).to(setting.dtype) for n, shape in family.text_shapes().items()}
+    vae = pipeline.vae.float().to(setting.device)
+    samples = []
+    for index, picture in enumerate(pictures(setting)):
+        view = View(index, setting.side, setting.side, 0, 0, setting.side, setting.side, False)
+        mean, deviation = family.encode_picture(vae, to_tensor(view.cut(picture)))
+        sizes = torch.tensor(family.size_condition(view, picture.size))
+        samples.append(Sample(mean[0].cpu(), deviation[0].cpu(), sizes, 0, False))
+    pipeline.vae = None
+    return Cache(samples, ["a photo of zqx ring"], text)
+
+
+def run_ours(setting: Setting, folder: Path, changes: dict[str, Any]) -> tuple[float, float]:
+    """Steps per second and seconds of the first step, from the run's own log."""
+    from accelerate import Accelerator
+
+    pipeline, family = make_model(setting, folder)
+    cache = make_cache(setting, family, pipeline)
+    options = setting.options(folder, **changes)
+    options.output.mkdir(parents=True)
+    denoiser = getattr(pipeline, family.denoiser)
+    denoiser.requires_grad_(False)
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+    trainee = prepare_trainee(family, options, setting.device, denoiser)
+    run = Run(options, Accelerator(cpu=setting.device.type == "cpu"), trainee, cache, Checkpoints(options, ""))
+    run.fit(lambda step, journal: None)
+    paces = [float(row["steps_per_second"]) for row in Journal.read(options.output)]
+    timed = paces[WARM_UP:]
+    return len(timed) / sum(1 / pace for pace in timed), 1 / paces[0]
+
+
+def make_model(setting: Setting, folder: Path) -> tuple[Any, Family]:
+    """A pipeline with denoiser and VAE, and its family."""
+    if setting.model in SUBJECTS:
+        pipeline = SUBJECTS[setting.model](str(setting.device), setting.dtype).pipeline
+    else:
+        pipeline = DiffusionPipeline.from_pretrained(setting.model, dtype=setting.dtype)
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # random weights are made in float32, real ones are loaded in their type
+    return pipeline, write_configuration(pipeline, folder / "model")
+
+
+def run_arm(arm: str, setting: Setting) -> Figures:
+    """One arm in this process."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        if arm == "example":
+            from benchmarks.training_example import run_example
+
+            pipeline, family = make_model(setting, folder)
+            example = family, pipeline, pictures(setting), setting.device, setting.dtype
+            pace, first = run_example(*example, setting.side, setting.batch, setting.rank, setting.steps, WARM_UP)
+        else:
+            pace, first = run_ours(setting, folder, ARMS[arm])
+    return Figures(arm, round(pace, 4), round(peak_bytes() / 2**30, 3), round(first, 2))
+
+
+def compare(setting: Setting, arms: list[str]) -> dict[str, Any]:
+    """Every arm in a process of its own, and the ratios to the first."""
+    results = []
+    for arm in arms:
+        began = time.monotonic()
+        command = [sys.executable, "-m", "benchmarks.training", "--arm", arm]
+        for name, value in asdict(setting).items():
+            command += [f"--{name}", str(value)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(Figures(**json.loads(done.stdout.strip().splitlines()[-1])))
+        print(f"{results[-1]}  ({time.monotonic() - began:.0f} s in all)", file=sys.stderr)
+    base = results[0]
+    ratios = {
+        each.arm: {
+            "steps_per_second": round(each.steps_per_second / base.steps_per_second, 3),
+            "peak_memory": round(each.peak_gib / base.peak_gib, 3),
+        }
+        for each in results
+    }
+    return {"setting": asdict(setting), "figures": [asdict(each) for each in results], f"of {base.arm}": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="sd35-medium", help=f"{', '.join(SUBJECTS)}, or a checkpoint folder")
+    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["example", "ours", "ours-compiled"])
+    parser.add_argument("--arm", choices=ARMS, help="run one arm here and print its figures")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    setting = Setting(given.model, given.side, given.batch, given.steps, given.rank)
+    if given.arm:
+        print(json.dumps(asdict(run_arm(given.arm, setting))))
+        return
+    text = json.dumps(compare(setting, given.arms), indent=2)
+    print(text)
+    if given.out:
+        given.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How much memory a run takes, computed before it begins.
+
+Weights come from the checkpoint's headers, activations from `activations`: both are counted, not guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from pipelines.dreambooth.activations import activation_bytes, empty_denoiser
+from pipelines.dreambooth.errors import OptionError
+from pipelines.dreambooth.families import Family
+from pipelines.dreambooth.options import TrainOptions
+
+CONTEXT_BYTES = 600 * 2**20  # what a CUDA context and its libraries take
+NF4_BYTES = 0.5625  # four bits, and one float32 scale for 64 weights
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by what they are for. `encoding` is the largest stage before training: class pictures, text, or the VAE."""
+
+    weights: int
+    masters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    encoding: int
+
+    @property
+    def training(self) -> int:
+        return self.weights + self.masters + self.gradients + self.optimizer + self.activations
+
+    @property
+    def peak(self) -> int:
+        """Encoding and training follow each other; the larger counts."""
+        return max(self.training, self.encoding) + CONTEXT_BYTES
+
+    def disk_bytes(self, options: TrainOptions) -> int:
+        """Checkpoints (one more while the newest is written) and the result."""
+        kept = (self.masters + self.optimizer) * (options.keep_checkpoints + 1)
+        return kept + (2 * self.weights if options.method == "full" else self.masters) + 64 * 2**20
+
+    def lines(self) -> list[str]:
+        parts = [(part.name, getattr(self, part.name)) for part in fields(self)] + [("peak", self.peak)]
+        return [f"{name:<12} {value / 2**30:8.2f} GiB" for name, value in parts]
+
+
+def require_memory(family: Family, options: TrainOptions, device: torch.device, dtype: torch.dtype) -> Estimate:
+    """The estimate.
+
+    Raises:
+        OptionError: it is above what the device has free; the message says what to change.
+    """
+    estimate = estimate_memory(family, options, dtype)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_ram()
+    if options.check_memory and estimate.peak > free:
+        raise OptionError(
+            f"about {estimate.peak / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free on {device}:\n"
+            + "\n".join(estimate.lines())
+            + "\nuse gradient_checkpointing=true, a lower resolution or batch_size, method=lora, quantize=nf4, "
+            "or check_memory=false to try all the same"
+        )
+    return estimate
+
+
+def estimate_memory(family: Family, options: TrainOptions, dtype: torch.dtype) -> Estimate:
+    """What `options` take on any device; nothing is loaded."""
+    denoiser = empty_denoiser(family, options)
+    width = dtype.itemsize
+    frozen = sum(p.numel() for p in denoiser.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in denoiser.parameters() if p.requires_grad)
+    encoders = {n: parameters_in(family.model / n) for n in family.text_parts if n.startswith("text_encoder")}
+    on_device = sum(encoders.values()) if options.train_text_encoder else 0
+    if options.train_text_encoder and options.method == "full":
+        trained += sum(encoders[name] for name in family.trainable_encoders)
+    everything = sum(parameters_in(family.model / name) for name in family.components)
+    vae = parameters_in(family.model / "vae") * 4
+    return Estimate(
+        weights=int(frozen * (NF4_BYTES if options.quantize == "nf4" else width)) + (trained + on_device) * width,
+        masters=trained * 4,
+        gradients=trained * 4,
+        optimizer=trained * STATE_BYTES[options.optimizer],
+        activations=activation_bytes(family, options, denoiser, dtype),
+        encoding=everything * width if options.with_prior else max(vae, *(n * width for n in encoders.values())),
+    )
+
+
+def parameters_in(folder: Path) -> int:
+    """Number of weights in the safetensors files of a component, read from their headers."""
+    files = [path for path in folder.glob("*.safetensors") if not path.name.count(".fp16.")] or list(
+        folder.glob("*.safetensors")
+    )
+    return sum(_parameters(path) for path in files)
+
+
+def _parameters(path: Path) -> int:
+    """The header is a length (8 bytes, little endian) and JSON of that length."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def _free_ram() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)

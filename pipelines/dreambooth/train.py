@@ -1,0 +1,160 @@
+"""Trains a subject into a checkpoint: checks everything, computes what is constant, runs, writes the result.
+
+`train(options)` is the whole; the command line, the pipeline's step and the notebooks call nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipelines.dreambooth.adaptation import Trainee, build_trainee, check_support, save_adapter, save_pipeline
+from pipelines.dreambooth.cache import build_cache
+from pipelines.dreambooth.card import write_card
+from pipelines.dreambooth.checkpoints import Checkpoints
+from pipelines.dreambooth.data import Picture, data_hash, read_subject, require_space
+from pipelines.dreambooth.drawing import Style, Wish, draw
+from pipelines.dreambooth.errors import OptionError
+from pipelines.dreambooth.families import Family, family_of
+from pipelines.dreambooth.journal import Journal, peak_bytes, quiet_libraries
+from pipelines.dreambooth.memory import require_memory
+from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.prior import ensure_class_pictures
+from pipelines.dreambooth.run import Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: the adapter file or pipeline folder, steps done, and what it took."""
+
+    path: Path
+    steps: int
+    trained_parameters: int
+    seconds: float
+    peak_bytes: int
+
+    def summary(self) -> dict[str, float]:
+        """The figures, rounded for people."""
+        return {
+            "steps": self.steps,
+            "trained_parameters": self.trained_parameters,
+            "seconds": round(self.seconds, 1),
+            "peak_gib": round(self.peak_bytes / 2**30, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """Checked options: the family, the pictures, the device and the compute type."""
+
+    options: TrainOptions
+    family: Family
+    subject: list[Picture]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def check(options: TrainOptions, device: torch.device | None = None) -> Job:
+    """Everything that can be wrong before any time is spent; called by `train`, and alone by `--check`.
+
+    Raises:
+        OptionError, DataError: what is wrong, with the remedy.
+    """
+    family = family_of(options.model)
+    check_support(family, options)
+    subject = read_subject(options)
+    device = device or choose_device(options)
+    dtype = choose_dtype(options, device)
+    estimate = require_memory(family, options, device, dtype)
+    require_space(options.output, estimate.disk_bytes(options))
+    return Job(options, family, subject, device, dtype)
+
+
+def train(options: TrainOptions) -> Result:
+    """Run or continue the training that `options` describe."""
+    started = time.monotonic()
+    accelerator = Accelerator(cpu=choose_device(options).type == "cpu")
+    torch.use_deterministic_algorithms(options.deterministic)
+    with quiet_libraries():
+        job = check(options, accelerator.device)
+        with accelerator.main_process_first():
+            prior = ensure_class_pictures(job.family, options, job.device, job.dtype)
+        _free(job.device)
+        cache = build_cache(job.family, options, job.subject, prior, job.device, job.dtype)
+        _free(job.device)
+        trainee = build_trainee(job.family, options, job.device, job.dtype)
+        pictures_hash = data_hash([*job.subject, *prior])
+        run = Run(options, accelerator, trainee, cache, Checkpoints(options, pictures_hash))
+        run.fit(lambda step, journal: draw_validation(job, trainee, step, journal))
+        weights = run.final_weights()
+        result = Result(options.output, run.progress.step, len(run.weights), time.monotonic() - started, peak_bytes())
+        if accelerator.is_main_process:
+            write = save_pipeline if options.method == "full" else save_adapter
+            write(
+                job.family, trainee, weights, options.output / "model" if options.method == "full" else options.output
+            )
+            data = {"sha256": pictures_hash, "pictures": len(job.subject), "class_pictures": len(prior)}
+            write_card(options, job.family.index["_class_name"], data, result.summary())
+        accelerator.wait_for_everyone()
+    return result
+
+
+def choose_device(options: TrainOptions) -> torch.device:
+    """The device named by the options; with several GPUs accelerate gives each process its own."""
+    available = torch.cuda.is_available()
+    if options.device == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(options.device)
+    if device.type == "cuda" and not available:
+        raise OptionError(f"device={options.device}: no GPU is visible here; use auto or cpu")
+    return device
+
+
+def choose_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    if options.dtype != "auto":
+        return getattr(torch, options.dtype)  # type: ignore[no-any-return]
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def draw_validation(job: Job, trainee: Trainee, step: int, journal: Journal) -> None:
+    """The validation prompts, drawn with the weights of now, into `validation/` and the log."""
+    options = job.options
+    if not options.validation_prompts:
+        return
+    pipeline = pipeline_with(job.family, trainee, job.device, job.dtype)
+    wishes = [Wish(prompt, options.seed + index) for index, prompt in enumerate(options.validation_prompts)]
+    style = Style(options.validation_steps, size=(options.resolution, options.resolution))
+    folder = options.output / "validation"
+    folder.mkdir(exist_ok=True)
+    for index, picture in enumerate(draw(pipeline, wishes, style)):
+        picture.save(folder / f"step-{step:06d}-{index}.png")
+        journal.picture(step, f"validation/{index}", picture)
+    trainee.denoiser.train()
+    del pipeline
+    _free(job.device)
+
+
+def pipeline_with(family: Family, trainee: Trainee, device: torch.device, dtype: torch.dtype) -> object:
+    """A whole pipeline around the modules in training."""
+    trained = {family.denoiser: trainee.denoiser, **trainee.encoders}
+    pipeline = family.load([name for name in family.components if name not in trained], dtype)
+    pipeline.register_modules(**trained)
+    for module in trained.values():
+        assert isinstance(module, nn.Module)
+        module.eval()
+    return pipeline.to(device)
+
+
+def _free(device: torch.device) -> None:
+    """Give what the last stage held back to the device, so that the stages' peaks do not add up."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

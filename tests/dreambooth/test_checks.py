@@ -1,0 +1,166 @@
+"""Bad input is named before any time is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.dreambooth.activations import activation_bytes, empty_denoiser
+from pipelines.dreambooth.buckets import bucket_sizes, plan_views
+from pipelines.dreambooth.data import read_subject, require_space
+from pipelines.dreambooth.errors import DataError, OptionError
+from pipelines.dreambooth.families import Rows, family_of
+from pipelines.dreambooth.memory import estimate_memory, require_memory
+from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.train import check
+
+Build = Callable[..., TrainOptions]
+
+
+def test_too_few_pictures_are_counted(options: Build, pictures: Path) -> None:
+    for _ in range(3):
+        next(iter(sorted(pictures.iterdir()))).unlink()
+    with pytest.raises(DataError, match="2 pictures; 3 are needed"):
+        check(options())
+
+
+def test_all_unreadable_pictures_are_named_at_once(options: Build, pictures: Path) -> None:
+    (pictures / "broken.png").write_bytes(b"not a picture")
+    whole = (pictures / "thing 0.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"(?s)broken\.png cannot be read.*cut\.png cannot be read"):
+        check(options())
+
+
+def test_pictures_too_small_for_the_resolution_are_refused(options: Build, pictures: Path) -> None:
+    Image.new("RGB", (40, 300)).save(pictures / "narrow.png")
+    with pytest.raises(DataError, match=r"narrow\.png: 40 x 300 pixels is narrower than 1:4"):
+        check(options())
+    with pytest.raises(DataError, match=r"too small for resolution=512"):
+        check(options(resolution=512))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"instance_prompt": "  "}, "instance_prompt is empty"),
+        ({"learning_rate": 0}, "learning_rate=0"),
+        ({"resolution": 100}, "resolution=100 is not a multiple of 16"),
+        ({"steps": "many"}, "steps='many'"),
+        ({"method": "lokr"}, "method='lokr'.*'lora', 'dora' or 'full'"),
+        ({"quantize": "nf4", "method": "full"}, "quantize=nf4 freezes the denoiser"),
+        ({"early_stop": 3}, "early_stop needs validate_every"),
+        ({"colour": "red"}, "colour='red'"),
+    ],
+)
+def test_bad_options_are_named_with_their_value(options: Build, changes: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        options(**changes)
+
+
+def test_min_snr_is_refused_where_there_are_no_discrete_timesteps(options: Build) -> None:
+    check(options("sd15", min_snr_gamma=5.0))
+    with pytest.raises(OptionError, match=r"min_snr_gamma=5\.0"):
+        check(options("sd3", min_snr_gamma=5.0))
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(options: Build, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"model_index\.json is missing"):
+        check(options(model=tmp_path))
+
+
+def test_captions_come_from_names_or_sidecar_files(options: Build, pictures: Path) -> None:
+    assert read_subject(options(captions="names"))[1].caption == "thing 1"
+    with pytest.raises(DataError, match=r"thing 0\.png has no caption file thing 0\.txt"):
+        read_subject(options(captions="files"))
+    for path in list(pictures.iterdir()):
+        path.with_suffix(".txt").write_text(f"a caption of {path.stem}\n")
+    assert read_subject(options(captions="files"))[2].caption == "a caption of thing 2"
+    (pictures / "thing 3.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"thing 3\.png has an empty caption"):
+        read_subject(options(captions="files"))
+
+
+def test_a_full_disk_is_noticed_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="GiB free"):
+        require_space(tmp_path, 2**60)
+
+
+def test_a_run_above_the_free_memory_is_refused_with_the_estimate(
+    options: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.dreambooth.memory._free_ram", lambda: 2**20)
+    run = options()
+    with pytest.raises(OptionError, match=r"(?s)GiB are needed.*activations.*gradient_checkpointing=true"):
+        require_memory(family_of(run.model), run, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("family_name", ["sd15", "sdxl", "sd3", "flux"])
+def test_counted_activations_are_what_autograd_keeps(family_name: str, options: Build) -> None:
+    """The count without storage, against the same count on real tensors with the same fused attention."""
+    run = options(family_name, class_prompt="a ring")
+    family = family_of(run.model)
+    counted = activation_bytes(family, run, empty_denoiser(family, run), torch.float32)
+    assert counted == real_activation_bytes(run)
+
+
+def real_activation_bytes(run: TrainOptions) -> int:
+    from pipelines.dreambooth.activations import FusedAttention, rows_without_storage
+    from pipelines.dreambooth.adaptation import build_trainee
+
+    family = family_of(run.model)
+    trainee = build_trainee(family, run, torch.device("cpu"), torch.float32)
+    empty = rows_without_storage(family, run, torch.float32)
+    fill = lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype)  # noqa: E731
+    text = {name: fill(value) for name, value in empty.text.items()}
+    rows = Rows(fill(empty.latents), fill(empty.latents), fill(empty.levels), text, fill(empty.sizes))
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*trainee.parameters(), *trainee.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), FusedAttention():
+        family.losses(trainee.denoiser, family.objective(None), rows)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_gradient_checkpointing_quantization_and_full_training_change_the_estimate(options: Build) -> None:
+    def peak(**changes: object) -> int:
+        run = options(**changes)
+        return estimate_memory(family_of(run.model), run, torch.bfloat16).training
+
+    plain = peak()
+    assert peak(gradient_checkpointing=True) < plain
+    assert peak(quantize="nf4") < plain
+    assert peak(method="full") > plain
+    assert peak(batch_size=4) > 2 * plain
+
+
+def test_buckets_keep_the_aspect_ratio_and_the_number_of_pixels() -> None:
+    sizes = bucket_sizes(512)
+    assert (512, 512) in sizes and (640, 384) in sizes
+    assert all(0.8 * 512**2 <= width * height <= 512**2 for width, height in sizes)
+    wide = plan_views([(1200, 700)], resolution=512, buckets=True, views=1, flip=False, seed=0)[0]
+    assert (wide.width, wide.height) == (640, 384)
+    square = plan_views([(1200, 700)], resolution=512, buckets=False, views=1, flip=False, seed=0)[0]
+    assert (square.width, square.height) == (512, 512)
+
+
+def test_views_are_crops_and_mirror_images_of_the_picture() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    views = plan_views([picture.size], resolution=64, buckets=False, views=3, flip=True, seed=0)
+    assert len(views) == 6
+    plain, mirrored = (np.asarray(view.cut(picture)) for view in views[:2])
+    assert plain.shape == (64, 64, 3)
+    assert (plain == np.asarray(picture)[:, 16:80]).all()
+    assert (mirrored == plain[:, ::-1]).all()
+    assert len({view.left for view in views}) == 3

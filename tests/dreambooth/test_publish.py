@@ -1,0 +1,144 @@
+"""A version is stored whole or without a manifest, passes the gate first, and never harms the endpoint before it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from PIL import Image
+
+from atelier.deploy.manifest import DeployError
+from atelier.sources import s3 as store
+from pipelines.dreambooth.deploy import deploy, endpoint_for
+from pipelines.dreambooth.errors import GateClosed, OptionError, PublishError
+from pipelines.dreambooth.gate import require
+from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.publish import MANIFEST, Published, publish
+from pipelines.dreambooth.train import train
+from tests.conftest import StartServer
+from tests.deploy.fake_api import FakeApi, Moment
+
+DESTINATION = "s3://atelier/models/ring"
+SCORES = {"subject": 0.9, "leak": 0.02}
+
+
+@pytest.fixture
+def trained(options: Callable[..., TrainOptions]) -> Path:
+    return train(options(steps=1)).path
+
+
+def keys(endpoint: str) -> list[str]:
+    client = boto3.client("s3", endpoint_url=endpoint)
+    return sorted(entry["Key"] for entry in client.list_objects_v2(Bucket="atelier").get("Contents", ()))
+
+
+def test_the_manifest_lists_every_file_with_its_checksum(s3: str, trained: Path) -> None:
+    published = publish(trained, DESTINATION)
+    body = boto3.client("s3", endpoint_url=s3).get_object(
+        Bucket="atelier", Key=f"models/ring/{published.version}/{MANIFEST}"
+    )["Body"]
+    manifest = json.load(body)
+    assert manifest["kind"] == "adapter" and manifest["uri"] == published.uri
+    stored = [f"models/ring/{published.version}/{name}" for name in (*manifest["files"], MANIFEST)]
+    assert keys(s3) == sorted(stored)
+    assert publish(trained, DESTINATION) == published, "the same content has the same version"
+
+
+def test_a_store_that_goes_down_leaves_no_manifest_and_a_rerun_completes(
+    s3_server: ThreadedMotoServer, s3: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[str] = []
+
+    def client_of_a_failing_store(settings: Any) -> Any:
+        client = make_client(settings)
+        upload = client.upload_file
+
+        def upload_file(path: str, bucket: str, key: str, **more: Any) -> None:
+            upload(path, bucket, key, **more)
+            uploads.append(key)
+            if len(uploads) == 2:
+                s3_server.stop()
+
+        client.upload_file = upload_file
+        return client
+
+    make_client = store.make_client
+    monkeypatch.setattr(store, "make_client", client_of_a_failing_store)
+    with pytest.raises(PublishError, match=r"has no manifest.*run again to complete it"):
+        publish(trained, DESTINATION)
+    s3_server.start()
+    assert len(keys(s3)) == 2 and not any(key.endswith(MANIFEST) for key in keys(s3))
+    publish(trained, DESTINATION)
+    assert len(uploads) == len(set(uploads)) == 3, "what was there already is not sent again"
+    assert any(key.endswith(MANIFEST) for key in keys(s3))
+
+
+def test_an_unfinished_training_is_not_published(s3: str, trained: Path) -> None:
+    (trained / "training.json").unlink()
+    with pytest.raises(PublishError, match=r"training\.json is missing"):
+        publish(trained, DESTINATION)
+
+
+def test_the_gate_names_every_condition_that_fails() -> None:
+    require(SCORES, "subject>=0.8, leak<=0.1")
+    require(SCORES, "")
+    with pytest.raises(GateClosed, match=r"subject is 0\.900, wanted >= 0\.95; leak is 0\.020, wanted <= 0\.01"):
+        require(SCORES, "subject>=0.95, leak<=0.01")
+    with pytest.raises(OptionError, match=r"no score 'clip_i'; measured: subject, leak"):
+        require(SCORES, "clip_i>=0.5")
+    with pytest.raises(OptionError, match="'subject=1' is not of the form"):
+        require(SCORES, "subject=1")
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    server = FakeApi(check=lambda document: [])
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield server
+    server.close()
+
+
+OLD, NEW = (Published(f"{DESTINATION}/{version}", version, True) for version in ("aaaaaaaa1111", "bbbbbbbb2222"))
+
+
+def endpoint_of(published: Published) -> Any:
+    return endpoint_for("ring", published, "demo/shapes", connection="models", gpu="cpu", namespace="studio")
+
+
+def test_a_deploy_that_never_gets_ready_fails_clearly_and_leaves_the_old_endpoint(api: FakeApi, tmp_path: Path) -> None:
+    from atelier.deploy.cluster import Cluster
+    from atelier.deploy.manifest import render
+
+    Cluster("studio").apply(render(endpoint_of(OLD)))
+    before = json.dumps(api.services["ring-aaaaaaaa"])
+    api.scene = [Moment()]
+    said: list[str] = []
+    with pytest.raises(DeployError, match=r"ring-bbbbbbbb is not ready after 0\.5 s"):
+        deploy(endpoint_of(NEW), "a ring", tmp_path / "drawn.png", wait_s=0.5, say=said.append)
+    assert list(api.services) == ["ring-aaaaaaaa"]
+    assert json.dumps(api.services["ring-aaaaaaaa"]) == before
+    assert said[-1] == "InferenceService ring-bbbbbbbb removed; endpoints of other versions are untouched"
+    assert not (tmp_path / "drawn.png").exists()
+
+
+def test_a_ready_endpoint_is_asked_for_a_picture(
+    api: FakeApi, start_server: StartServer, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with start_server(model_id=str(tiny_checkpoint), model_name="ring-bbbbbbbb") as server:
+        api.scene = [Moment(ready=True, status={"url": server.url})]
+        url = deploy(endpoint_of(NEW), "a ring", tmp_path / "drawn.png", say=lambda _: None)
+    assert url == server.url
+    assert Image.open(io.BytesIO((tmp_path / "drawn.png").read_bytes())).format == "PNG"
+    environment = {
+        e["name"]: e.get("value") for e in api.services["ring-bbbbbbbb"]["spec"]["predictor"]["model"]["env"]
+    }
+    assert environment["LORA_PATHS"] == NEW.uri
+    assert environment["DEFAULT_LORA"] == NEW.version

@@ -1,0 +1,124 @@
+"""A run that is killed and continued, or spread over processes, ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pipelines.dreambooth.adaptation import LORA_FILE
+from pipelines.dreambooth.errors import OptionError
+from pipelines.dreambooth.journal import Journal
+from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.train import train
+
+Build = Callable[..., TrainOptions]
+STEPS = 24
+# Everything that has a state: prior, dropout, schedule, average, views, several passes to a step, text encoders.
+STATEFUL = {
+    "steps": STEPS,
+    "class_prompt": "a ring",
+    "class_pictures": 3,
+    "class_steps": 2,
+    "adapter_dropout": 0.2,
+    "schedule": "cosine",
+    "warmup": 4,
+    "ema_decay": 0.9,
+    "views": 2,
+    "flip": True,
+    "accumulation": 2,
+    "train_text_encoder": True,
+    "checkpoint_every": 3,
+    "log_every": 1,
+    "learning_rate": 1e-3,
+}
+
+
+def command(options: TrainOptions) -> list[str]:
+    """The command line of a run: every option that is not the default."""
+    arguments = [sys.executable, "-m", "pipelines.dreambooth"]
+    for name, value in options.model_dump(mode="json", exclude_defaults=True).items():
+        flag = "--" + name.replace("_", "-")
+        arguments += [flag] if value is True else [flag, str(value)]
+    return arguments
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": "runtime:.", "OMP_NUM_THREADS": "1"}
+
+
+def lines(output: Path) -> int:
+    return len(Journal.read(output))
+
+
+def assert_same_weights(left: Path, right: Path, tolerance: float = 0.0) -> None:
+    first, second = load_file(left / LORA_FILE), load_file(right / LORA_FILE)
+    assert first.keys() == second.keys()
+    worst = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert worst <= tolerance
+
+
+def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(options: Build, tmp_path: Path) -> None:
+    whole, killed = (options(output=tmp_path / name, **STATEFUL) for name in ("whole", "killed"))
+    train(whole)
+    stop_at = random.randint(4, STEPS - 3)
+    process = subprocess.Popen(command(killed), env=environment(), stderr=subprocess.DEVNULL)
+    while lines(killed.output) < stop_at and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9, "the run ended before it could be killed"
+    assert not (killed.output / LORA_FILE).exists()
+    train(killed)
+    assert_same_weights(whole.output, killed.output)
+    assert [row["step"] for row in Journal.read(killed.output)] == [str(step + 1) for step in range(STEPS)]
+    assert [row["loss"] for row in Journal.read(killed.output)] == [row["loss"] for row in Journal.read(whole.output)]
+
+
+def test_the_same_seed_repeats_a_run_and_another_does_not(options: Build, tmp_path: Path) -> None:
+    first, again, other = (options(output=tmp_path / str(i), seed=i // 2) for i in range(3))
+    for run in (first, again, other):
+        train(run)
+    assert_same_weights(first.output, again.output)
+    with pytest.raises(AssertionError):
+        assert_same_weights(first.output, other.output)
+
+
+def test_two_processes_train_like_one_with_twice_the_accumulation(options: Build, tmp_path: Path) -> None:
+    shared = {"learning_rate": 1e-3, "class_prompt": "a ring", "class_pictures": 2, "class_steps": 2, "steps": 4}
+    alone = options(output=tmp_path / "alone", accumulation=2, class_data=tmp_path / "class", **shared)
+    spread = options(output=tmp_path / "spread", class_data=tmp_path / "class", **shared)
+    train(alone)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    subprocess.run(launcher + command(spread)[2:], env=environment(), check=True, timeout=120)
+    assert_same_weights(alone.output, spread.output, tolerance=1e-5)
+
+
+def test_checkpoints_are_bounded_in_number(options: Build) -> None:
+    run = options(steps=6, checkpoint_every=1, keep_checkpoints=2)
+    train(run)
+    assert sorted(p.name for p in (run.output / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(options: Build) -> None:
+    train(options(steps=1))
+    with pytest.raises(OptionError, match=r"learning_rate: 0\.0001 then, 0\.5 now"):
+        train(options(steps=1, learning_rate=0.5))
+
+
+def test_other_pictures_under_the_same_options_are_refused(options: Build, pictures: Path) -> None:
+    train(options(steps=1))
+    (pictures / "thing 0.png").rename(pictures / "thing 9.png")
+    with pytest.raises(OptionError, match="other pictures"):
+        train(options(steps=1))
+
+
+def test_early_stop_ends_a_run_whose_validation_does_not_improve(options: Build) -> None:
+    result = train(options(steps=30, learning_rate=10.0, validate_every=2, early_stop=2))
+    assert result.steps < 30
