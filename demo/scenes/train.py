@@ -78,7 +78,7 @@ class Trainer:
         chosen = {id(weight) for weight in matrices}
         others = [weight for weight in self.model.parameters() if id(weight) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=PEAK_RATE),
+            Muon(matrices, lr=torch.tensor(PEAK_RATE, device=self.device)),
             torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
         self.budget, self.state, self.progress = budget, state, Progress()

@@ -86,8 +86,11 @@ def _result(trained: Path) -> Iterator[StoredFile]:
 
 
 def _stored(path: Path, key: str) -> StoredFile:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return StoredFile(path, key, hashlib.file_digest(file, "sha256").hexdigest())
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return StoredFile(path, key, digest.hexdigest())
 
 
 def _upload(settings: Settings, address: s3.Address, prefix: str, files: list[StoredFile], manifest: bytes) -> None:

@@ -126,6 +126,35 @@ def profiles() -> None:
         typer.echo(f"{name:26} {profile.gpus} x {profile.gpu_gib} GiB  {profile.description}")
 
 
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASS_ON)
+def deploy(context: typer.Context) -> None:
+    """Make, follow and remove endpoints on a cluster: render, apply, status, logs, delete."""
+    from atelier.deploy.cli import app as deploy_app
+
+    deploy_app(context.args, prog_name="atelier deploy")
+
+
+@app.command(context_settings=PASS_ON)
+def train(context: typer.Context) -> None:
+    """Teach a checkpoint a subject from a few pictures: train dreambooth."""
+    from pipelines.dreambooth.cli import app as dreambooth_app
+
+    trainers = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint.")
+    trainers.add_typer(dreambooth_app, name="dreambooth")
+    trainers(context.args, prog_name="atelier train")
+
+
+@app.command(context_settings=PASS_ON)
+def pipeline(context: typer.Context) -> None:
+    """Compile the fine-tuning pipeline and run it on a Data Science Pipelines server."""
+    from pipelines.cli import app as pipeline_app
+
+    pipeline_app(context.args, prog_name="atelier pipeline")
+
+
 def main() -> None:
     """Run the command line; an error of ours is a line on standard error and exit code 1."""
     try:

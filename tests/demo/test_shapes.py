@@ -10,8 +10,6 @@ import pytest
 import torch
 from diffusers import (
     DiffusionPipeline,
-    StableDiffusion3Img2ImgPipeline,
-    StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
 )
 from PIL import Image, ImageDraw
@@ -21,7 +19,7 @@ from demo.shapes.checker import check, look
 from demo.shapes.draw import draw
 from demo.shapes.evaluate import held_out_cases, make_pictures
 from demo.shapes.prompts import WORDS, describe, inverted, parse, vary
-from demo.shapes.scene import COLOURS, SHAPES, Relation, Scene, Thing, combinations, is_held_out, random_scene
+from demo.shapes.scene import Relation, Thing, combinations, is_held_out, random_scene
 
 FOLDER = Path(demo.shapes.__file__).parent
 FAST = {"num_inference_steps": 20, "guidance_scale": 4.0, "max_sequence_length": 32}
