@@ -1,4 +1,4 @@
-# `make run` serves the built-in model; `make test` sets up and runs every check. Both need Python 3.10 to 3.13 and nothing else.
+# `make run` serves the built-in model; `make test` sets up and runs every check. Both need Python 3.11 to 3.13 and nothing else.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
