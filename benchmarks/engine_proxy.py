@@ -38,7 +38,9 @@ def door() -> Iterator[tuple[str, str]]:
         "LOG_LEVEL": "warning", "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}",
     }  # fmt: skip
     command = [sys.executable, "-m", "atelier", "serve", "--http_port", str(port), "--enable_grpc", "false"]
-    process = subprocess.Popen(command, env=os.environ | settings, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=os.environ | settings, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         asyncio.run(ready(f"{url}/v2/models/m/ready", process))

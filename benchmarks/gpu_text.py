@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import statistics
@@ -229,6 +230,7 @@ def main() -> None:
             WAYS[name](model, name, chosen.streams, prompts)
         except Exception:
             print(f"{name} failed:\n{traceback.format_exc(limit=6)}", flush=True)
+        gc.collect()  # engines and graphs hold each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if chosen.out:
