@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from atelier.events import Failed, Token
 from atelier.text.capacity import Capacity
 from atelier.text.engines import attention, fusion
+from atelier.text.engines.admission import Limits, Vocabulary
 from atelier.text.engines.runner import Runner
 from atelier.text.engines.slots import SlotCache
-from atelier.text.engines.transformers import Limits, TransformersEngine, Vocabulary
+from atelier.text.engines.transformers import TransformersEngine
 
 PROMPT = ANSWER = 128
 STREAMS = (1, 64, 256)

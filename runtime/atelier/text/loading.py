@@ -12,9 +12,9 @@ import torch
 from atelier.errors import CheckpointError
 from atelier.text.capacity import Capacity, cache_budget, plan_capacity, token_bytes
 from atelier.text.engines import attention, fusion
+from atelier.text.engines.admission import Vocabulary
 from atelier.text.engines.runner import ROW_BUCKETS, Chunk, Runner
 from atelier.text.engines.slots import SlotCache
-from atelier.text.engines.transformers import Vocabulary
 
 if TYPE_CHECKING:
     from atelier.settings import Settings

@@ -203,7 +203,8 @@ class TextModel:
             from atelier.hardware.dtypes import DtypeSelector
             from atelier.hardware.threads import set_cpu_threads
             from atelier.sources.checkpoint import inspect
-            from atelier.text.engines.transformers import Limits, TransformersEngine
+            from atelier.text.engines.admission import Limits
+            from atelier.text.engines.transformers import TransformersEngine
             from atelier.text.loading import load, record_graphs, warm_up
             from atelier.text.metrics import follow_engine
 
