@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import statistics
@@ -27,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from atelier.events import Failed, Token
 from atelier.text.capacity import Capacity
 from atelier.text.engines import attention, fusion
+from atelier.text.engines.admission import Limits, Vocabulary
 from atelier.text.engines.runner import Runner
 from atelier.text.engines.slots import SlotCache
-from atelier.text.engines.transformers import Limits, TransformersEngine, Vocabulary
+from atelier.text.engines.transformers import TransformersEngine
 
 PROMPT = ANSWER = 128
 STREAMS = (1, 64, 256)
@@ -229,6 +231,7 @@ def main() -> None:
             WAYS[name](model, name, chosen.streams, prompts)
         except Exception:
             print(f"{name} failed:\n{traceback.format_exc(limit=6)}", flush=True)
+        gc.collect()  # engines and graphs hold each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if chosen.out:

@@ -76,12 +76,14 @@ def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
 
 
 def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.protocols.kserve_generate import router as generate_router
     from atelier.protocols.kserve_text import KServeTextModel
     from atelier.protocols.openai_text import router
     from atelier.text.model import TextModel
 
     model = TextModel(settings, metrics)
     app.include_router(router(model))
+    app.include_router(generate_router(model))
     return Served(model, lambda load: KServeTextModel(model, load), {"text": "BYTES"}, TEXT_HINT)
 
 

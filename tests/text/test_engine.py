@@ -16,7 +16,8 @@ from atelier.errors import Busy, Draining, InvalidRequest
 from atelier.events import Failed, Finished, Started, Token
 from atelier.streams import EventStream
 from atelier.text.capacity import Capacity
-from atelier.text.engines.transformers import Limits, TransformersEngine, Vocabulary
+from atelier.text.engines.admission import Limits, Vocabulary
+from atelier.text.engines.transformers import TransformersEngine
 from atelier.text.loading import make_runner
 from atelier.text.request import make_request
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import numpy as np
 import pytest
@@ -56,6 +58,17 @@ def test_v2_errors_have_grpc_codes(server: Server) -> None:
     assert "512" in refused.value.message()
     assert "INVALID_ARGUMENT" in str(refused.value.status())
     client.close()
+
+
+def test_v2_generate_streams_what_it_would_answer_whole(server: Server) -> None:
+    body = {"text_input": "one", "parameters": {"max_tokens": 12, "temperature": 0}}
+    whole = httpx.post(f"{server.url}/v2/models/tiny/generate", json=body).json()
+    with httpx.stream("POST", f"{server.url}/v2/models/tiny/generate_stream", json=body) as stream:
+        events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
+    assert "".join(event["text_output"] for event in events) == whole["text_output"]
+    assert events[-1]["finish_reason"] == whole["finish_reason"]
+    body["parameters"] = {"max_new": 1}
+    assert httpx.post(f"{server.url}/v2/models/tiny/generate", json=body).status_code == 400
 
 
 def test_metadata_tells_inputs_outputs_and_the_engine(server: Server) -> None:

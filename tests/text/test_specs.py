@@ -11,7 +11,7 @@ from atelier.errors import PlanError, SettingsError, StartError
 from atelier.settings import Settings, load_settings
 from atelier.text.caches import compile_cache
 from atelier.text.capacity import plan_capacity
-from atelier.text.engines.specs import command_line
+from atelier.text.engines.specs import check_embedded, command_line
 
 
 @pytest.fixture
@@ -91,6 +91,15 @@ def test_llamacpp_takes_the_gguf_file_of_a_folder(environment: Path, tmp_path: P
     assert str(tmp_path / "weights.gguf") in command_line(settings, tmp_path, Path("/s"), 9)
     with pytest.raises(StartError, match="gguf"):
         command_line(settings, environment / "bin", Path("/s"), 9)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"tensor_parallel_size": 2}, {"tool_call_parser": "mistral"}, {"lora_paths": "/x"}, {"engine_args": "--x"}],
+)
+def test_the_embedded_engine_refuses_what_only_children_can(setting: dict[str, object]) -> None:
+    with pytest.raises(StartError, match=next(iter(setting)).upper()):
+        check_embedded(Settings(**setting))  # type: ignore[arg-type]
 
 
 def test_a_missing_engine_is_told_with_the_remedy(tmp_path: Path) -> None:

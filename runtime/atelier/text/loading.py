@@ -11,10 +11,10 @@ import torch
 
 from atelier.errors import CheckpointError
 from atelier.text.capacity import Capacity, cache_budget, plan_capacity, token_bytes
-from atelier.text.engines import attention
+from atelier.text.engines import attention, fusion
+from atelier.text.engines.admission import Vocabulary
 from atelier.text.engines.runner import ROW_BUCKETS, Chunk, Runner
 from atelier.text.engines.slots import SlotCache
-from atelier.text.engines.transformers import Vocabulary
 
 if TYPE_CHECKING:
     from atelier.settings import Settings
@@ -67,13 +67,15 @@ def make_runner(model: Any, capacity: Capacity) -> Runner:
     attention.register()
     model.set_attn_implementation(attention.NAME if model._supports_sdpa else "eager")
     cuda = model.device.type == "cuda"
+    if cuda:
+        log.info("%d norms run as one kernel each", fusion.fuse_norms(model))
     windows = getattr(model.config.get_text_config(), "sliding_window", None)
     flash = cuda and model._supports_sdpa and windows is None and model.dtype in (torch.float16, torch.bfloat16)
     return Runner(model, SlotCache(capacity.slots, capacity.context), graphs=cuda, flash=flash)
 
 
 def warm_up(runner: Runner, lengths: list[int], prefill_tokens: int) -> None:
-    """Run a prompt of each length and a few tokens of an answer; on CUDA, record the graphs of every batch size."""
+    """Run a prompt of each length and a few tokens of an answer."""
     spare = runner.cache.columns - 4
     for length in sorted({min(length, spare) for length in lengths}):
         for past in range(0, length, prefill_tokens):
@@ -82,10 +84,13 @@ def warm_up(runner: Runner, lengths: list[int], prefill_tokens: int) -> None:
         for step in range(3):
             runner.advance(runner.decode(1, length + step).argmax(-1))
         runner.leave(0)
-    if runner.graphs:
-        for rows in [bucket for bucket in ROW_BUCKETS if bucket <= runner.cache.slots]:
-            runner.decode(rows, 0)
-        torch.cuda.synchronize()
+
+
+def record_graphs(runner: Runner) -> None:
+    """Record the decode step of every batch size, so that no request waits for it."""
+    for rows in [bucket for bucket in ROW_BUCKETS if bucket <= runner.cache.slots]:
+        runner.decode(rows, 0)
+    torch.cuda.synchronize()
 
 
 def _load_weights(path: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from atelier.errors import InvalidRequest, NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream
-from atelier.text.engines.specs import served_paths
+from atelier.text.engines.specs import check_embedded, served_paths
 from atelier.text.observer import Observer, Silent
 from atelier.text.parsing import FORMATS, THINK, AnswerParser, forced_call_grammar, format_of
 from atelier.text.request import TextRequest, make_request
@@ -203,11 +203,13 @@ class TextModel:
             from atelier.hardware.dtypes import DtypeSelector
             from atelier.hardware.threads import set_cpu_threads
             from atelier.sources.checkpoint import inspect
-            from atelier.text.engines.transformers import Limits, TransformersEngine
-            from atelier.text.loading import load, warm_up
+            from atelier.text.engines.admission import Limits
+            from atelier.text.engines.transformers import TransformersEngine
+            from atelier.text.loading import load, record_graphs, warm_up
             from atelier.text.metrics import follow_engine
 
             settings = self._settings
+            check_embedded(settings)
             device = DeviceManager(settings).select()
             if device.kind == "cpu":
                 set_cpu_threads(settings)
@@ -215,6 +217,9 @@ class TextModel:
             checkpoint.check()
             dtype = DtypeSelector(device, settings).select(checkpoint).torch_dtype
             self._loaded = load(self._path, settings, device.torch, dtype)
+        if self._loaded.runner.graphs:
+            with self._stage("compile", "recording the decode steps"):
+                record_graphs(self._loaded.runner)
         prefill = settings.max_num_batched_tokens or PREFILL_TOKENS.get(device.kind, 512)
         if not settings.skip_warmup:
             with self._stage("warmup", "warming up"):

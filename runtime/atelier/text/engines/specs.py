@@ -151,6 +151,38 @@ def served_paths(settings: Settings) -> tuple[str, ...]:
     return IMAGE_PATHS if settings.task == "image" else spec_for(settings).paths
 
 
+CHILDREN_ONLY = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "enable_expert_parallel",
+    "kv_cache_dtype",
+    "engine_args",
+    "engine_path",
+)
+EMBEDDED_PARSERS = {
+    "tool_call_parser": ("auto", "hermes", "llama3_json", "glm47"),
+    "reasoning_parser": ("auto", "none"),
+}
+
+
+def check_embedded(settings: Settings) -> None:
+    """Refuse what only child engines know how to do.
+
+    Raises:
+        StartError: names the variable, its value and the remedy.
+    """
+    for name in CHILDREN_ONLY:
+        if getattr(settings, name) != Settings.model_fields[name].default:
+            value = getattr(settings, name)
+            raise StartError(f"{name.upper()}={value} is for child engines: leave it out, or set ENGINE=vllm")
+    for name, allowed in EMBEDDED_PARSERS.items():
+        if getattr(settings, name) not in allowed:
+            value = getattr(settings, name)
+            raise StartError(f"{name.upper()}={value} with the embedded engine: allowed: {', '.join(allowed)}")
+    if settings.lora_paths:
+        raise StartError("LORA_PATHS with a language model needs a child engine: merge the adapter, or set ENGINE=vllm")
+
+
 def command_line(settings: Settings, model: Path, socket: Path, port: int) -> list[str]:
     """The child's command.
 

@@ -13,8 +13,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,11 +25,11 @@ from atelier.errors import (
     DeviceOutOfMemory,
     Draining,
     GenerationFailed,
-    InvalidRequest,
     NotReady,
 )
 from atelier.events import Event, Queued
 from atelier.streams import EventStream
+from atelier.text.engines.admission import Limits, Vocabulary, check_fit
 from atelier.text.engines.batch import Batch
 from atelier.text.engines.detokenizer import Detokenizer
 from atelier.text.engines.grammar import Grammar, GrammarCompiler, grammar_source
@@ -47,44 +46,13 @@ MOST_FAILURES = 3
 """Steps that may fail in a row before the engine gives up."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the engine admits: tokens of prompt and answer together, requests, and seconds of one request."""
-
-    context: int
-    queue: int
-    timeout: float
-    prefill_tokens: int = 2048
-
-
-@dataclass
-class Totals:
-    """Running counts since the start, read by metrics."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    restarts: int = 0
-    seconds: float = 1.0
-
-
-@dataclass
-class Vocabulary:
-    """The tokenizer, how many logits a step has, and the tokens that end an answer."""
-
-    tokenizer: Any
-    size: int
-    eos: frozenset[int]
-    defaults: dict[str, float] = field(default_factory=dict)
-
-
 class TransformersEngine:
     """Serves a loaded model through `runner`; starts its thread at once."""
 
     def __init__(self, runner: Runner, vocabulary: Vocabulary, limits: Limits) -> None:
         self.limits = limits
-        self.totals = Totals()
+        self.restarts = 0
+        self._recent_s = 1.0
         self.dead: str | None = None
         self._vocabulary = vocabulary
         self._batch = Batch(runner, limits.prefill_tokens)
@@ -125,7 +93,7 @@ class TransformersEngine:
             InvalidRequest: the prompt is empty, holds unknown tokens, or does not fit the context with one token more.
             Busy: the queue is full. Draining, NotReady: nothing is admitted any more.
         """
-        max_tokens = self._check(request, prompt)
+        max_tokens = check_fit(request, prompt, self.limits, self._vocabulary)
         seed = random.getrandbits(32) if request.seed is None else request.seed
         stop_ids = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else self._vocabulary.eos)
         with self._wake:
@@ -139,7 +107,6 @@ class TransformersEngine:
             stream.put(Queued(len(self._unadmitted), self._wait_s()))
             self._jobs.append(job)
             self._unadmitted.extend(job.sequences)
-            self.totals.requests += 1
             if not self._thread.is_alive():
                 self._thread = self._start()
             self._wake.notify()
@@ -164,29 +131,6 @@ class TransformersEngine:
             self._wake.notify()
         self._thread.join()
         self._compilers.shutdown(cancel_futures=True)
-
-    def _check(self, request: TextRequest, prompt: list[int]) -> int:
-        context = self.limits.context
-        if not prompt:
-            raise InvalidRequest("the prompt is empty: it needs at least one token", "prompt")
-        if not all(0 <= token < self._vocabulary.size for token in prompt):
-            raise InvalidRequest(f"prompt holds token ids outside of 0 to {self._vocabulary.size - 1}", "prompt")
-        outside = [token for token in request.logit_bias if not 0 <= token < self._vocabulary.size]
-        if outside:
-            raise InvalidRequest(f"logit_bias holds unknown token id {outside[0]}", "logit_bias")
-        if len(prompt) >= context:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, but this model's context holds {context} and needs at least "
-                "one for the answer: shorten the prompt or raise MAX_MODEL_LEN",
-                "prompt",
-            )
-        if request.max_tokens is not None and len(prompt) + request.max_tokens > context:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens and max_tokens={request.max_tokens}, together more than this "
-                f"model's context of {context}: lower max_tokens to {context - len(prompt)} or less",
-                "max_tokens",
-            )
-        return request.max_tokens or context - len(prompt)
 
     def _check_room(self) -> None:
         if self.dead is not None:
@@ -228,7 +172,7 @@ class TransformersEngine:
     def _wait_s(self) -> float:
         """Seconds until a newcomer starts: the batches ahead of it, each as long as a recent request."""
         slots = len(self._batch.slots)
-        return len(self._unadmitted) / slots * self.totals.seconds
+        return len(self._unadmitted) / slots * self._recent_s
 
     def _cancel(self, job: Job) -> None:
         with self._wake:
@@ -295,19 +239,15 @@ class TransformersEngine:
         return True
 
     def _retire(self) -> None:
-        """Forget jobs that ended or whose time is up, and count what they used; call with the lock held."""
+        """Forget jobs that ended or whose time is up, and learn how long they took; call with the lock held."""
         now = time.monotonic()
         for job in self._jobs:
             if now > job.deadline:
                 job.fail(DeadlineExceeded("the request took longer than REQUEST_TIMEOUT or its own timeout allows"))
         ended = [job for job in self._jobs if job.ended]
         for job in ended:
-            generated = sum(len(sequence.tokens) for sequence in job.sequences)
-            self.totals.prompt_tokens += len(job.prompt) if job.started else 0
-            self.totals.cached_tokens += job.cached
-            self.totals.generated_tokens += generated
             if job.started:
-                self.totals.seconds += 0.2 * (time.monotonic() - job.started - self.totals.seconds)
+                self._recent_s += 0.2 * (time.monotonic() - job.started - self._recent_s)
         if ended:
             self._jobs[:] = [job for job in self._jobs if not job.ended]
 
@@ -315,7 +255,7 @@ class TransformersEngine:
         """Fail what was in the batch, and go on with an empty one."""
         log.error("a batch step failed; its requests fail and serving goes on", exc_info=error)
         self._failures += 1
-        self.totals.restarts += 1
+        self.restarts += 1
         told = _as_failure(error)
         for sequence in self._batch.running:
             sequence.job.fail(told)
