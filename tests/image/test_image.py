@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from tests.manifests.rendering import merged_container, needs_kubectl, objects
 pytestmark = needs_kubectl
 
 UID = 1000680000
+PLAIN = ("--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", "--no-healthcheck")
+"""The test machine itself is confined: no network of its own, no limits above its own, no systemd for health checks."""
 HARDENED = (
-    *("--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"),
+    *PLAIN,
     *(
         "--user",
         f"{UID}:0",
@@ -32,8 +35,6 @@ HARDENED = (
         "no-new-privileges",
         "--read-only",
     ),
-    # systemd would run the health check, and there is none here; the test runs its command instead.
-    "--no-healthcheck",
 )
 
 
@@ -140,7 +141,7 @@ def test_the_image_says_what_it_is_and_runs_without_root_by_default(builder: Bui
 
 
 def test_no_layer_holds_a_cache_a_wheel_or_a_configuration_of_the_builder(builder: Builder) -> None:
-    as_root = [*builder.podman, "run", "--rm", "--no-healthcheck", "--user", "0", "--network", "host", "--entrypoint"]
+    as_root = [*builder.podman, "run", "--rm", *PLAIN, "--user", "0", "--entrypoint"]
     wanted = ("-name", "*.whl", "-o", "-path", "*/.cache/pip", "-o", "-path", "/etc/pip.conf", "-size", "+0")
     found = run(*as_root, "find", IMAGE, "/", "-xdev", "(", *wanted, ")", "-print")
     # Debian's python3-venv brings pip as a wheel.
@@ -150,16 +151,14 @@ def test_no_layer_holds_a_cache_a_wheel_or_a_configuration_of_the_builder(builde
 def test_a_model_is_checked_before_it_is_baked_in(builder: Builder, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """containers/check_load.sh, which the prewarmed target runs: good weights pass, damaged ones stop the build."""
     script = Path(__file__).parents[2] / "containers/check_load.sh"
-    weights = next(tiny_checkpoint.glob("vae/*.safetensors"))
-    mounts = ["--volume", f"{script}:/check:ro", "--volume", f"{tiny_checkpoint}:/good:ro"]
-    damaged = tmp_path / "damaged"
-    damaged.write_bytes(weights.read_bytes()[:-100])
-    mounts += [
-        "--volume",
-        f"{tiny_checkpoint}:/bad:ro",
-        "--volume",
-        f"{damaged}:/bad/{weights.relative_to(tiny_checkpoint)}:ro",
-    ]
+    mounts = ["--volume", f"{script}:/check:ro"]
+    for name in ("good", "bad"):
+        folder = tmp_path / name
+        shutil.copytree(tiny_checkpoint, folder)
+        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+        mounts += ["--volume", f"{folder}:/{name}:ro"]
+    weights = next((tmp_path / "bad").glob("vae/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
     for folder, code in (("/good", 0), ("/bad", 1)):
         port = str(free_port())
         options = [*HARDENED, *mounts, "--tmpfs", "/tmp:rw,mode=1777", "--tmpfs", "/cache:rw,mode=1777", "--env"]
