@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,9 +113,9 @@ class Builder:
         configuration.write_text("\n".join(lines) + "\n")
         return [*mounts, "--volume", f"{configuration}:/etc/pip.conf:ro"]
 
-    def inspect(self) -> dict[str, object]:
-        """The image's configuration."""
-        return json.loads(run(*self.podman, "image", "inspect", IMAGE))[0]
+    def inspect(self) -> dict[str, Any]:
+        """The image as Docker's format describes it; `config` is what a container starts with."""
+        return json.loads(run(*self.buildah, "inspect", "--type", "image", IMAGE))["Docker"]
 
     def clean(self) -> None:
         """Take the mounts away and remove everything."""
