@@ -16,9 +16,9 @@ from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
 
 from atelier.errors import StartError
 from atelier.kinds import Served, serve_kind
+from atelier.protocols.dataplane import KeyedDataPlane, OneModel
 from atelier.protocols.faults import add_error_handlers
 from atelier.protocols.http import add_middleware
-from atelier.protocols.kserve import OneModel
 from atelier.protocols.models import router as models_router
 from atelier.protocols.openapi import describe
 from atelier.settings import Settings
@@ -34,7 +34,9 @@ class AtelierServer(ModelServer):
     """KServe's server, with a drain of our own: SIGTERM stops admission, lets work finish, then closes the ports."""
 
     def __init__(self, served: Served, settings: Settings, **options: Any) -> None:
-        super().__init__(registered_models=OneModel(), **options)
+        registry = OneModel()
+        super().__init__(registered_models=registry, **options)
+        self.dataplane = KeyedDataPlane(registry, settings)
         self._served = served
         self._model = served.model
         self._settings = settings

@@ -221,3 +221,9 @@ def test_a_route_that_does_not_exist_is_told_in_the_protocols_words(server: Serv
     assert httpx.post(f"{server.url}/v1/images/paint").json()["error"]["code"] == "not_found"
     assert httpx.get(f"{server.url}/v1/images/generations").status_code == 405
     assert "no such route" in httpx.get(f"{server.url}/v9").json()["error"]
+
+
+def test_the_user_is_written_into_the_log(server: Server) -> None:
+    answer = post(server, "generations", {"prompt": "a red circle", "size": SIZE, "user": "somebody-17", **FAST})
+    [line] = [line for line in server.log.read_text().splitlines() if "somebody-17" in line]
+    assert answer.headers["x-request-id"] in line

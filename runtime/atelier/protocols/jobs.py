@@ -22,6 +22,7 @@ from atelier.events import Event, Image, Preview, Queued, Started, Step
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.protocols.faults import error_object
+from atelier.protocols.openapi import answers
 from atelier.protocols.pictures import Drawn, collect_all, encode_preview, submit_all
 from atelier.protocols.results import ResultStore
 from atelier.protocols.sse import EventStreamResponse, frame
@@ -206,7 +207,7 @@ def router(jobs: Jobs) -> APIRouter:
     """Status and result, events, cancellation."""
     routes = APIRouter(tags=["Jobs"])
 
-    @routes.get("/v1/jobs/{job_id}")
+    @routes.get("/v1/jobs/{job_id}", **answers("application/json"))
     async def status(job_id: str) -> Response:
         """State, progress and, once it has succeeded, the result of a job."""
         job = jobs.get(job_id)
@@ -219,7 +220,7 @@ def router(jobs: Jobs) -> APIRouter:
         await jobs.cancel(job)
         return JSONResponse(job.describe())
 
-    @routes.get("/v1/jobs/{job_id}/events")
+    @routes.get("/v1/jobs/{job_id}/events", **answers("text/event-stream"))
     async def events(job_id: str) -> EventStreamResponse:
         """The state after every change, each event named by its status; `preview` events carry pictures."""
         return EventStreamResponse(_frames(jobs.get(job_id)))

@@ -17,27 +17,11 @@ from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
-from atelier.protocols.access import Keys
 from atelier.protocols.pictures import Drawn, draw_all, picture_bytes, with_timeout
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
-
-
-class OneModel(kserve.ModelRepository):
-    """KServe's registry, for a server that keeps its model until it ends."""
-
-    def unload(self, name: str) -> None:
-        """Refuse: an unloaded model could not come back.
-
-        Raises:
-            KeyError: there is no such model.
-            InvalidInput: there is.
-        """
-        if name not in self.models:
-            raise KeyError(name)
-        raise kserve.errors.InvalidInput(f"{name}: this server has one model and keeps it; stop the server instead")
 
 
 class KServeImageModel(kserve.Model):
@@ -49,7 +33,6 @@ class KServeImageModel(kserve.Model):
         self.engine = True
         self._model = model
         self._settings = settings
-        self._keys = Keys(settings)
         self._load = load
 
     def start(self) -> None:
@@ -84,8 +67,6 @@ class KServeImageModel(kserve.Model):
         if not isinstance(payload, InferRequest):
             return await self._predict_v1(payload, headers)
         try:
-            if payload.from_grpc:  # REST was checked before its body was read
-                self._keys.check(headers)
             return await self._predict_v2(payload, headers)
         except AtelierError as error:
             if not payload.from_grpc:

@@ -23,7 +23,7 @@ from atelier.protocols.faults import error_object
 from atelier.protocols.jobs import Jobs, accepted, wants_job
 from atelier.protocols.openai_bodies import Call, EditBody, GenerationBody, Options, VariationBody, check, translate
 from atelier.protocols.openai_uploads import Upload, read
-from atelier.protocols.openapi import form_or_json_body, json_body
+from atelier.protocols.openapi import answers, form_or_json_body, json_body
 from atelier.protocols.pictures import Drawn, Picture, draw_all, encode, encode_preview, with_timeout
 from atelier.protocols.results import ResultStore
 from atelier.protocols.sse import EventStreamResponse, frame
@@ -159,17 +159,20 @@ def _event(name: str, call: Call, data: bytes, size: Preview | Image, extra: dic
 def router(api: ImagesApi) -> APIRouter:
     """The routes under both prefixes; the second is hidden from the OpenAPI document, which it would only repeat."""
     routes = APIRouter(tags=["Images"])
+    edit, variation = EditBody.model_json_schema(), VariationBody.model_json_schema()
+    handlers: list[tuple[str, Any, dict[str, Any]]] = [
+        ("generations", api.generations, json_body(GenerationBody.model_json_schema())),
+        ("edits", api.edits, form_or_json_body(edit, mask=True)),
+        ("variations", api.variations, form_or_json_body(variation, mask=False)),
+    ]
+    options = answers("application/json", "text/event-stream", job=True)
     for prefix in PREFIXES:
-        add = partial(routes.add_api_route, methods=["POST"], include_in_schema=prefix == "/v1")
-        add(
-            f"{prefix}/images/generations", api.generations, openapi_extra=json_body(GenerationBody.model_json_schema())
-        )
-        add(
-            f"{prefix}/images/edits",
-            api.edits,
-            openapi_extra=form_or_json_body(EditBody.model_json_schema(), mask=True),
-        )
-        variation = form_or_json_body(VariationBody.model_json_schema(), mask=False)
-        add(f"{prefix}/images/variations", api.variations, openapi_extra=variation)
-    routes.add_api_route("/v1/images/files/{name}", api.file, methods=["GET"])
+        shown = prefix == PREFIXES[0]
+        for name, handler, body in handlers:
+            path = f"{prefix}/images/{name}"
+            routes.add_api_route(
+                path, handler, methods=["POST"], include_in_schema=shown, openapi_extra=body, **options
+            )
+    files = answers(*MEDIA_TYPES.values())
+    routes.add_api_route("/v1/images/files/{name}", api.file, methods=["GET"], **files)
     return routes

@@ -7,7 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
+from fastapi.responses import Response
+from fastapi.routing import RouteContext, iter_route_contexts
 
 from atelier import __version__
 from atelier.errors import REPORTS
@@ -39,6 +40,10 @@ ERROR = {
 }
 
 
+NOT_SERVED = ("/v1/models/{model_name}:explain", "/v2/models/{model_name}/versions/{model_version}/ready")
+"""Routes of KServe's that answer 501 to everything here: there is no explainer, and a model has no versions."""
+
+
 def _instance() -> dict[str, Any]:
     """An instance of v1 predict: an ImageRequest with its pictures as text."""
     schema = ImageRequest.model_json_schema()
@@ -54,6 +59,15 @@ PREDICT_BODY = {
         "parameters": {"type": "object", "description": "Fields for all instances; an instance's own win."},
     },
 }
+
+
+def answers(*media_types: str, job: bool = False) -> dict[str, Any]:
+    """Options of a route that makes its own responses: what a 200 holds, and whether the route can start a job."""
+    responses: dict[int | str, dict[str, Any]] = {200: {"content": {name: {} for name in media_types}}}
+    if job:
+        accepted = {"description": "A job, because of Prefer: respond-async", "content": {"application/json": {}}}
+        responses[202] = accepted
+    return {"response_class": Response, "responses": responses}
 
 
 def json_body(schema: dict[str, Any]) -> dict[str, Any]:
@@ -89,30 +103,32 @@ def describe(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _first(app: FastAPI) -> list[Any]:
+def _first(app: FastAPI) -> list[RouteContext]:
     """The routes that requests can reach; a later one for the same path and method is hidden by the first."""
     seen: set[tuple[str, str]] = set()
     routes = []
-    for route in app.routes:
-        if isinstance(route, APIRoute):
-            path = re.sub(r"{[^}]*}", "{}", route.path_format)
-            methods = {(path, method) for method in route.methods or ()}
-            if methods <= seen:
-                continue
-            seen |= methods
-        routes.append(route)
+    for route in iter_route_contexts(app.routes):
+        path = re.sub(r"{[^}]*}", "{}", route.path or "")
+        methods = {(path, method) for method in route.methods or ()}
+        if not methods <= seen:
+            routes.append(route)
+        seen |= methods
     return routes
 
 
 def _with_errors(document: dict[str, Any]) -> dict[str, Any]:
     """Every operation's error answers, from the table of errors, in place of the framework's 422."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    answers = {
+    errors = {
         str(row.status): {"description": row.code.replace("_", " "), "content": content} for row in REPORTS.values()
     }
     document.setdefault("components", {}).setdefault("schemas", {})["Error"] = ERROR
+    document["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"text/plain": {}}  # KServe says JSON
+    for path in NOT_SERVED:
+        document["paths"].pop(path, None)
     for operations in document["paths"].values():
         for operation in operations.values():
+            operation["parameters"] = [p for p in operation.get("parameters", []) if p["name"] != "model_version"]
             operation["responses"].pop("422", None)
-            operation["responses"] |= answers
+            operation["responses"] |= errors
     return document

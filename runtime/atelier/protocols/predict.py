@@ -20,9 +20,11 @@ from atelier.images.model import ImageModel
 from atelier.protocols.jobs import Jobs, accepted, wants_job
 from atelier.protocols.kserve import parse_v1, prediction
 from atelier.protocols.models import check_name
-from atelier.protocols.openapi import PREDICT_BODY, json_body
+from atelier.protocols.openapi import PREDICT_BODY, answers, json_body
 from atelier.protocols.pictures import Drawn, draw_all, with_timeout
 from atelier.settings import Settings
+
+OPTIONS = answers("application/json", job=True)
 
 
 class PlainRoute(APIRoute):
@@ -42,7 +44,7 @@ def router(model: ImageModel, jobs: Jobs, settings: Settings) -> APIRouter:
     async def answer(drawn: list[Drawn]) -> bytes:
         return await asyncio.to_thread(_predictions, model, drawn)
 
-    @routes.post("/v1/models/{model_name}:predict", openapi_extra=json_body(PREDICT_BODY))
+    @routes.post("/v1/models/{model_name}:predict", openapi_extra=json_body(PREDICT_BODY), **OPTIONS)
     async def predict(model_name: str, request: Request) -> Response:
         """One prediction for each instance, in order. With `Prefer: respond-async`, a job."""
         check_name(model, model_name)
