@@ -49,7 +49,8 @@ class PipelineLoader:
         for module in pipeline.components.values():
             if hasattr(module, "eval"):
                 module.eval()  # a T5 left in training mode has dropout, and no picture repeats
-            if hasattr(config := getattr(module, "config", None), "get_text_config"):
+            config: Any = getattr(module, "config", None)
+            if hasattr(config, "get_text_config"):
                 config.get_text_config().use_cache = (
                     False  # encoders need no keys and values; `generate` asks for its own
                 )
