@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import threading
 import time
 from collections import Counter
@@ -43,6 +44,20 @@ class Tally(Silent):
         self.shared[stage] = max(self.shared[stage], requests)
 
 
+class Verdicts(logging.Handler):
+    """The modules whose calls the engine says it stacks, and those it says it runs one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stacked: set[str] = set()
+        self.alone: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        words = record.getMessage()
+        module = words.split("calls of ")[1].split()[0]
+        (self.stacked if "are stacked" in words else self.alone).add(module)
+
+
 @dataclass(frozen=True)
 class Exhibit:
     """One served model."""
@@ -50,6 +65,7 @@ class Exhibit:
     url: str
     model: ImageModel
     tally: Tally
+    verdicts: Verdicts
 
     def post(self, *instances: dict[str, Any], **parameters: Any) -> httpx.Response:
         """One v1 predict request."""
@@ -67,7 +83,10 @@ class Exhibit:
 def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     """Load a checkpoint the way the server does, and serve it."""
     chosen = Settings(**{"model_id": str(checkpoint), "device": "cpu", "dtype": "float32", **settings})
-    tally = Tally()
+    tally, verdicts = Tally(), Verdicts()
+    verifier = logging.getLogger("atelier.images.verifier")
+    verifier.setLevel(logging.INFO)
+    verifier.addHandler(verdicts)
     model = ImageModel(chosen, tally)
     model.load()
     app = FastAPI()
@@ -81,8 +100,9 @@ def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
         while not server.started:
             time.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Exhibit(f"http://127.0.0.1:{port}", model, tally)
+        yield Exhibit(f"http://127.0.0.1:{port}", model, tally, verdicts)
     finally:
+        verifier.removeHandler(verdicts)
         server.should_exit = True
         thread.join()
         model.close()

@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from atelier.images.interception import Call, Stage
+from atelier.images.stacking import Role
 
 MAX_INPUT_BYTES = 1 << 18  # token ids are small; hashing pictures would cost more than it saves
 
@@ -28,9 +29,9 @@ class EmbeddingCache:
     @staticmethod
     def key(call: Call, adapters: Hashable, digest: Callable[[torch.Tensor], bytes]) -> Hashable | None:
         """Equal keys mean equal results; None if the call is no pure function of small tensors and plain values."""
-        if call.gate.stage is not Stage.ENCODE or call.layout.key is None:
+        if call.gate.stage is not Stage.ENCODE or call.layout.key is None or Role.LIST in call.layout.roles:
             return None
-        tensors = [leaf for leaf in pytree.tree_leaves(call.layout.leaves) if torch.is_tensor(leaf)]
+        tensors = call.layout.tensors
         if sum(tensor.nbytes for tensor in tensors) > MAX_INPUT_BYTES:
             return None
         return (id(call.gate), adapters, call.layout.key, tuple(digest(tensor) for tensor in tensors))

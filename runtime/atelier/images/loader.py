@@ -49,6 +49,11 @@ class PipelineLoader:
         for module in pipeline.components.values():
             if hasattr(module, "eval"):
                 module.eval()  # a T5 left in training mode has dropout, and no picture repeats
+            config: Any = getattr(module, "config", None)
+            if hasattr(config, "get_text_config"):
+                config.get_text_config().use_cache = (
+                    False  # encoders need no keys and values; `generate` asks for its own
+                )
         self._place(pipeline)
         return pipeline
 

@@ -55,14 +55,18 @@ class Layout:
     @property
     def shape(self) -> str:
         """The shape of one row of the first tensor, such as 16x64x64, to report step times by."""
-        tensors = (leaf for leaf in self.leaves if torch.is_tensor(leaf))
-        return next(("x".join(map(str, tensor.shape[1:])) for tensor in tensors if tensor.dim() > 1), "")
+        return next(("x".join(map(str, tensor.shape[1:])) for tensor in self.tensors if tensor.dim() > 1), "")
 
     @property
     def positions(self) -> int:
         """Height times width of the first tensor's last two axes."""
-        tensors = (leaf for leaf in self.leaves if torch.is_tensor(leaf))
-        return next((tensor.shape[-1] * tensor.shape[-2] for tensor in tensors if tensor.dim() > 2), 1)
+        return next((tensor.shape[-1] * tensor.shape[-2] for tensor in self.tensors if tensor.dim() > 2), 1)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors of the call, those in per-sample lists included."""
+        flat = (entry for leaf in self.leaves for entry in (leaf if isinstance(leaf, list) else [leaf]))
+        return [entry for entry in flat if torch.is_tensor(entry)]
 
 
 class Stacker:
