@@ -217,7 +217,9 @@ def test_a_request_is_a_span_with_its_stages_inside(told: Server, collector: Col
     until(lambda: request())
     [span] = request()
     until(lambda: len([s for s in collector.spans if s.parent_span_id == span.span_id]) == 4)
-    inside = sorted((s for s in collector.spans if s.parent_span_id == span.span_id), key=lambda s: s.start_time_unix_nano)
+    inside = sorted(
+        (s for s in collector.spans if s.parent_span_id == span.span_id), key=lambda s: s.start_time_unix_nano
+    )
     assert [child.name for child in inside] == ["queue", "encode", "denoise", "decode"]
     assert {child.trace_id for child in inside} == {span.trace_id}
     assert {a.key: a.value.string_value for a in span.attributes} == {
