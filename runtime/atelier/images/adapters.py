@@ -5,13 +5,14 @@ Adapters live in the shared modules, so only the denoising thread loads and swit
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest
+from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,12 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 class Adapters:
-    """The adapters of one model. `select` may be called from any thread, `use` only from the denoising one."""
+    """The adapters of one model. `select` may be called from any thread, `use` only from the denoising one.
+
+    Raises:
+        CheckpointError: LORA_PATHS names what is no adapter; see `discover`.
+        SettingsError: DEFAULT_LORA names one that is not there.
+    """
 
     def __init__(
         self,
@@ -37,9 +43,12 @@ class Adapters:
         self._files = discover(paths)
         self._keep = keep
         self._loaded: OrderedDict[str, None] = OrderedDict()
-        self._active: Selection = ()
+        self._active: Selection | None = ()  # None: unknown, after a change that failed half-way
         self._default = default
-        self.select(None)
+        try:
+            self.select(None)
+        except InvalidRequest as error:
+            raise SettingsError(f"DEFAULT_LORA={','.join(default)} is not valid: {error}") from None
 
     @property
     def names(self) -> list[str]:
@@ -72,12 +81,13 @@ class Adapters:
         """
         if selection == self._active:
             return
+        self._active = None
         for name, _ in selection:
             self._load(name)
         if selection:
             self._pipeline.enable_lora()
             self._pipeline.set_adapters([name for name, _ in selection], [weight for _, weight in selection])
-        else:
+        elif self._loaded:
             self._pipeline.disable_lora()
         self._active = selection
         self._drop_unused({name for name, _ in selection})
@@ -88,6 +98,8 @@ class Adapters:
             try:
                 self._pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
             except Exception as error:
+                with contextlib.suppress(ValueError, KeyError, AttributeError):  # whatever came in before the fault
+                    self._pipeline.delete_adapters(name)
                 raise GenerationFailed(f"lora: {name} cannot be loaded into this model: {error}") from error
             self._after_load()
             log.info("adapter %s loaded from %s", name, path)

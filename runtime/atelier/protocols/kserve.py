@@ -85,11 +85,25 @@ class KServeImageModel(kserve.Model):
             requests = with_timeout(await asyncio.to_thread(parse_v2, payload, self._settings), headers)
         drawn = await draw_all(self._model, requests, protocol)
         pictures = [picture for each in drawn for picture in each.pictures]
+        binary = _wants_binary(payload)
+        data = [picture.data if binary else picture.b64 for picture in pictures]
         image = InferOutput("image", [len(pictures)], "BYTES")
-        image.set_data_from_numpy(np.array([picture.data for picture in pictures], dtype=object), binary_data=True)
+        image.set_data_from_numpy(np.array(data, dtype=object), binary_data=binary)
         seed = InferOutput("seed", [len(pictures)], "INT64")
         seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
-        return InferResponse(payload.id or str(uuid.uuid4()), self.name, [image, seed])
+        return InferResponse(
+            payload.id or str(uuid.uuid4()),
+            self.name,
+            [image, seed],
+            use_binary_outputs=payload.use_binary_outputs,
+            requested_outputs=payload.request_outputs,
+        )
+
+
+def _wants_binary(payload: InferRequest) -> bool:
+    """Whether the picture goes out as bytes: gRPC and the binary extension can, JSON has it as base64 text."""
+    named = [output for output in payload.request_outputs or [] if output.name == "image"]
+    return bool(payload.from_grpc or (named[0].binary_data if named else payload.use_binary_outputs))
 
 
 def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:

@@ -1,0 +1,242 @@
+"""LoRA adapters per request: found by name, loaded when first used, shared by equal requests, gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
+from atelier.events import Event, Failed, Finished, Image
+from atelier.images.adapters import WEIGHTS, Adapters, discover
+from atelier.images.model import ImageModel
+from atelier.images.request import ImageRequest
+from atelier.settings import load_settings
+from tests.tiny_pipelines import stable_diffusion_1
+
+FIELDS: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "width": 32, "height": 32, "guidance_scale": 4.0}
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+CLIP_ATTENTION = ["q_proj", "v_proj"]
+
+
+def save_adapter(checkpoint: Path, folder: Path, file: str, seed: int, text: bool = False) -> None:
+    """An adapter of random weights: of the denoiser, or of the text encoder."""
+    torch.manual_seed(seed)
+    pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint)
+    module, targets = (pipeline.text_encoder, CLIP_ATTENTION) if text else (pipeline.unet, ATTENTION)
+    module.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False))
+    layers = {"text_encoder_lora_layers" if text else "unet_lora_layers": get_peft_model_state_dict(module)}
+    StableDiffusionPipeline.save_lora_weights(folder, weight_name=file, **layers)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stable_diffusion_1(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ink` and `oil` change the denoiser, `words` the text encoder, `broken` is no adapter at all."""
+    root = tmp_path_factory.mktemp("loras")
+    save_adapter(checkpoint, root, "ink.safetensors", 1)
+    save_adapter(checkpoint, root / "oil", WEIGHTS, 2)
+    save_adapter(checkpoint, root, "arid.safetensors", 4)  # before `broken` in the order of names
+    save_adapter(checkpoint, root, "words.safetensors", 3, text=True)
+    (root / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    return root
+
+
+FILES = {"ink": "ink.safetensors", "oil": f"oil/{WEIGHTS}", "words": "words.safetensors"}
+
+
+class Studio:
+    """A loaded model, and plain diffusers beside it to compare with."""
+
+    def __init__(self, checkpoint: Path, folder: Path, **settings: Any) -> None:
+        self.checkpoint, self.folder = checkpoint, folder
+        given = {"device": "cpu", "lora_paths": [str(folder)], "max_loras": 8} | settings
+        self.settings = load_settings(model_id=str(checkpoint), **given)
+        self.model = ImageModel(self.settings)
+        self.model.load()
+        self.calls: list[int] = []
+        self.model._observer.call = lambda stage, s, shape, rows, requests: (  # type: ignore[method-assign]
+            self.calls.append(requests) if stage == "denoise" else None
+        )
+
+    def draw(self, *wanted: dict[str, Any]) -> list[list[Event]]:
+        """All requests at once."""
+
+        async def all_of_them() -> list[list[Event]]:
+            requests = [ImageRequest.parse(FIELDS | fields, self.settings) for fields in wanted]
+            streams = [await self.model.submit(request) for request in requests]
+            return await asyncio.gather(*(self._watch(stream) for stream in streams))
+
+        self.calls.clear()
+        return asyncio.run(all_of_them())
+
+    @staticmethod
+    async def _watch(stream: Any) -> list[Event]:
+        return [event async for event in stream]
+
+    def alone(self, lora: dict[str, float], **fields: Any) -> np.ndarray[Any, Any]:
+        """The picture of a fresh diffusers pipeline with these adapters."""
+        arguments = FIELDS | fields
+        seed = arguments.pop("seed")
+        pipeline: Any = DiffusionPipeline.from_pretrained(self.checkpoint)
+        pipeline.set_progress_bar_config(disable=True)
+        for name in lora:
+            file = self.folder / FILES[name]
+            pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+        if lora:
+            pipeline.set_adapters(list(lora), list(lora.values()))
+        output = pipeline(**arguments, output_type="np", generator=torch.Generator("cpu").manual_seed(seed)).images[0]
+        return np.asarray((output * 255).round())
+
+
+@pytest.fixture(scope="module")
+def studio(checkpoint: Path, folder: Path) -> Iterator[Studio]:
+    made = Studio(checkpoint, folder)
+    yield made
+    made.model.close()
+
+
+def pixels(events: list[Event]) -> np.ndarray[Any, Any]:
+    assert isinstance(events[-1], Finished), events[-1]
+    (picture,) = [event for event in events if isinstance(event, Image)]
+    return np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, picture.width, 3).astype(float)
+
+
+def failure(events: list[Event]) -> Exception:
+    last = events[-1]
+    assert isinstance(last, Failed)
+    return last.error
+
+
+def test_each_set_of_adapters_draws_what_plain_diffusers_draws(studio: Studio) -> None:
+    sets: list[dict[str, float]] = [
+        {},
+        {"ink": 1.0},
+        {"words": 1.0},
+        {"oil": 0.5},
+        {"ink": 0.7, "oil": -0.4},
+        {"ink": 0.3, "words": 1.0},
+        {"ink": 1.0},
+        {},
+    ]
+    plain = studio.alone({}, seed=5)
+    for lora in sets:
+        expected = studio.alone(lora, seed=5)
+        [events] = studio.draw({"seed": 5, "lora": lora})
+        assert np.abs(pixels(events) - expected).max() <= 1, lora
+        assert (np.abs(expected - plain).max() > 3) == bool(lora), f"{lora} must change the picture"
+
+
+def test_requests_of_several_sets_at_once_keep_their_own(studio: Studio) -> None:
+    wanted: list[dict[str, Any]] = [
+        {"seed": 1, "lora": {"ink": 1.0}},
+        {"seed": 2, "lora": {}},
+        {"seed": 3, "lora": {"oil": 1.0}},
+        {"seed": 4, "lora": {"ink": 1.0}},
+        {"seed": 5, "lora": {"ink": 0.5}},
+    ]
+    for fields, events in zip(wanted, studio.draw(*wanted), strict=True):
+        assert np.abs(pixels(events) - studio.alone(fields["lora"], seed=fields["seed"])).max() <= 1, fields
+
+
+def test_equal_sets_share_calls_and_different_ones_do_not(studio: Studio) -> None:
+    studio.draw({"seed": 1, "lora": {"ink": 1.0}}, {"seed": 2, "lora": {"ink": 1.0}})
+    assert max(studio.calls) == 2
+    studio.draw({"seed": 1, "lora": {"ink": 1.0}}, {"seed": 2, "lora": {"ink": 0.9}}, {"seed": 3, "lora": {}})
+    assert set(studio.calls) == {1}
+
+
+@pytest.mark.parametrize("name", ["chalk", "../ink", "/etc/passwd", "oil/pytorch_lora_weights", "", "ink.safetensors"])
+def test_a_name_that_is_not_here_is_refused_with_those_that_are(studio: Studio, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="available: arid, broken, ink, oil, words") as told:
+        studio.draw({"lora": {name: 1.0}})
+    assert told.value.field == "lora"
+
+
+def test_a_broken_file_fails_its_request_alone(studio: Studio) -> None:
+    wanted: list[dict[str, Any]] = [
+        {"seed": 1, "lora": {"ink": 1.0}},
+        {"seed": 2, "lora": {"broken": 1.0, "oil": 1.0}},
+        {"seed": 3, "lora": {"broken": 1.0}},
+        {"seed": 4, "lora": {}},
+    ]
+    events = studio.draw(*wanted)
+    for index in (1, 2):
+        error = failure(events[index])
+        assert isinstance(error, GenerationFailed)
+        assert "lora: broken cannot be loaded into this model" in str(error)
+    assert np.abs(pixels(events[0]) - studio.alone({"ink": 1.0}, seed=1)).max() <= 1
+    assert np.abs(pixels(events[3]) - studio.alone({}, seed=4)).max() <= 1
+
+
+def test_an_adapter_before_a_broken_one_does_not_stay_active(studio: Studio) -> None:
+    studio.draw({"seed": 1, "lora": {}})
+    [events] = studio.draw({"seed": 2, "lora": {"arid": 1.0, "broken": 1.0}})
+    assert isinstance(failure(events), GenerationFailed)
+    [after] = studio.draw({"seed": 3, "lora": {}})
+    assert np.abs(pixels(after) - studio.alone({}, seed=3)).max() <= 1
+
+
+def test_the_default_adapters_serve_requests_that_name_none(checkpoint: Path, folder: Path) -> None:
+    studio = Studio(checkpoint, folder, default_lora=["ink=0.5"])
+    try:
+        [without, emptied] = studio.draw({"seed": 7}, {"seed": 7, "lora": {}})
+        assert np.abs(pixels(without) - studio.alone({"ink": 0.5}, seed=7)).max() <= 1
+        assert np.abs(pixels(emptied) - studio.alone({}, seed=7)).max() <= 1
+    finally:
+        studio.model.close()
+
+
+def test_the_least_recently_used_adapter_goes_and_comes_back(checkpoint: Path, folder: Path) -> None:
+    pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint)
+    adapters = Adapters(pipeline, [str(folder)], {}, keep=2)
+
+    def loaded() -> set[str]:
+        return {name for names in pipeline.get_list_adapters().values() for name in names}
+
+    assert loaded() == set()
+    for name in ("ink", "oil", "ink", "words"):
+        adapters.use(adapters.select({name: 1.0}))
+    assert loaded() == {"ink", "words"}
+    adapters.use(adapters.select({"oil": 1.0, "words": 1.0}))
+    assert loaded() == {"oil", "words"}
+    assert pipeline.get_active_adapters() == ["oil", "words"]
+
+
+def test_more_adapters_than_are_kept_are_refused(checkpoint: Path, folder: Path) -> None:
+    adapters = Adapters(DiffusionPipeline.from_pretrained(checkpoint), [str(folder)], {}, keep=1)
+    with pytest.raises(InvalidRequest, match="2 adapters are above MAX_LORAS=1"):
+        adapters.select({"ink": 1.0, "oil": 1.0})
+
+
+def test_adapters_are_found_as_file_folder_and_folder_of_folders(folder: Path) -> None:
+    assert set(discover([str(folder / "ink.safetensors")])) == {"ink"}
+    assert discover([str(folder / "oil")]) == {"oil": folder / "oil" / WEIGHTS}
+    assert set(discover([str(folder)])) == {"arid", "broken", "ink", "oil", "words"}
+
+
+def test_a_path_without_adapters_and_two_of_one_name_stop_the_start(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"LORA_PATHS: {tmp_path} is neither"):
+        discover([str(tmp_path)])
+    (tmp_path / "ink.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="two adapters are named ink"):
+        discover([str(folder), str(tmp_path)])
+
+
+def test_a_default_that_is_not_here_stops_the_start(checkpoint: Path, folder: Path) -> None:
+    with pytest.raises(
+        SettingsError, match="^DEFAULT_LORA=chalk is not valid: lora: 'chalk' is not here; available: arid"
+    ):
+        Adapters(DiffusionPipeline.from_pretrained(checkpoint), [str(folder)], {"chalk": 1.0}, keep=1)
