@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +35,7 @@ def upload(client: Any, name: str) -> str:
         package = str(compile_pipeline(Path(folder))[0])
         if known is None:
             return str(client.upload_pipeline(package, name).pipeline_id)
-        version = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        version = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         client.upload_pipeline_version(package, f"{name}-{version}", pipeline_id=known)
         return str(known)
 
@@ -53,7 +53,7 @@ def start(client: Any, name: str, parameters: dict[str, Any]) -> str:
     experiment = client.create_experiment(name).experiment_id
     return str(
         client.run_pipeline(
-            experiment, f"{name} {datetime.now(timezone.utc):%Y-%m-%d %H:%M}", pipeline_id=known, params=parameters,
+            experiment, f"{name} {datetime.now(UTC):%Y-%m-%d %H:%M}", pipeline_id=known, params=parameters,
             version_id=versions[0].pipeline_version_id,
         ).run_id
     )  # fmt: skip

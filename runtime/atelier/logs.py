@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from contextvars import ContextVar
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from atelier.settings import Settings
 
@@ -48,7 +48,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created, timezone.utc).strftime("%H:%M:%S")
+        when = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
         name = record.name.removeprefix("atelier.")
         request = getattr(record, "request_id", "") or current_request_id()
         told = "".join(f" {key}={value}" for key, value in _fields(record).items())
@@ -59,7 +59,7 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

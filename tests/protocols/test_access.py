@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import Server, StartServer
 from tests.protocols.pictures import FAST, SIZE, data_url, striped
+from tests.triton import grpc as triton
 
 LIMIT = 100_000
 BEARER = {"authorization": "Bearer second-key"}

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import Server, StartServer
 from tests.protocols.pictures import FAST, SIZE
+from tests.triton import grpc as triton
 
 IMAGES = "/v1/images/generations"
 PREDICT = "/v1/models/tiny:predict"

@@ -7,11 +7,11 @@ import json
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
 from tests.text.running import Server
+from tests.triton import grpc as triton_grpc
 
 
 def test_v1_answers_one_prediction_an_instance_in_order(server: Server) -> None:

@@ -245,7 +245,7 @@ def retried(act: Callable[[], Result], what: str, stop: threading.Event | None =
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return act()
-        except Exception as error:  # noqa: PERF203 - this loop is about exceptions
+        except Exception as error:
             if attempt == ATTEMPTS or not _passing(error) or (stop and stop.is_set()):
                 raise
             delay = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)

@@ -76,7 +76,7 @@ def read_weights(chosen: WeightSet) -> Weights:
     for path in chosen.files:
         try:
             headers.append(read_header(path))
-        except CheckpointError as error:  # noqa: PERF203 - every broken shard is named, not the first alone
+        except CheckpointError as error:
             problems.append(error.message)
     if chosen.index and len(headers) == len(chosen.files) and not problems:
         problems += _strays(chosen.index, headers)
