@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from atelier.sources.checkpoint import Checkpoint, Component
+from atelier.sources.contents import Checkpoint, Component
 
 UNET_ARRAYS = 26
 TRANSFORMER_ARRAYS = 18

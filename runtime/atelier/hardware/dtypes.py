@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from atelier.hardware.devices import Device
 from atelier.settings import Settings
-from atelier.sources.checkpoint import Checkpoint
+from atelier.sources.contents import Checkpoint
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from atelier.hardware.fit import Fit, options
 from atelier.hardware.plan import MemoryPlan, Wishes
 from atelier.hardware.sizes import ModelSizes, Quantization, sizes_of
 from atelier.settings import Settings
-from atelier.sources.checkpoint import Checkpoint
+from atelier.sources.contents import Checkpoint
 from atelier.units import gib
 
 __all__ = ["MemoryPlan", "OptimizationManager", "Wishes", "plan"]

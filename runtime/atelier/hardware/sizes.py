@@ -12,7 +12,7 @@ from typing import Literal
 
 from atelier.hardware.activations import Role, Shapes, role, shapes_of
 from atelier.hardware.dtypes import BYTES
-from atelier.sources.checkpoint import Checkpoint
+from atelier.sources.contents import Checkpoint
 
 Quantization = Literal["none", "int8", "nf4", "fp8"]
 Placement = Literal["resident", "model_offload", "group_offload"]

@@ -15,7 +15,7 @@ from atelier.errors import CheckpointError, InvalidRequest, SettingsError
 from atelier.hardware.memory import MemoryPlan
 from atelier.images.family import scheduler_for
 from atelier.settings import Settings
-from atelier.sources.checkpoint import Checkpoint
+from atelier.sources.contents import Checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atelier.images.drawing import Job
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
-    from atelier.sources.checkpoint import Checkpoint
+    from atelier.sources.contents import Checkpoint
 
 log = logging.getLogger(__name__)
 

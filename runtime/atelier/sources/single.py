@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from atelier.errors import CheckpointError
-from atelier.sources.checkpoint import PICKLES, Checkpoint, Component
+from atelier.sources.contents import PICKLES, Checkpoint, Component
 from atelier.sources.headers import Header, Tensor, read_header
 
 ADAPTER_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
