@@ -38,7 +38,9 @@ def optimizers_for(denoiser: Denoiser, device: str) -> list[torch.optim.Optimize
     rates = [torch.tensor(rate, device=device) for rate in (2e-3, 1e-3)]
     return [
         Muon(matrices, lr=rates[0]),
-        torch.optim.AdamW(others, lr=rates[1], betas=(0.9, 0.98), weight_decay=0.0, fused=True, capturable=device == "cuda"),
+        torch.optim.AdamW(
+            others, lr=rates[1], betas=(0.9, 0.98), weight_decay=0.0, fused=True, capturable=device == "cuda"
+        ),
     ]
 
 
@@ -82,7 +84,8 @@ def train_denoiser(run: Run, pipeline: StableDiffusion3Pipeline, latents: torch.
 def try_out(run: Run, pipeline: StableDiffusion3Pipeline, used: float) -> None:
     """A point on the card's curve: the score on a few held-out prompts."""
     cases = held_out_cases(run.options.trial_prompts, seed=7)
-    verdicts = [check(p, c.scene) for p, c in zip(make_pictures(pipeline, cases, 20, 4.0, 512), cases, strict=True)]
+    pictures = make_pictures(pipeline, cases, 20, 4.0, batch=512, zeros=256)
+    verdicts = [check(picture, case.scene) for picture, case in zip(pictures, cases, strict=True)]
     run.log(stage="score", seconds=used, **score(cases, verdicts, 20, 4.0).aspects)
 
 
