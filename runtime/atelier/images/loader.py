@@ -51,9 +51,7 @@ class PipelineLoader:
                 module.eval()  # a T5 left in training mode has dropout, and no picture repeats
             config: Any = getattr(module, "config", None)
             if hasattr(config, "get_text_config"):
-                config.get_text_config().use_cache = (
-                    False  # encoders need no keys and values; `generate` asks for its own
-                )
+                config.get_text_config().use_cache = False  # `generate` asks for its own keys and values
         self._place(pipeline)
         return pipeline
 
