@@ -42,15 +42,15 @@ GAP_S = 0.05  # between arrivals
 
 
 @contextmanager
-def server_process(**environment: str) -> Iterator[str]:
-    """A server in a process of its own under the name `model`; its base URL."""
+def server_process(program: str = "atelier", **environment: str) -> Iterator[str]:
+    """A server in a process of its own under the name `model`; its base URL. `program` is the module that is run."""
     with socket.socket() as http, socket.socket() as grpc:
         http.bind(("127.0.0.1", 0))
         grpc.bind(("127.0.0.1", 0))
         ports = http.getsockname()[1], grpc.getsockname()[1]
     given = {name.upper(): value for name, value in environment.items()}
     settings = {"OMP_NUM_THREADS": "1", "MODEL_NAME": "model", "LOG_LEVEL": "warning"} | given
-    command = [sys.executable, "-m", "atelier", "serve", f"--http_port={ports[0]}", f"--grpc_port={ports[1]}"]
+    command = [sys.executable, "-m", program, "serve", f"--http_port={ports[0]}", f"--grpc_port={ports[1]}"]
     process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{ports[0]}"
     try:
@@ -66,7 +66,8 @@ def server_process(**environment: str) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(60)
+        if code := process.wait(60):
+            sys.exit(f"the server ended with code {code}")
 
 
 async def predict(client: httpx.AsyncClient, url: str, instance: dict[str, Any], delay: float = 0) -> float:

@@ -38,6 +38,8 @@ def set_up(settings: Settings) -> None:
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").addFilter(lambda record: not any(p in record.getMessage() for p in PROBES))
+    logging.captureWarnings(True)  # Python's warnings become lines of this log, and those of libraries are left out
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
     for chatty in ("httpx", "httpcore", "botocore", "urllib3", "kserve.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

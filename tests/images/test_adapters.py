@@ -236,7 +236,5 @@ def test_a_path_without_adapters_and_two_of_one_name_stop_the_start(folder: Path
 
 
 def test_a_default_that_is_not_here_stops_the_start(checkpoint: Path, folder: Path) -> None:
-    with pytest.raises(
-        SettingsError, match=r"^DEFAULT_LORA=chalk is not valid: lora: 'chalk' is not here; available: arid"
-    ):
+    with pytest.raises(SettingsError, match=r"^DEFAULT_LORA=chalk is not valid: .* available: arid"):
         Adapters(DiffusionPipeline.from_pretrained(checkpoint), [str(folder)], {"chalk": 1.0}, keep=1)
