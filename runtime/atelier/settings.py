@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -112,9 +112,9 @@ class Settings(BaseSettings):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory a language model may use.")
     kv_cache_dtype: str = Field("auto", description="Type of the key-value cache of a child engine, such as fp8.")
     tool_call_parser: str = Field("auto", description="Form of tool calls; embedded: auto, hermes, llama3_json, glm47.")
-    reasoning_parser: str = Field("auto", description="Form of reasoning; embedded: auto (<think>) or none.")
+    reasoning_parser: str = Field("auto", description="Form of reasoning; embedded: auto (think tags) or none.")
     profile: str = Field("", description="Named set of values for a known model and GPUs; see `atelier profiles`.")
-    warmup: Annotated[list[int], NoDecode] = Field(
+    warmup: Annotated[list[PositiveInt], NoDecode] = Field(
         [128, 512, 2048], description="Prompt lengths run before ready, cut to the context; comma-separated."
     )
 
