@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import (
     DiffusionPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
 )
 from PIL import Image, ImageDraw
