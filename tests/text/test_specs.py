@@ -161,7 +161,7 @@ def test_the_cache_gives_up_slots_before_context() -> None:
     plan = plan_capacity(Settings(), "cuda", limit=1000, token_bytes=10, budget=1000 * 10 * 40)
     assert (plan.slots, plan.context) == (40, 1000)
     plan = plan_capacity(Settings(), "cuda", limit=1000, token_bytes=10, budget=1000 * 10 * 4)
-    assert (plan.slots, plan.context) == (8, 500)
+    assert (plan.slots, plan.context) == (32, 125)
 
 
 def test_a_cache_that_was_asked_for_and_does_not_fit_is_refused_with_numbers() -> None:

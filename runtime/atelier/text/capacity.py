@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 SLOTS = {"cpu": 32, "cuda": 256}
 """Slots if MAX_NUM_SEQS is unset and memory allows; on a CPU more rows make each token slower."""
 
-FEWEST = 8
-"""Slots below which the context is shortened first."""
+FEWEST = {"cpu": 8, "cuda": 32}
+"""Slots below which the context is shortened instead: most prompts are far shorter than the longest a model can take."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def plan_capacity(settings: Settings, kind: str, limit: int, token_bytes: int, b
     slots = settings.max_num_seqs or SLOTS.get(kind, 16)
     fitting = budget // token_bytes
     if slots * context > fitting and settings.max_num_seqs is None:
-        slots = max(min(FEWEST, slots), min(slots, fitting // context))
+        slots = max(min(FEWEST.get(kind, 8), slots), min(slots, fitting // context))
     if slots * context > fitting and settings.max_model_len is None:
         context = fitting // slots
     if slots * context > fitting or context < 16:
