@@ -129,7 +129,9 @@ def test_an_unknown_job_is_not_found(server: Server, method: str) -> None:
 
 def test_results_expire_and_older_ones_give_way(start_server: StartServer, tiny_checkpoint: Path) -> None:
     picture = {"prompt": "a", "size": "128x128", "seed": 1, "steps": 1, "response_format": "url"}
-    with start_server(model_id=str(tiny_checkpoint), result_seconds="3", result_bytes=str(2**16)) as server:
+    with start_server(
+        model_id=str(tiny_checkpoint), result_seconds="3", result_bytes=str(2**16), skip_warmup="true"
+    ) as server:
         links = []
         for _ in range(3):  # noise of this size is about 45 kB, so that one fits, but not two
             answer = httpx.post(f"{server.url}/v1/images/generations", json=picture, timeout=60).json()

@@ -139,7 +139,9 @@ def test_a_deadline_is_kept_however_it_is_set(narrow: Server) -> None:
 
 
 def test_request_timeout_caps_what_a_request_asks_for(start_server: StartServer, tiny_checkpoint: Path) -> None:
-    with start_server(model_id=str(tiny_checkpoint), request_timeout="0.3", max_steps="1000") as server:
+    with start_server(
+        model_id=str(tiny_checkpoint), request_timeout="0.3", max_steps="1000", skip_warmup="true"
+    ) as server:
         answer = httpx.post(server.url + IMAGES, json=LONG | {"timeout": 100}, timeout=20)
         assert answer.status_code == 504
 
@@ -153,8 +155,11 @@ def test_a_timeout_header_that_is_no_time_is_a_400(narrow: Server, value: str) -
 
 
 def test_sigterm_lets_work_finish_and_refuses_new_work(start_server: StartServer, tiny_checkpoint: Path) -> None:
-    with start_server(model_id=str(tiny_checkpoint), drain_seconds="60") as server, ThreadPoolExecutor() as pool:
-        work = pool.submit(httpx.post, server.url + IMAGES, json=LONG | {"steps": 60}, timeout=60)
+    with (
+        start_server(model_id=str(tiny_checkpoint), drain_seconds="60", skip_warmup="true") as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        work = pool.submit(httpx.post, server.url + IMAGES, json=LONG | {"size": "128x128", "steps": 60}, timeout=60)
         wait_for(lambda: depth(server) == 1)
         server.process.terminate()
         refused = ask_until_refused(server)
@@ -166,7 +171,7 @@ def test_sigterm_lets_work_finish_and_refuses_new_work(start_server: StartServer
 def test_what_does_not_finish_within_drain_seconds_fails_clearly(
     start_server: StartServer, tiny_checkpoint: Path
 ) -> None:
-    settings = {"drain_seconds": "0.5", "max_steps": "1000"}
+    settings = {"drain_seconds": "0.5", "max_steps": "1000", "skip_warmup": "true"}
     with start_server(model_id=str(tiny_checkpoint), **settings) as server, ThreadPoolExecutor() as pool:
         work = pool.submit(httpx.post, server.url + IMAGES, json=LONG, timeout=60)
         wait_for(lambda: depth(server) == 1)
