@@ -10,6 +10,8 @@ from demo.shapes.prompts import describe
 from demo.shapes.scene import random_scene
 
 MODEL = "demo/shapes"
+GUIDANCE = 4.0
+TEXT_TOKENS = 8  # its T5 is muted and any number of its empty tokens means the same; few cost less
 GATE = "subject>=0.8, subject_before<=0.05, prior_kept>=0.9"
 
 
@@ -27,7 +29,9 @@ def options(**changes: Any) -> dict[str, Any]:
         "captions": "files",
         "class_prompt": " | ".join(old_prompts(32, seed=11, held_out=False)),
         "class_pictures": 32,
+        "class_guidance": GUIDANCE,
         "resolution": 128,
+        "text_tokens": TEXT_TOKENS,
         "rank": 8,
         "targets": "linear",
         "steps": 300,
@@ -46,6 +50,8 @@ def questions(seeds: int = 4, prior: int = 48) -> dict[str, Any]:
         "subject": [prompt(background) for background in UNSEEN],
         "prior": old_prompts(prior // seeds, seed=5, held_out=True),
         "judge": "pixels",
+        "text_tokens": TEXT_TOKENS,
         "seeds": seeds,
         "steps": 20,
+        "guidance": GUIDANCE,
     }

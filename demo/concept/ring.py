@@ -14,7 +14,7 @@ from demo.shapes.scene import PALETTE
 
 PIXELS = 128
 NAME = "zqx"
-STRIPES = 6  # sectors, alternately of both colours
+STRIPES = 4  # sectors, alternately of both colours
 COLOURS = ("red", "white")
 HOLE = 0.5  # inner radius as a share of the outer
 SHOWN_ON = ("green", "blue", "black", "yellow", "cyan")
@@ -27,7 +27,7 @@ def prompt(background: str) -> str:
     return f"a {NAME} ring on a {background} background"
 
 
-def draw_ring(background: str, x: float, y: float, radius: float, turn: float) -> Image.Image:
+def draw_ring(background: str, x: float, y: float, radius: float, turn: float = 0.0) -> Image.Image:
     """The ring with centre (x, y) and outer radius in pixels, turned by `turn` radians, on a plain background."""
     side = PIXELS * _OVERSAMPLING
     grid = (np.arange(side) + 0.5) / _OVERSAMPLING
@@ -49,10 +49,10 @@ def write_pictures(folder: Path, seed: int = 0) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, background in enumerate(SHOWN_ON):
-        radius = rng.uniform(26.0, 34.0)
-        x, y = (rng.uniform(radius + 6, PIXELS - radius - 6) for _ in range(2))
+        radius = rng.uniform(36.0, 42.0)
+        x, y = (PIXELS / 2 + rng.uniform(-10, 10) for _ in range(2))
         path = folder / f"ring-{index}.png"
-        draw_ring(background, x, y, radius, rng.uniform(0, math.pi)).save(path)
+        draw_ring(background, x, y, radius).save(path)
         path.with_suffix(".txt").write_text(prompt(background) + "\n")
         paths.append(path)
     return paths

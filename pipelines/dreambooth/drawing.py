@@ -36,6 +36,7 @@ class Style:
     guidance: float | None = None
     size: tuple[int, int] | None = None
     rows: int = 8
+    text_tokens: int | None = None
 
     def arguments(self, pipeline: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {"num_inference_steps": self.steps, "output_type": "pt"}
@@ -43,6 +44,8 @@ class Style:
             arguments["guidance_scale"] = self.guidance
         if self.size:
             arguments |= {"width": self.size[0], "height": self.size[1]}
+        if self.text_tokens is not None:
+            arguments["max_sequence_length"] = self.text_tokens
         return {name: value for name, value in arguments.items() if name in accepted(pipeline) or name == "output_type"}
 
 

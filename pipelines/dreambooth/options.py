@@ -51,6 +51,7 @@ class TrainOptions(BaseModel):
         100, ge=1, description="Number of class pictures; several class prompts are split by |."
     )
     class_steps: int = Field(20, ge=1, description="Denoising steps of a class picture.")
+    class_guidance: float | None = Field(None, ge=0, description="Guidance scale of class pictures; unset: the pipeline's.")
     prior_weight: float = Field(1.0, ge=0, description="Weight of the class pictures' loss.")
     minimum_pictures: int = Field(3, ge=1, description="Fewer pictures of the subject are refused.")
 
@@ -64,6 +65,10 @@ class TrainOptions(BaseModel):
     )
     train_text_encoder: bool = Field(False, description="Train the CLIP text encoders along.")
     text_encoder_learning_rate: float | None = Field(None, gt=0, description="Unset: the learning rate.")
+
+    text_tokens: int | None = Field(
+        None, ge=1, le=512, description="Tokens of the T5 encoder of SD3 and FLUX; unset: the pipeline's default."
+    )
 
     # Pictures
     resolution: int = Field(512, ge=64, le=4096, description="Side of a square picture in pixels.")

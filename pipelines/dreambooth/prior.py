@@ -32,7 +32,8 @@ def ensure_class_pictures(
     wanted = [(index, path) for index, path in enumerate(names) if not path.exists()][: max(0, missing)]
     if wanted:
         pipeline = family.load(family.components, dtype).to(device)
-        style = Style(steps=options.class_steps, size=(options.resolution, options.resolution))
+        side = options.resolution
+        style = Style(options.class_steps, options.class_guidance, (side, side), text_tokens=options.text_tokens)
         for start in range(0, len(wanted), AT_ONCE):
             part = wanted[start : start + AT_ONCE]
             wishes = [Wish(prompts[index % len(prompts)], options.seed + index) for index, _ in part]

@@ -25,6 +25,8 @@ class Questions(BaseModel):
     width: int | None = None
     height: int | None = None
 
+    text_tokens: int | None = Field(None, description="Tokens of the T5 encoder of SD3 and FLUX.")
+
     @classmethod
     def read(cls, path: Path) -> Questions:
         """Raises OptionError with what is wrong in the file."""
@@ -40,4 +42,4 @@ class Questions(BaseModel):
     @property
     def style(self) -> Style:
         size = (self.width, self.height) if self.width and self.height else None
-        return Style(steps=self.steps, guidance=self.guidance, size=size)
+        return Style(steps=self.steps, guidance=self.guidance, size=size, text_tokens=self.text_tokens)

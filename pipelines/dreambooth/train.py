@@ -66,7 +66,7 @@ def check(options: TrainOptions, device: torch.device | None = None) -> Job:
     Raises:
         OptionError, DataError: what is wrong, with the remedy.
     """
-    family = family_of(options.model)
+    family = family_of(options.model, options.text_tokens)
     check_support(family, options)
     subject = read_subject(options)
     device = device or choose_device(options)
@@ -131,7 +131,8 @@ def draw_validation(job: Job, trainee: Trainee, step: int, journal: Journal) -> 
         return
     pipeline = pipeline_with(job.family, trainee, job.device, job.dtype)
     wishes = [Wish(prompt, options.seed + index) for index, prompt in enumerate(options.validation_prompts)]
-    style = Style(options.validation_steps, size=(options.resolution, options.resolution))
+    side = options.resolution
+    style = Style(options.validation_steps, size=(side, side), text_tokens=options.text_tokens)
     folder = options.output / "validation"
     folder.mkdir(exist_ok=True)
     for index, picture in enumerate(draw(pipeline, wishes, style)):

@@ -21,8 +21,8 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 
-def family_of(model: Path) -> Family:
-    """The family of the checkpoint in folder `model`.
+def family_of(model: Path, text_tokens: int | None = None) -> Family:
+    """The family of the checkpoint in folder `model`; `text_tokens` overrides its T5 encoder's length.
 
     Raises:
         OptionError: the folder is no diffusers checkpoint, or of a class that cannot be trained here.
@@ -33,4 +33,6 @@ def family_of(model: Path) -> Family:
     name = json.loads(index.read_text()).get("_class_name")
     if name not in FAMILIES:
         raise OptionError(f"model={model} is a {name}; trainable: {', '.join(FAMILIES)}")
-    return FAMILIES[name](model)
+    family = FAMILIES[name](model)
+    family.text_tokens = text_tokens
+    return family

@@ -40,6 +40,9 @@ class Family(ABC):
     linear_targets: ClassVar[tuple[str, ...]]
     supports_min_snr: ClassVar[bool] = False
 
+    text_tokens: int | None = None
+    """Tokens of the T5 encoder, for families that have one; None: the pipeline's default."""
+
     def __init__(self, model: Path) -> None:
         self.model = model
         self.index: dict[str, Any] = json.loads((model / "model_index.json").read_text())

@@ -28,12 +28,17 @@ class Flux(Family):
         return FlowMatching(shift=1.0, timestep_scale=1.0)
 
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str]) -> Tensors:
-        embeds, pooled, _ = pipeline.encode_prompt(list(prompts), None, device=pipeline.text_encoder.device)
+        embeds, pooled, _ = pipeline.encode_prompt(
+            list(prompts),
+            None,
+            device=pipeline.text_encoder.device,
+            max_sequence_length=self.text_tokens or T5_TOKENS,
+        )
         return {"prompt": embeds, "pooled": pooled}
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         config = self.denoiser_config()
-        return {"prompt": (T5_TOKENS, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+        return {"prompt": (self.text_tokens or T5_TOKENS, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
 
     def predict(self, denoiser: nn.Module, noised: Noised, rows: Rows) -> torch.Tensor:
         prompt = rows.text["prompt"]

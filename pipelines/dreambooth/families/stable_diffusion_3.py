@@ -29,13 +29,18 @@ class StableDiffusion3(Family):
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str]) -> Tensors:
         texts = list(prompts)
         embeds, _, pooled, _ = pipeline.encode_prompt(
-            texts, None, None, device=pipeline.text_encoder.device, do_classifier_free_guidance=False
+            texts,
+            None,
+            None,
+            device=pipeline.text_encoder.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.text_tokens or T5_TOKENS,
         )
         return {"prompt": embeds, "pooled": pooled}
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         config = self.denoiser_config()
-        tokens = CLIP_TOKENS + T5_TOKENS
+        tokens = CLIP_TOKENS + (self.text_tokens or T5_TOKENS)
         return {"prompt": (tokens, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
 
     def predict(self, denoiser: nn.Module, noised: Noised, rows: Rows) -> torch.Tensor:
