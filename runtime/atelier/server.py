@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -40,28 +41,36 @@ class AtelierServer(ModelServer):
         self._served = served
         self._model = served.model
         self._settings = settings
-        self._failure: StartError | None = None
+        self._failed = False
         self._stopping: asyncio.Task[None] | None = None
 
     def run(self) -> int:
         """Serve until stopped; the exit code is 1 if the model could not be loaded."""
         self.start([self._served.adapter(self._load)])
-        return 1 if self._failure else 0
+        return int(self._failed)
 
     async def _load(self) -> None:
         try:
             await asyncio.to_thread(self._model.load)
         except StartError as error:
-            self._failure = error
             log.error("the model cannot be served: %s", error)
-            await self._close()
+        except Exception:  # a fault of ours or of a library; the process must still end in order
+            log.exception("the model cannot be served")
+        else:
+            log.info("ready: %s", self._model.name)
+            print(self._hint(), flush=True)
             return
-        log.info("ready: %s", self._model.name)
-        print(self._hint(), flush=True)
+        self._failed = True
+        await self._close()
 
     def _hint(self) -> str:
         """A command to paste, which ends with a picture on disk or an answer on the screen."""
         return self._served.hint.format(port=self.http_port, name=self._model.name)
+
+    def register_signal_handler(self) -> None:
+        """Until uvicorn takes the signals over, nothing runs that would need a drain."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: sys.exit(0))
 
     async def _serve(self) -> None:
         # uvicorn installs its own signal handlers when it starts; give it ours to install.
