@@ -191,7 +191,11 @@ def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:
         if not isinstance(entry, str | bytes):
             raise InvalidRequest(f"{where}{name} must be a picture as base64 text", f"{where}{name}")
         decoded.append(picture_bytes(entry, where + name, settings) if isinstance(entry, str) else entry)
-    return decoded if name == "image" else decoded[0]
+    if name == "image":
+        return decoded
+    if len(decoded) != 1:
+        raise InvalidRequest(f"{where}{name}: {len(decoded)} pictures for one mask", f"{where}{name}")
+    return decoded[0]
 
 
 def _values(tensor: Any) -> list[Any]:
