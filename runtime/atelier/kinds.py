@@ -89,6 +89,7 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
 
 def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.images.model import ImageModel
+    from atelier.protocols.infer import router as infer_router
     from atelier.protocols.jobs import Jobs
     from atelier.protocols.jobs import router as jobs_router
     from atelier.protocols.kserve import KServeImageModel
@@ -101,6 +102,7 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     store = ResultStore(settings.result_seconds, settings.result_bytes)
     jobs = Jobs(model, store)
     app.include_router(predict_router(model, jobs, settings))
+    app.include_router(infer_router(model, settings))
     app.include_router(images_router(ImagesApi(model, jobs, store, settings)))
     app.include_router(jobs_router(jobs))
     outputs = {"image": "BYTES", "seed": "INT64"}

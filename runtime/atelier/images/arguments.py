@@ -87,6 +87,7 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
             raise InvalidRequest(
                 f"{name}: {type(pipeline).__name__} does not take it; it takes {', '.join(names)}", name
             )
+    _check_clip_skip(pipeline, request)
     multiple = size_multiple(pipeline)
     for name, value in sizes.items():
         if value % multiple:
@@ -104,6 +105,12 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
     # A tensor can be turned into bytes on the device; old pipelines without this processor scale only arrays to 0..1.
     arguments["output_type"] = "pt" if hasattr(pipeline, "image_processor") else "np"
     return arguments
+
+
+def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
+    layers = getattr(getattr(getattr(pipeline, "text_encoder", None), "config", None), "num_hidden_layers", None)
+    if request.clip_skip is not None and layers is not None and request.clip_skip >= layers:
+        raise InvalidRequest(f"clip_skip: {request.clip_skip} of the text encoder's {layers} layers", "clip_skip")
 
 
 def _inputs(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, Any]:

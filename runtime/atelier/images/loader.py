@@ -52,6 +52,10 @@ class PipelineLoader:
             config: Any = getattr(module, "config", None)
             if hasattr(config, "get_text_config"):
                 config.get_text_config().use_cache = False  # `generate` asks for its own keys and values
+            if type(module).__name__ == "CLIPTextModel" and not hasattr(module, "text_model"):
+                vars(module)["text_model"] = (
+                    module  # where diffusers' clip_skip finds the last norm; transformers moved it
+                )
         self._place(pipeline)
         return pipeline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from atelier.protocols.pictures import Drawn, draw_all, picture_bytes, with_time
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error)  # what decoding tensors raises
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 
 
@@ -67,7 +69,7 @@ class KServeImageModel(kserve.Model):
         if not isinstance(payload, InferRequest):
             return await self._predict_v1(payload, headers)
         try:
-            return await self._predict_v2(payload, headers)
+            return await infer(self._model, self._settings, payload, headers)
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
@@ -79,25 +81,38 @@ class KServeImageModel(kserve.Model):
         drawn = await draw_all(self._model, requests, "v1")
         return {"predictions": [prediction(self._model, each) for each in drawn]}
 
-    async def _predict_v2(self, payload: InferRequest, headers: dict[str, str]) -> InferResponse:
-        protocol = "grpc-v2" if payload.from_grpc else "v2"
-        with self._model.refusals(protocol):
-            requests = with_timeout(await asyncio.to_thread(parse_v2, payload, self._settings), headers)
-        drawn = await draw_all(self._model, requests, protocol)
-        pictures = [picture for each in drawn for picture in each.pictures]
-        binary = _wants_binary(payload)
-        data = [picture.data if binary else picture.b64 for picture in pictures]
-        image = InferOutput("image", [len(pictures)], "BYTES")
-        image.set_data_from_numpy(np.array(data, dtype=object), binary_data=binary)
-        seed = InferOutput("seed", [len(pictures)], "INT64")
-        seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
-        return InferResponse(
-            payload.id or str(uuid.uuid4()),
-            self.name,
-            [image, seed],
-            use_binary_outputs=payload.use_binary_outputs,
-            requested_outputs=payload.request_outputs,
-        )
+
+async def infer(model: ImageModel, settings: Settings, payload: InferRequest, headers: dict[str, str]) -> InferResponse:
+    """Answer one v2 request, in the form it asks for.
+
+    Raises:
+        InvalidRequest: names the tensor or parameter.
+    """
+    protocol = "grpc-v2" if payload.from_grpc else "v2"
+    with model.refusals(protocol):
+        requests = with_timeout(await asyncio.to_thread(parse_v2, payload, settings), headers)
+        _check_outputs(payload)
+    drawn = await draw_all(model, requests, protocol)
+    pictures = [picture for each in drawn for picture in each.pictures]
+    binary = _wants_binary(payload)
+    data = [picture.data if binary else picture.b64 for picture in pictures]
+    image = InferOutput("image", [len(pictures)], "BYTES")
+    image.set_data_from_numpy(np.array(data, dtype=object), binary_data=binary)
+    seed = InferOutput("seed", [len(pictures)], "INT64")
+    seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
+    return InferResponse(
+        payload.id or str(uuid.uuid4()),
+        model.name,
+        [image, seed],
+        use_binary_outputs=payload.use_binary_outputs,
+        requested_outputs=payload.request_outputs,
+    )
+
+
+def _check_outputs(payload: InferRequest) -> None:
+    for output in payload.request_outputs or []:
+        if output.name not in ("image", "seed"):
+            raise InvalidRequest(f"outputs: {output.name!r} is not made here; there are image and seed", "outputs")
 
 
 def _wants_binary(payload: InferRequest) -> bool:
@@ -191,14 +206,18 @@ def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:
         if not isinstance(entry, str | bytes):
             raise InvalidRequest(f"{where}{name} must be a picture as base64 text", f"{where}{name}")
         decoded.append(picture_bytes(entry, where + name, settings) if isinstance(entry, str) else entry)
-    return decoded if name == "image" else decoded[0]
+    if name == "image":
+        return decoded
+    if len(decoded) != 1:
+        raise InvalidRequest(f"{where}{name}: {len(decoded)} pictures for one mask", f"{where}{name}")
+    return decoded[0]
 
 
 def _values(tensor: Any) -> list[Any]:
     """The elements of a v2 tensor as Python values; text stays bytes only for pictures."""
     try:
         flat = tensor.as_numpy().reshape(-1).tolist()
-    except (ValueError, TypeError, KeyError, IndexError, kserve.errors.InvalidInput) as error:
+    except (*UNREADABLE, kserve.errors.InvalidInput, kserve.errors.InferenceError) as error:
         raise InvalidRequest(f"{tensor.name}: the tensor cannot be read: {error}", tensor.name) from None
     if tensor.name in PICTURE_FIELDS:
         return flat
