@@ -51,7 +51,9 @@ class TrainOptions(BaseModel):
         100, ge=1, description="Number of class pictures; several class prompts are split by |."
     )
     class_steps: int = Field(20, ge=1, description="Denoising steps of a class picture.")
-    class_guidance: float | None = Field(None, ge=0, description="Guidance scale of class pictures; unset: the pipeline's.")
+    class_guidance: float | None = Field(
+        None, ge=0, description="Guidance scale of class pictures; unset: the pipeline's."
+    )
     prior_weight: float = Field(1.0, ge=0, description="Weight of the class pictures' loss.")
     minimum_pictures: int = Field(3, ge=1, description="Fewer pictures of the subject are refused.")
 

@@ -36,7 +36,11 @@ def class_pictures(values: Values, folder: Path) -> int:
     options = options_from(values, class_data=folder)
     device = choose_device(options)
     with quiet_libraries():
-        return len(ensure_class_pictures(family_of(options.model, options.text_tokens), options, device, choose_dtype(options, device)))
+        return len(
+            ensure_class_pictures(
+                family_of(options.model, options.text_tokens), options, device, choose_dtype(options, device)
+            )
+        )
 
 
 def train(values: Values, pictures: Path, prior: Path, workspace: Path, trained: Path) -> dict[str, float]:

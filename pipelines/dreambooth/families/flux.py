@@ -38,7 +38,10 @@ class Flux(Family):
 
     def text_shapes(self) -> dict[str, tuple[int, ...]]:
         config = self.denoiser_config()
-        return {"prompt": (self.text_tokens or T5_TOKENS, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+        return {
+            "prompt": (self.text_tokens or T5_TOKENS, config["joint_attention_dim"]),
+            "pooled": (config["pooled_projection_dim"],),
+        }
 
     def predict(self, denoiser: nn.Module, noised: Noised, rows: Rows) -> torch.Tensor:
         prompt = rows.text["prompt"]
