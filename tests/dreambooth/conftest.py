@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from pipelines.dreambooth.options import TrainOptions
-from tests.conftest import free_port
+from tests.conftest import ROOT, free_port
 from tests.tiny_pipelines import FAMILIES
 
 
@@ -77,3 +79,12 @@ def s3(s3_server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> str:
     httpx.post(f"{address}/moto-api/reset")
     boto3.client("s3", endpoint_url=address).create_bucket(Bucket="atelier")
     return address
+
+
+@pytest.fixture(scope="session")
+def kfp_python() -> str:
+    """The interpreter of the pipelines' environment, which `make kfp` makes."""
+    python = ROOT / ".engines" / "kfp" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([ROOT / "pipelines" / "environment.sh", python.parents[1], sys.executable], check=True)
+    return str(python)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,6 @@ FOLDER = ROOT / "pipelines" / "dreambooth"
 FILES = ("pipeline.yaml", "pipeline-2.14.yaml")
 ON_GPU = {"train", "generate-class-pictures", "evaluate"}
 WITH_KEYS = ON_GPU | {"get-data", "publish"}
-
-
-@pytest.fixture(scope="session")
-def kfp_python() -> str:
-    """The interpreter of the pipelines' environment, which `make kfp` makes."""
-    python = ROOT / ".engines" / "kfp" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([ROOT / "pipelines" / "environment.sh", python.parents[1], sys.executable], check=True)
-    return str(python)
 
 
 def documents(name: str = FILES[0]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -52,8 +43,6 @@ def test_the_checked_in_files_are_what_the_code_compiles_to(kfp_python: str, tmp
 
 
 def environment() -> dict[str, str]:
-    import os
-
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
     return clean | {"PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}", "OMP_NUM_THREADS": "1"}
 
