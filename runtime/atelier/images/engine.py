@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 # fast convolutions, which made them slower than one by one on an H200.
 DECODE_POSITIONS = 128 * 128
 
+CAP_S = 60.0  # what ran out of memory may have been a neighbour's doing: larger groups are tried again after this long
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -73,7 +75,7 @@ class ImageEngine:
         self._ticks = itertools.count()
         self._inbox: list[Drawing] = []
         self._drawings: list[Drawing] = []
-        self._caps: dict[Hashable, int] = {}
+        self._caps: dict[Hashable, tuple[int, float]] = {}  # rows, and until when that limit holds
         self._pace_s = 0.0
         self._wake = threading.Condition()
         self._draining = False
@@ -198,12 +200,20 @@ class ImageEngine:
         if not waiting:
             return []
         oldest, group, rows = waiting[0], [], 0
-        limit = min(self._caps.get(oldest.key, self._limits.rows), _decode_limit(oldest.parked))
+        limit = min(self._cap(oldest.key), _decode_limit(oldest.parked))
         for drawing in waiting:
             if drawing is oldest or (drawing.key == oldest.key and rows + drawing.rows <= limit):
                 group.append(drawing)
                 rows += drawing.rows
         return group
+
+    def _cap(self, key: Hashable) -> int:
+        """Rows that a group of this key may have: the limit, or less for a while after it ran out of memory."""
+        rows, until = self._caps.get(key, (self._limits.rows, math.inf))
+        if time.monotonic() > until:
+            del self._caps[key]
+            return self._limits.rows
+        return rows
 
     def _run_group(self, group: list[Drawing]) -> None:
         calls = [drawing.parked for drawing in group if drawing.parked]
@@ -257,8 +267,8 @@ class ImageEngine:
             cap = 1
         else:
             cap = max(1, sum(drawing.rows for drawing in group) // 2)
-            log.warning("out of memory for %d requests at once; from now on at most %d rows", len(group), cap)
-        self._caps[group[0].key] = cap
+            log.warning("out of memory for %d requests at once; at most %d rows for a minute", len(group), cap)
+        self._caps[group[0].key] = cap, time.monotonic() + CAP_S
 
     def _alone(self, drawing: Drawing) -> None:
         """Run a pipeline that cannot share the device from begin to end, looking for cancellation at each call."""
