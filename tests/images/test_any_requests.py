@@ -15,12 +15,15 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+from PIL import Image as PIL
 
 from atelier.events import Failed, Image, Step
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
-from tests.gallery import Pixels, Tally, difference, draw_bare
+from demo.shapes.checker import check
+from demo.shapes.evaluate import held_out_cases
+from tests.gallery import Pixels, Tally, difference, draw_bare, showing
 from tests.tiny_families import qwen_image, z_image
 from tests.tiny_pipelines import flux_1, stable_diffusion_1, stable_diffusion_3, stable_diffusion_xl
 
@@ -32,7 +35,10 @@ OF_FLOW = (None, "FlowMatchHeunDiscreteScheduler")
 VISITORS = 14
 LONGEST_WAIT_S = 0.15
 
+BUILT_IN = Path(__file__).parents[2] / "demo" / "shapes"
+
 FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[str | None, ...]]] = {
+    "built-in": (lambda root: BUILT_IN, (None,)),
     "sd15": (stable_diffusion_1, OF_NOISE),
     "sdxl": (stable_diffusion_xl, OF_NOISE),
     "sd3": (stable_diffusion_3, OF_FLOW),
@@ -114,6 +120,21 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     bare.set_progress_bar_config(disable=True)
     yield House(model, tally, settings, bare, schedulers)
     model.close()
+
+
+def test_pictures_of_a_batch_are_as_right_as_lone_ones() -> None:
+    """The checker looks at pixels only; it says of each picture of the built-in model whether it shows its prompt."""
+    cases = held_out_cases(6)
+    with showing(BUILT_IN) as exhibit:
+        requests = [{"prompt": case.prompt, "seed": case.seed, "num_inference_steps": 16} for case in cases]
+        together = exhibit.draw(*requests)
+        alone = [exhibit.draw(request)[0] for request in requests]
+        assert exhibit.tally.shared["denoise"] >= len(cases)
+    right = [check(PIL.fromarray(picture), case.scene).right for picture, case in zip(together, cases, strict=True)]
+    assert right == [
+        check(PIL.fromarray(picture), case.scene).right for picture, case in zip(alone, cases, strict=True)
+    ]
+    assert sum(right) > len(cases) / 2
 
 
 @pytest.mark.parametrize("seed", range(2))
