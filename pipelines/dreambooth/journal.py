@@ -91,12 +91,15 @@ def peak_bytes() -> int:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Loading bars of diffusers and transformers say nothing that the caller's own bar does not."""
+    """Loading bars of diffusers and transformers say nothing that the caller's own bar does not, nor do warnings that come at
+    every prompt (such as of a T5 that is given fewer tokens than it could take)."""
     import diffusers
     import transformers
 
     old = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    verbosity = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -104,5 +107,6 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         if old is None:
             del os.environ["TOKENIZERS_PARALLELISM"]
+        diffusers.utils.logging.set_verbosity(verbosity)
         diffusers.utils.logging.enable_progress_bar()
         transformers.utils.logging.enable_progress_bar()

@@ -34,13 +34,9 @@ def class_pictures(values: Values, folder: Path) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     options = options_from(values, class_data=folder)
-    device = choose_device(options)
+    family, device = family_of(options.model, options.text_tokens), choose_device(options)
     with quiet_libraries():
-        return len(
-            ensure_class_pictures(
-                family_of(options.model, options.text_tokens), options, device, choose_dtype(options, device)
-            )
-        )
+        return len(ensure_class_pictures(family, options, device, choose_dtype(options, device)))
 
 
 def train(values: Values, pictures: Path, prior: Path, workspace: Path, trained: Path) -> dict[str, float]:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.dreambooth.options import TrainOptions
+from tests.manifests.validation import errors
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "pipelines" / "dreambooth"
 FILES = ("pipeline.yaml", "pipeline-2.14.yaml")
@@ -117,3 +120,17 @@ def test_the_file_for_older_servers_lacks_only_what_they_refuse() -> None:
     specification, executors = documents(FILES[1])
     assert specification == documents()[0]
     assert all("optional" not in secret for e in executors.values() for secret in e.get("secretAsEnv", ()))
+
+
+def test_the_multi_node_jobs_are_valid_and_run_the_same_command() -> None:
+    jobs = list(yaml.safe_load_all((ROOT / "pipelines" / "trainjob.yaml").read_text()))
+    assert [job["kind"] for job in jobs] == ["TrainJob", "PyTorchJob"]
+    assert errors(jobs) == []
+    trainer = jobs[0]["spec"]["trainer"]
+    containers = [
+        replica["template"]["spec"]["containers"][0] for replica in jobs[1]["spec"]["pytorchReplicaSpecs"].values()
+    ]
+    for container in containers:
+        assert (container["command"], container["args"]) == (trainer["command"], trainer["args"])
+    known = {f"--{name.replace('_', '-')}" for name in TrainOptions.model_fields}
+    assert {argument.partition("=")[0] for argument in trainer["args"]} <= known
