@@ -100,9 +100,8 @@ def _phrase(thing: Thing, rng: random.Random, plain: bool) -> str:
     shape = (
         _word(thing.shape, SHAPE_WORDS, rng, plain) if thing.shape else OPEN_SHAPES[0 if plain else rng.randrange(3)]
     )
-    colour_last = colour and not plain and rng.random() < 0.07
-    words = f"{size} {shape} in {colour}" if colour_last else f"{size} {colour} {shape}"
-    words = " ".join(words.split())
+    colour_last = bool(colour) and not plain and rng.random() < 0.07
+    words = " ".join((f"{size} {shape} in {colour}" if colour_last else f"{size} {colour} {shape}").split())
     draw = 0.0 if plain else rng.random()
     if draw < 0.85:
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
