@@ -45,22 +45,24 @@ class Served:
 
 
 def kind_of(settings: Settings) -> Kind:
-    """TASK decides; `auto` reads the checkpoint's config, and fetches the checkpoint first if it is far away.
+    """TASK decides; `auto` looks at the file names, and at the config of a checkpoint that is on this machine.
+
+    Nothing is downloaded for it, so that the server answers probes while a large checkpoint is on its way.
 
     Raises:
         SourceError: MODEL_ID points nowhere.
     """
     if settings.task != "auto":
         return settings.task
-    from atelier.sources import fetch
+    from atelier.sources import file_names, on_this_machine
 
-    path = fetch(settings)
-    if path.suffix == ".gguf" or any(path.glob("*.gguf")):
+    names = file_names(settings)
+    if any(name.endswith(".gguf") for name in names):
         return "text"
-    config = path / "config.json"
-    if not config.exists() or (path / "model_index.json").exists():
+    if "config.json" not in names or "model_index.json" in names:
         return "image"
-    return "text" if is_language_model(config) else "image"
+    folder = on_this_machine(settings)
+    return "text" if folder is None or is_language_model(folder / "config.json") else "image"
 
 
 def is_language_model(config: Path) -> bool:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from atelier.errors import SourceError
+from atelier.kinds import kind_of
 from atelier.settings import load_settings
-from atelier.sources import crt, fetch, transfer
+from atelier.sources import crt, fetch, file_names, transfer
 from atelier.sources.landing import MANIFEST
 from tests.sources.stores import Fault, client, environment, proxy, s3_server
 
@@ -87,6 +88,15 @@ def test_a_prefix_is_a_folder_with_all_its_files_the_empty_one_too(bucket, link,
         folder = fetch(settings(link.port, tmp_path, model_id))
         assert content(folder) == FILES
     assert len(link.gets("model.safetensors")) == 12, "fetched once, in ranges; the second call found it complete"
+
+
+def test_what_a_model_is_shows_before_anything_is_downloaded(bucket, link, tmp_path):
+    names = file_names(settings(link.port, tmp_path))
+    assert sorted(names) == sorted(FILES)
+    assert kind_of(settings(link.port, tmp_path)) == "image"
+    bucket.put_object(Bucket="models", Key="llm/config.json", Body=b"{}")
+    assert kind_of(settings(link.port, tmp_path, "s3://models/llm")) == "text"
+    assert not link.gets("model.safetensors") and not (tmp_path / "cache").exists()
 
 
 def test_the_bucket_of_the_data_connection_and_a_single_object(bucket, server, tmp_path):

@@ -70,6 +70,21 @@ def outlook(settings: Settings) -> tuple[Path | None, str, int]:
     return None, f"{len(sizes)} files, {gib(lacking)} to fetch", lacking
 
 
+def file_names(settings: Settings) -> list[str]:
+    """The files of the repository that a load needs; offline, those that are in the cache.
+
+    Raises:
+        SourceError: as `fetch`.
+    """
+    name, _, revision = settings.model_id.partition("@")
+    if not settings.hf_hub_offline:
+        return _listing(settings, name, revision)[1]
+    cached = _cached(name, revision)
+    if cached is None:
+        raise SourceError(_not_cached(settings))
+    return [str(one.relative_to(cached)) for one in cached.rglob("*") if one.is_file()]
+
+
 def needed(files: Iterable[str], variant: str, allow_pickle: bool) -> list[str]:
     """Of a repository's files, those that a load reads.
 

@@ -82,6 +82,17 @@ def outlook(settings: Settings) -> tuple[Path | None, str, int]:
     return None, f"{len(objects)} objects, {gib(lacking)} to fetch", lacking
 
 
+def file_names(settings: Settings) -> list[str]:
+    """The objects below MODEL_ID, as `fetch` would lay them down.
+
+    Raises:
+        SourceError: as `fetch`.
+    """
+    address = parse(settings.model_id, settings.aws_s3_bucket)
+    with explained(settings, address):
+        return [one.path for one in list_objects(make_client(settings), address)]
+
+
 def _versions(objects: list[Object]) -> dict[str, str]:
     return {one.path: one.etag for one in objects}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from atelier.errors import SourceError
 from atelier.settings import Settings
@@ -28,20 +29,46 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
     Raises:
         SourceError: nothing is there, or it could not be fetched; the message names the setting to look at.
     """
-    model_id = settings.model_id
-    if not model_id:
+    found = on_this_machine(settings)
+    if found:
+        return local.copy(found, into) if into else found
+    return _store(settings.model_id).fetch(settings, into=into, progress=progress)
+
+
+def file_names(settings: Settings) -> list[str]:
+    """The files that MODEL_ID names, as paths below it, without downloading any: what a checkpoint is shows in them.
+
+    Raises:
+        SourceError: as `fetch`.
+    """
+    found = on_this_machine(settings)
+    if found:
+        return [found.name] if found.is_file() else [one.name for one in found.iterdir()]
+    return list(_store(settings.model_id).file_names(settings))
+
+
+def on_this_machine(settings: Settings) -> Path | None:
+    """The path or built-in model that MODEL_ID names; None if it names something to download.
+
+    Raises:
+        SourceError: MODEL_ID is empty, or a built-in model that is not installed.
+    """
+    if not settings.model_id:
         raise SourceError("MODEL_ID is empty: set a folder, a .safetensors file, s3://bucket/prefix or a Hub id")
-    path = Path(model_id).expanduser()
+    path = Path(settings.model_id).expanduser()
     if path.exists():
-        return local.copy(path, into) if into else path
-    if model_id in local.BUILT_IN:
-        return local.copy(local.built_in(model_id), into) if into else local.built_in(model_id)
+        return path
+    return local.built_in(settings.model_id) if settings.model_id in local.BUILT_IN else None
+
+
+def _store(model_id: str) -> Any:
+    """The module that downloads what MODEL_ID names."""
     if model_id.startswith("s3://"):
         from atelier.sources import s3
 
-        return s3.fetch(settings, into=into, progress=progress)
-    if path.is_absolute() or model_id.startswith((".", "~")) or not HUB_ID.fullmatch(model_id):
+        return s3
+    if Path(model_id).is_absolute() or model_id.startswith((".", "~")) or not HUB_ID.fullmatch(model_id):
         raise SourceError(f"MODEL_ID={model_id} is not a path on this machine, an s3:// address or a Hub id owner/name")
     from atelier.sources import hub
 
-    return hub.fetch(settings, into=into, progress=progress)
+    return hub
