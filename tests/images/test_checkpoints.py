@@ -27,7 +27,7 @@ from atelier.settings import Settings
 from tests.gallery import Pixels, difference, draw_bare, showing
 from tests.original_layout import save_original
 from tests.protocols.pictures import striped, white_box
-from tests.tiny_families import flux_kontext
+from tests.tiny_flux import flux_kontext
 from tests.tiny_pipelines import stable_diffusion_1, stable_diffusion_xl
 
 FIELDS = {"prompt": "a red cat", "seed": 5, "num_inference_steps": 4, "width": 32, "height": 32}

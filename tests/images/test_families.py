@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 
-from tests import tiny_classics, tiny_families, tiny_pipelines
+from tests import tiny_classics, tiny_families, tiny_flux, tiny_pipelines
 from tests.gallery import Exhibit, difference, draw_bare, showing
 
-BUILDERS = tiny_pipelines.FAMILIES | tiny_families.FAMILIES | tiny_classics.FAMILIES
+BUILDERS = tiny_pipelines.FAMILIES | tiny_families.FAMILIES | tiny_flux.FAMILIES | tiny_classics.FAMILIES
 
 SMALL = {"height": 64, "width": 64}
 GUIDED = {"guidance_scale": 4.0, "negative_prompt": "blurry"}
