@@ -6,7 +6,7 @@ check_login() {
   answer=$("$CLI" auth can-i get pods --namespace "$NAMESPACE" 2>&1) || true
   case $answer in
     *yes | *no) ok "logged in to $("$CLI" config current-context 2>/dev/null || say 'the cluster')" ;;
-    *) die "not logged in ($answer): oc login https://API:6443, or choose a context with kubectl config use-context" ;;
+    *) die "not logged in (${answer##*$'\n'}): oc login https://API:6443, or choose a context with kubectl config use-context" ;;
   esac
 }
 
