@@ -27,16 +27,19 @@ def options(**changes: Any) -> dict[str, Any]:
         "model": MODEL,
         "instance_prompt": prompt("green"),
         "captions": "files",
-        "class_prompt": " | ".join(old_prompts(96, seed=11, held_out=False)),
-        "class_pictures": 96,
+        "class_prompt": " | ".join(old_prompts(48, seed=11, held_out=False)),
+        "class_pictures": 48,
         "class_guidance": GUIDANCE,
         "resolution": 128,
         "text_tokens": TEXT_TOKENS,
-        "rank": 8,
+        "train_text_encoder": True,
+        "text_encoder_learning_rate": 1e-3,
+        "prior": "teacher",
+        "rank": 16,
         "targets": "linear",
-        "steps": 300,
+        "steps": 400,
         "batch_size": 4,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "schedule": "cosine",
         "warmup": 10,
         "checkpoint_every": 100,
@@ -44,7 +47,7 @@ def options(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def questions(seeds: int = 4, prior: int = 48) -> dict[str, Any]:
+def questions(seeds: int = 4, prior: int = 32) -> dict[str, Any]:
     """Subject prompts on backgrounds that no training picture had, and as many old prompts."""
     return {
         "subject": [prompt(background) for background in UNSEEN],
