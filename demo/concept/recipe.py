@@ -32,11 +32,16 @@ def options(**changes: Any) -> dict[str, Any]:
         "class_guidance": GUIDANCE,
         "resolution": 128,
         "text_tokens": TEXT_TOKENS,
-        "rank": 8,
+        "train_text_encoder": True,
+        "text_encoder_learning_rate": 1e-3,
+        "prior": "teacher",
+        "prior_weight": 8.0,
+        "ema_decay": 0.98,
+        "rank": 16,
         "targets": "linear",
-        "steps": 300,
+        "steps": 600,
         "batch_size": 4,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "schedule": "cosine",
         "warmup": 10,
         "checkpoint_every": 100,
@@ -44,7 +49,7 @@ def options(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def questions(seeds: int = 4, prior: int = 48) -> dict[str, Any]:
+def questions(seeds: int = 4, prior: int = 32) -> dict[str, Any]:
     """Subject prompts on backgrounds that no training picture had, and as many old prompts."""
     return {
         "subject": [prompt(background) for background in UNSEEN],

@@ -44,13 +44,32 @@ class Trainee(nn.Module):
         sizes: torch.Tensor,
         text: Tensors | None,
         captions: Sequence[str],
+        taught: int = 0,
+        base_text: Tensors | None = None,
     ) -> torch.Tensor:
-        """(B,) losses. `text` None means that `captions` go through the text encoders now."""
+        """(B,) losses. `text` None means that `captions` go through the text encoders now. The last `taught` rows learn what
+        the model without its adapter makes of `base_text`, the embeddings of the encoders without theirs."""
         if text is None:
             dtype = next(self.denoiser.parameters()).dtype
             text = {k: v.to(dtype) for k, v in self._family.encode_prompts(self._text_pipeline, captions).items()}
-        rows = Rows(latents, noise, levels, text, sizes)
-        return self._family.losses(self.denoiser, self._objective, rows)
+        rows, target = Rows(latents, noise, levels, text, sizes), None
+        if taught and base_text is not None:
+            target = self._objective.add_noise(latents, noise, levels).target
+            target = torch.cat([target[:-taught], self._teach(Rows(latents, noise, levels, base_text, sizes), taught)])
+        return self._family.losses(self.denoiser, self._objective, rows, target)
+
+    @torch.no_grad()
+    def _teach(self, rows: Rows, count: int) -> torch.Tensor:
+        """What the denoiser without its adapter predicts for the last `count` rows."""
+        denoiser: Any = self.denoiser
+        text = {name: value[-count:] for name, value in rows.text.items()}
+        last = Rows(rows.latents[-count:], rows.noise[-count:], rows.levels[-count:], text, rows.sizes[-count:])
+        denoiser.disable_adapters()
+        try:
+            noised = self._objective.add_noise(last.latents, last.noise, last.levels)
+            return self._family.predict(denoiser, noised, last).to(rows.latents.dtype)
+        finally:
+            denoiser.enable_adapters()
 
     def draw_levels(self, rows: int, generator: torch.Generator) -> torch.Tensor:
         return self._objective.levels(rows, generator)

@@ -36,11 +36,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cache:
-    """`samples`, the distinct `captions` they point to, and the captions' embeddings unless text encoders are trained."""
+    """`samples`, the distinct `captions` they point to, and the captions' embeddings unless text encoders are trained.
+
+    `base_text` are the embeddings of the encoders as they came, for prior=teacher.
+    """
 
     samples: list[Sample]
     captions: list[str]
     text: Tensors | None
+    base_text: Tensors | None = None
 
     def to_pinned(self) -> Cache:
         """The same in page-locked memory, from which copies to a GPU do not block."""
@@ -48,8 +52,11 @@ class Cache:
             Sample(s.mean.pin_memory(), s.deviation.pin_memory(), s.sizes.pin_memory(), s.caption, s.is_class)
             for s in self.samples
         ]
-        text = None if self.text is None else {name: value.pin_memory() for name, value in self.text.items()}
-        return Cache(samples, self.captions, text)
+        texts = [
+            None if text is None else {name: value.pin_memory() for name, value in text.items()}
+            for text in (self.text, self.base_text)
+        ]
+        return Cache(samples, self.captions, *texts)
 
 
 @torch.no_grad()
@@ -63,7 +70,9 @@ def build_cache(
 ) -> Cache:
     """Encode all pictures and captions on `device`, one component after the other; results stay on the CPU."""
     captions = sorted({picture.caption for picture in (*subject, *prior)})
-    text = None if options.train_text_encoder else encode_captions(family, captions, device, dtype)
+    teacher = options.prior == "teacher" and bool(prior)
+    cached = teacher or not options.train_text_encoder
+    base_text = encode_captions(family, captions, device, dtype) if cached else None
     # In float32: SDXL's first VAE overflows in half precision, and this runs once.
     vae = family.load(["vae"], torch.float32).vae.to(device)
     samples: list[Sample] = []
@@ -82,7 +91,7 @@ def build_cache(
             sizes = torch.tensor(family.size_condition(view, (picture.width, picture.height)))
             row = captions.index(picture.caption)
             samples.append(Sample(mean[0].cpu(), deviation[0].cpu(), sizes, row, is_class))
-    return Cache(samples, captions, text)
+    return Cache(samples, captions, None if options.train_text_encoder else base_text, base_text if teacher else None)
 
 
 def encode_captions(family: Family, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensors:

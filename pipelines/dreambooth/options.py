@@ -54,6 +54,10 @@ class TrainOptions(BaseModel):
     class_guidance: float | None = Field(
         None, ge=0, description="Guidance scale of class pictures; unset: the pipeline's."
     )
+    prior: Literal["pictures", "teacher"] = Field(
+        "pictures",
+        description="What class pictures teach: themselves, or what the model without its adapter predicts on them.",
+    )
     prior_weight: float = Field(1.0, ge=0, description="Weight of the class pictures' loss.")
     minimum_pictures: int = Field(3, ge=1, description="Fewer pictures of the subject are refused.")
 
@@ -142,6 +146,8 @@ class TrainOptions(BaseModel):
             raise ValueError("instance_prompt is empty; describe the pictures, with a rare word as the subject's name")
         if self.quantize == "nf4" and self.method == "full":
             raise ValueError("quantize=nf4 freezes the denoiser; use method=lora or dora")
+        if self.prior == "teacher" and self.method == "full":
+            raise ValueError("prior=teacher needs the model without its adapter; use method=lora or dora")
         if self.early_stop and not self.validate_every:
             raise ValueError("early_stop needs validate_every > 0")
         if self.resolution % 16:

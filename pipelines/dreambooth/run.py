@@ -158,11 +158,14 @@ class Run:
         noise = torch.randn(mean.shape, **place)
         levels = self.trainee.draw_levels(len(rows), generator)
         captions = [self.cache.captions[s.caption] for s in samples]
-        text = None
-        if self.cache.text is not None:
-            order = torch.tensor([s.caption for s in samples])
-            text = {name: value[order].to(device, non_blocking=True) for name, value in self.cache.text.items()}
-        losses = self._module(latents, noise, levels, sizes, text, captions)
+        order = torch.tensor([s.caption for s in samples])
+        text, base_text = (
+            None if table is None else {n: v[order].to(device, non_blocking=True) for n, v in table.items()}
+            for table in (self.cache.text, self.cache.base_text)
+        )
+        # Class samples are the last of their group.
+        taught = sum(s.is_class for s in samples) if base_text is not None else 0
+        losses = self._module(latents, noise, levels, sizes, text, captions, taught, base_text)
         shares = [(self.options.prior_weight if s.is_class else 1.0) / batch for s in samples]
         return (losses * torch.tensor(shares, device=device)).sum()
 

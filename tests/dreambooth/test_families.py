@@ -11,6 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from pipelines.dreambooth.adaptation import build_trainee
+from pipelines.dreambooth.errors import OptionError
+from pipelines.dreambooth.families import family_of
 from pipelines.dreambooth.options import TrainOptions
 from pipelines.dreambooth.train import train
 from tests.tiny_pipelines import FAMILIES
@@ -78,3 +81,34 @@ def test_linear_targets_train_more_weights_than_attention_alone(options: Build) 
     attention = train(options(output=options().output / "attention", steps=1))
     linear = train(options(output=options().output / "linear", steps=1, targets="linear"))
     assert linear.trained_parameters > 1.5 * attention.trained_parameters
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_the_teacher_is_the_model_without_its_adapter(family: str, options: Build) -> None:
+    run = options(family, prior="teacher", class_prompt="a ring")
+    trainee = build_trainee(family_of(run.model), run, torch.device("cpu"), torch.float32)
+    latents, noise = torch.randn(2, 3, 4, 32, 32)
+    text = {n: torch.randn(3, *shape) for n, shape in family_of(run.model).text_shapes().items()}
+    levels = trainee.draw_levels(3, torch.Generator())
+
+    def losses() -> torch.Tensor:
+        return trainee(latents, noise, levels, torch.zeros(3, 0), text, [], taught=2, base_text=text)
+
+    fresh = losses()
+    assert fresh[0] > 0.1 and (fresh[1:] == 0).all(), (
+        "an adapter that does nothing has nothing to learn from its teacher"
+    )
+    with torch.no_grad():
+        for name, parameter in trainee.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    changed = losses()
+    assert (changed[1:] > 0).all() and changed[0] != fresh[0]
+    changed.sum().backward()
+    assert all(p.grad is not None for p in trainee.parameters() if p.requires_grad)
+
+
+def test_a_teacher_and_trained_text_encoders_go_together(options: Build) -> None:
+    train(options(prior="teacher", class_prompt="a ring", class_pictures=2, class_steps=2, train_text_encoder=True))
+    with pytest.raises(OptionError, match="use method=lora or dora"):
+        options(prior="teacher", method="full")

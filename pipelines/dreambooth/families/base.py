@@ -109,8 +109,11 @@ class Family(ABC):
         """Numbers that tell the denoiser of the original size and crop; none unless the family has them."""
         return ()
 
-    def losses(self, denoiser: nn.Module, objective: Objective, rows: Rows) -> torch.Tensor:
-        """(B,) weighted mean squared errors, float32."""
+    def losses(
+        self, denoiser: nn.Module, objective: Objective, rows: Rows, target: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B,) weighted mean squared errors, float32; `target` (B, C, H, W) replaces the objective's own."""
         noised = objective.add_noise(rows.latents, rows.noise, rows.levels)
         predicted = self.predict(denoiser, noised, rows)
-        return noised.weight * (predicted.float() - noised.target.float()).square().flatten(1).mean(1)
+        wanted = noised.target if target is None else target
+        return noised.weight * (predicted.float() - wanted.float()).square().flatten(1).mean(1)
