@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import kserve
 import numpy as np
-import orjson
 from grpc import StatusCode
 from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
@@ -19,10 +17,10 @@ from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.protocols.pictures import Drawn, draw_all, picture_bytes, with_timeout
+from atelier.protocols.tensors import json_value, parameter, values
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")
-UNREADABLE = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error)  # what decoding tensors raises
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 
 
@@ -127,7 +125,7 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
     Raises:
         InvalidRequest: names the instance and the field.
     """
-    body = _json(payload) if isinstance(payload, bytes | str) else payload
+    body = json_value(payload) if isinstance(payload, bytes | str) else payload
     if not isinstance(body, dict) or not isinstance(body.get("instances"), list):
         raise InvalidRequest('the body must be {"instances": [{"prompt": "..."}, ...]}', "instances")
     shared = body.get("parameters") or {}
@@ -164,7 +162,7 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
     Raises:
         InvalidRequest: names the tensor or parameter.
     """
-    columns = {tensor.name: _values(tensor) for tensor in payload.inputs}
+    columns = {tensor.name: values(tensor, raw=tensor.name in PICTURE_FIELDS) for tensor in payload.inputs}
     if "prompt" not in columns:
         raise InvalidRequest(f"an input tensor named prompt is needed; got {sorted(columns) or 'none'}", "prompt")
     count = len(columns["prompt"])
@@ -173,7 +171,7 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
     for name, column in columns.items():
         if len(column) not in (1, count):
             raise InvalidRequest(f"{name}: {len(column)} elements for {count} prompts; send {count} or 1", name)
-    shared = {name: _parameter(value) for name, value in dict(payload.parameters or {}).items()}
+    shared = {name: parameter(value) for name, value in dict(payload.parameters or {}).items()}
     shared.pop("binary_data_output", None)
     rows = [
         shared | {name: column[index if len(column) > 1 else 0] for name, column in columns.items()}
@@ -211,30 +209,3 @@ def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:
     if len(decoded) != 1:
         raise InvalidRequest(f"{where}{name}: {len(decoded)} pictures for one mask", f"{where}{name}")
     return decoded[0]
-
-
-def _values(tensor: Any) -> list[Any]:
-    """The elements of a v2 tensor as Python values; text stays bytes only for pictures."""
-    try:
-        flat = tensor.as_numpy().reshape(-1).tolist()
-    except (*UNREADABLE, kserve.errors.InvalidInput, kserve.errors.InferenceError) as error:
-        raise InvalidRequest(f"{tensor.name}: the tensor cannot be read: {error}", tensor.name) from None
-    if tensor.name in PICTURE_FIELDS:
-        return flat
-    try:
-        return [value.decode() if isinstance(value, bytes) else value for value in flat]
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"{tensor.name}: the tensor is not UTF-8 text", tensor.name) from None
-
-
-def _parameter(value: Any) -> Any:
-    """A request parameter; over gRPC it arrives as a protobuf union."""
-    which = getattr(value, "WhichOneof", None)
-    return getattr(value, which("parameter_choice")) if which else value
-
-
-def _json(raw: bytes | str) -> Any:
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None

@@ -8,7 +8,6 @@ from typing import Any
 
 import kserve
 import numpy as np
-import orjson
 from grpc import StatusCode
 from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
@@ -17,6 +16,7 @@ from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.protocols.generation import Answer, complete_all
 from atelier.protocols.openai_answer import usage_object
 from atelier.protocols.openai_body import SAME
+from atelier.protocols.tensors import json_value, parameter, values
 from atelier.text.model import TextModel
 from atelier.text.request import TextRequest, make_request
 
@@ -85,7 +85,7 @@ def parse_v1(payload: Any) -> list[TextRequest]:
     Raises:
         InvalidRequest: names the instance and the field.
     """
-    body = _json(payload) if isinstance(payload, bytes | str) else payload
+    body = json_value(payload) if isinstance(payload, bytes | str) else payload
     if not isinstance(body, dict) or not isinstance(body.get("instances"), list) or not body["instances"]:
         raise InvalidRequest('the body must be {"instances": [{"prompt": "..."}, ...]}', "instances")
     shared = body.get("parameters") or {}
@@ -126,14 +126,14 @@ def parse_v2(payload: InferRequest) -> list[TextRequest]:
     Raises:
         InvalidRequest: names the tensor or parameter.
     """
-    columns = {tensor.name: _values(tensor) for tensor in payload.inputs}
+    columns = {tensor.name: values(tensor) for tensor in payload.inputs}
     count = len(columns.get("prompt", []))
     if not count:
         raise InvalidRequest(f"a BYTES tensor named prompt is needed; got {sorted(columns) or 'none'}", "prompt")
     for name, column in columns.items():
         if len(column) not in (1, count):
             raise InvalidRequest(f"{name}: {len(column)} elements for {count} prompts; send {count} or 1", name)
-    shared = {name: _parameter(value) for name, value in dict(payload.parameters or {}).items()}
+    shared = {name: parameter(value) for name, value in dict(payload.parameters or {}).items()}
     shared.pop("binary_data_output", None)
     return [
         _request(
@@ -158,26 +158,3 @@ def _bytes_output(name: str, texts: list[str]) -> InferOutput:
     output = InferOutput(name, [len(texts)], "BYTES")
     output.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object), binary_data=True)
     return output
-
-
-def _values(tensor: Any) -> list[Any]:
-    try:
-        flat = tensor.as_numpy().reshape(-1).tolist()
-        return [value.decode() if isinstance(value, bytes) else value for value in flat]
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"{tensor.name}: the tensor is not UTF-8 text", tensor.name) from None
-    except (ValueError, TypeError, KeyError, IndexError, kserve.errors.InvalidInput) as error:
-        raise InvalidRequest(f"{tensor.name}: the tensor cannot be read: {error}", tensor.name) from None
-
-
-def _parameter(value: Any) -> Any:
-    """A request parameter; over gRPC it arrives as a protobuf union."""
-    which = getattr(value, "WhichOneof", None)
-    return getattr(value, which("parameter_choice")) if which else value
-
-
-def _json(raw: bytes | str) -> Any:
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
