@@ -47,7 +47,7 @@ def curves(log: Path) -> Image.Image:
     }
     panels = [
         panel("autoencoder loss", series["vae", "loss"], 0.004, 0.4, True),
-        panel("flow matching loss", series["denoiser", "loss"], 0.09, 0.9, True),
+        panel("flow matching loss", series["denoiser", "loss"], 0.2, 2.0, True),
         panel("held-out prompts all right", series["score", "right"], 0.0, 1.0, False),
     ]
     sheet = Image.new("RGB", (_WIDTH * len(panels), _HEIGHT), _PAPER)

@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection
 
+_LEVEL_MEAN, _LEVEL_DEVIATION = 1.7, 1.1  # of the noise level's logit
 STAND_INS = 8  # brings 64 + 32 + 8 tokens to a multiple of 8, which attention kernels want
 
 
@@ -74,12 +75,7 @@ class Denoiser(torch.nn.Module):
     def forward(self, latents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the velocity noise - latents; latents (B, 16, 16, 16) scaled, tokens (B, 32)."""
         n, device = latents.shape[0], latents.device
-        # Logit-normal noise levels (arXiv:2403.03206), a quarter uniform so that the ends are learnt too.
-        level = torch.where(
-            torch.rand(n, device=device) < 0.25,
-            torch.rand(n, device=device),
-            torch.sigmoid(torch.randn(n, device=device)),
-        )[:, None, None, None]
+        level = _levels(n, device)[:, None, None, None]
         noise = torch.randn_like(latents)
         velocity = self.velocity(
             torch.lerp(latents, noise, level), level.flatten() * 1000.0, tokens, _counts(n, device)
@@ -106,6 +102,16 @@ class Denoiser(torch.nn.Module):
             joint_attention_kwargs={"key_bias": bias},
             return_dict=False,
         )[0]
+
+
+def _levels(n: int, device: torch.device) -> torch.Tensor:
+    """Noise levels in 0..1, logit-normal (arXiv:2403.03206) with a fifth of them uniform so that the ends are learnt too.
+
+    Flat shapes repeat the same news in every channel and place of a latent, so noise hides it late: the error of the
+    predicted picture falls from all of the layout's variance at 0.96 to a tenth at 0.8. Most of the learning goes there.
+    """
+    most = torch.sigmoid(_LEVEL_MEAN + _LEVEL_DEVIATION * torch.randn(n, device=device))
+    return torch.where(torch.rand(n, device=device) < 0.2, torch.rand(n, device=device), most)
 
 
 def _counts(n: int, device: torch.device) -> torch.Tensor:

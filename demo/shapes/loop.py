@@ -23,6 +23,7 @@ class Options:
     out: Path
     scenes: int
     vae_seconds: float
+    autoencoder: Path | None
     seconds: float
     vae_batch: int
     batch: int

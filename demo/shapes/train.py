@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
 from demo.shapes.autoencoder import encode_corpus, round_trip, train_vae
 from demo.shapes.checker import check
@@ -56,8 +56,7 @@ def train_denoiser(run: Run, pipeline: StableDiffusion3Pipeline, latents: torch.
         for optimizer, state in zip(optimizers, run.state["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     if options.compile:
-        for block in denoiser.transformer.transformer_blocks:
-            block.compile()
+        denoiser.compile()
     average = Average(list(averaged.parameters()), list(denoiser.parameters()))
     empty = torch.tensor(pipeline.tokenizer("", padding="max_length")["input_ids"], device=options.device)
 
@@ -97,7 +96,10 @@ def main(options: Options) -> None:
         corpus = beside.submit(make_corpus, options.scenes, options.seed)
         pipeline = build_pipeline().to(options.device)
         pipeline.set_progress_bar_config(disable=True)
-        if "vae" not in run.state:
+        if options.autoencoder:
+            weights = AutoencoderKL.from_pretrained(options.autoencoder).state_dict()
+            run.state["vae"] = {name: tensor.float() for name, tensor in weights.items()}
+        elif "vae" not in run.state:
             train_vae(run, pipeline.vae)
             run.save(vae=pipeline.vae.state_dict())
         pipeline.vae.load_state_dict(run.state["vae"])
@@ -120,7 +122,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=600_000)
     parser.add_argument("--vae-seconds", type=float, default=110.0)
-    parser.add_argument("--seconds", type=float, default=600.0, help="for the transformer and the text encoders")
+    parser.add_argument("--autoencoder", type=Path, help="folder of a trained one, to be taken as it is")
+    parser.add_argument("--seconds", type=float, default=900.0, help="for the transformer and the text encoders")
     parser.add_argument("--vae-batch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--device", default="cuda")
