@@ -125,8 +125,6 @@ def measure_ours(model: Any, name: str, streams: int, prompts: list[list[int]], 
     )
     if options.get("fused"):
         print(f"  {fusion.fuse_norms(model)} norms fused; rotary compiled: {fusion.compile_rotary(model)}")
-    if options.get("compiled"):
-        runner.compile()
     vocabulary = Vocabulary(tokenizer_of(model.config.vocab_size), model.config.vocab_size, frozenset())
     engine = TransformersEngine(runner, vocabulary, Limits(capacity.context, 1024, 600, prefill_tokens=8192))
     try:
@@ -203,11 +201,9 @@ WAYS: dict[str, Callable[..., Any]] = {
     "generate": measure_generate,
     "generate_batch": measure_batch,
     "eager": lambda *a: measure_ours(*a, graphs=False, flash=False),
-    "compiled-eager": lambda *a: measure_ours(*a, graphs=False, flash=False, fused=True, compiled=True),
     "graphs-sdpa": lambda *a: measure_ours(*a, graphs=True, flash=False),
     "graphs-flash": lambda *a: measure_ours(*a, graphs=True, flash=True),
     "graphs-flash-fused": lambda *a: measure_ours(*a, graphs=True, flash=True, fused=True),
-    "graphs-flash-compiled": lambda *a: measure_ours(*a, graphs=True, flash=True, compiled=True),
 }
 
 

@@ -52,7 +52,7 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
     probe = torch.randint(0, config.vocab_size, (1, min(40, capacity.context - 8)), generator=_generator())
     with torch.no_grad():
         reference = model(input_ids=probe.to(device)).logits[0].float()
-    runner = make_runner(model, capacity)
+    runner = make_runner(model, capacity, compiled=settings.compile != "off")
     _check(runner, probe[0].tolist(), reference)
     generation = model.generation_config
     defaults = {name: float(value) for name in SAMPLING if (value := getattr(generation, name, None)) is not None}
@@ -62,13 +62,18 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
     return Loaded(model, vocabulary, runner, capacity)
 
 
-def make_runner(model: Any, capacity: Capacity) -> Runner:
-    """The runner for a model whose reference logits are taken: it switches the model to grouped attention."""
+def make_runner(model: Any, capacity: Capacity, compiled: bool = True) -> Runner:
+    """The runner for a model whose reference logits are taken: it switches the model to grouped attention.
+
+    On CUDA it also fuses small kernels; those that need a compiler only if `compiled`.
+    """
     attention.register()
     model.set_attn_implementation(attention.NAME if model._supports_sdpa else "eager")
     cuda = model.device.type == "cuda"
     if cuda:
         log.info("%d norms run as one kernel each", fusion.fuse_norms(model))
+        if compiled and fusion.compile_rotary(model):
+            log.info("rotary embeddings are compiled into one kernel")
     windows = getattr(model.config.get_text_config(), "sliding_window", None)
     flash = cuda and model._supports_sdpa and windows is None and model.dtype in (torch.float16, torch.bfloat16)
     return Runner(model, SlotCache(capacity.slots, capacity.context), graphs=cuda, flash=flash)

@@ -38,7 +38,6 @@ class Runner:
         self.dtype = model.dtype
         self.graphs = graphs
         self.flash = flash
-        self._forward = model
         self._pool: Any = None
         self._captured: dict[tuple[int, int], tuple[Any, Tensor]] = {}
         self._windows = _windows(model.config.get_text_config())
@@ -48,10 +47,6 @@ class Runner:
         self.write_columns = torch.full((slots,), spare, dtype=torch.long, device=self.device)
         self.active = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._columns = torch.arange(cache.columns + 1, device=self.device)
-
-    def compile(self) -> None:
-        """Fuse the decode forward with the compiler; call before the first step."""
-        self._forward = torch.compile(self.model, dynamic=True)
 
     @torch.no_grad()
     def prefill(self, chunks: list[Chunk]) -> Tensor:
@@ -69,7 +64,7 @@ class Runner:
         last = [len(chunk.tokens) - 1 for chunk in chunks]
         kept = sorted(set(last))
         view = SlotView(len(chunks), slots, columns, 0 if fresh else length)
-        logits = self._run(self.model, ids, positions, view, length, torch.tensor(kept, device=self.device))
+        logits = self._run(ids, positions, view, length, torch.tensor(kept, device=self.device))
         return logits[range(len(chunks)), [kept.index(index) for index in last]].float()
 
     def join(self, slot: int, position: int) -> None:
@@ -120,17 +115,15 @@ class Runner:
         positions = self.positions[:rows, None]
         lengths = (self.positions[:rows] + 1).to(torch.int32) if self.flash else None
         view = SlotView(rows, None, self.write_columns[:rows, None], length, lengths)
-        return self._run(self._forward, self.tokens[:rows, None], positions, view, length, 1)[:, 0]
+        return self._run(self.tokens[:rows, None], positions, view, length, 1)[:, 0]
 
-    def _run(
-        self, forward: Any, ids: Tensor, positions: Tensor, view: SlotView, length: int, keep: Tensor | int
-    ) -> Tensor:
+    def _run(self, ids: Tensor, positions: Tensor, view: SlotView, length: int, keep: Tensor | int) -> Tensor:
         self.cache.view = view
         masks = {
             kind: additive_mask(positions, self._columns[:length], window, self.dtype)
             for kind, window in self._windows.items()
         }
-        return forward(
+        return self.model(
             input_ids=ids,
             position_ids=positions,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
