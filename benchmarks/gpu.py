@@ -28,8 +28,6 @@ from atelier.images.engine import ImageEngine, Limits
 from atelier.images.interception import Gate, install
 from benchmarks.random_models import SUBJECTS, Subject
 
-IN_FLIGHT = 8
-
 
 def matmul_rate() -> float:
     """FLOP/s of a large bf16 matrix product on random data."""
@@ -80,7 +78,7 @@ class Served:
     """The engine around the subject's pipeline."""
 
     def __init__(self, subject: Subject, buckets: tuple[int, ...] = ()) -> None:
-        self._subject = subject
+        self.subject = subject
         self._engine = ImageEngine(Limits(rows=16, queue=64, buckets=buckets))
 
     def draw(self, side: int, count: int, steps: int) -> None:
@@ -90,8 +88,8 @@ class Served:
     async def _draw(self, side: int, count: int, steps: int) -> None:
         streams = []
         for seed in range(count):
-            arguments = self._subject.arguments(side, seed) | {"num_inference_steps": steps, "output_type": "pt"}
-            streams.append(self._engine.submit(Job(self._subject.pipeline, arguments, seed, 1, float("inf"))))
+            arguments = self.subject.arguments(side, seed) | {"num_inference_steps": steps, "output_type": "pt"}
+            streams.append(self._engine.submit(Job(self.subject.pipeline, arguments, seed, 1, float("inf"))))
         for stream in streams:
             async for event in stream:
                 if isinstance(event, Failed):
@@ -101,8 +99,8 @@ class Served:
         self._engine.close()
 
 
-def measure(name: str, sides: list[int], arms: list[str], repeats: int) -> list[dict[str, Any]]:
-    """All arms of one model."""
+def measure(name: str, sides: list[int], arms: list[str], repeats: int, in_flight: int) -> list[dict[str, Any]]:
+    """All arms of one model. An arm that fails is reported, and ends the model's list: arms build on each other."""
     rate = matmul_rate()
     subject = SUBJECTS[name]("cuda", torch.bfloat16)
     subject.pipeline.set_progress_bar_config(disable=True)
@@ -114,19 +112,32 @@ def measure(name: str, sides: list[int], arms: list[str], repeats: int) -> list[
         report(rows[side])
     gates = install(subject.pipeline)
     for arm in arms:
-        prepare(subject, gates, arm)
         served = Served(subject, compilation.buckets(16) if arm != "eager" else ())
-        for side in sides:
-            began = time.perf_counter()
-            for count in (2, 1, IN_FLIGHT):
-                served.draw(side, count, 3)
-            rows[side][f"{arm}_warmup_s"] = time.perf_counter() - began
-            alone = timed(partial(served.draw, side, 1, subject.steps), repeats)
-            together = timed(partial(served.draw, side, IN_FLIGHT, subject.steps), 1)
-            rows[side] |= {f"{arm}_alone_s": alone, f"{arm}_per_picture_of_8_s": together / IN_FLIGHT}
-            report(rows[side])
-        served.close()
+        try:
+            prepare(subject, gates, arm)
+            for side in sides:
+                rows[side] |= {f"{arm}_{key}": value for key, value in serve(served, side, repeats, in_flight).items()}
+                report(rows[side])
+        except Exception:
+            logging.exception("%s, arm %s", name, arm)
+            break
+        finally:
+            served.close()
     return list(rows.values())
+
+
+def serve(served: Served, side: int, repeats: int, in_flight: int) -> dict[str, float]:
+    """Seconds of the warm-up, of a picture drawn alone, and of one of `in_flight` drawn together (none if that is 1)."""
+    steps = served.subject.steps
+    began = time.perf_counter()
+    # Whether a picture is one row or two, every bucket that is met later is filled here.
+    for count in compilation.buckets(in_flight):
+        served.draw(side, count, 3)
+    figures = {"warmup_s": time.perf_counter() - began}
+    figures["alone_s"] = timed(partial(served.draw, side, 1, steps), repeats)
+    if in_flight > 1:
+        figures[f"per_picture_of_{in_flight}_s"] = timed(partial(served.draw, side, in_flight, steps), 1) / in_flight
+    return figures
 
 
 def prepare(subject: Subject, gates: list[Gate], arm: str) -> None:
@@ -160,16 +171,18 @@ def main() -> None:
     parser.add_argument("--side", action="append", type=int)
     parser.add_argument("--arms", default="eager,regional")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--in-flight", type=int, default=8, help="requests at once; 1 measures lone ones only")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     results = []
     with torch.no_grad():
         for name in options.model or list(SUBJECTS):
-            results += measure(name, options.side or [512, 1024], options.arms.split(","), options.repeats)
+            arms, sides = options.arms.split(","), options.side or [512, 1024]
+            results += measure(name, sides, arms, options.repeats, options.in_flight)
             torch.cuda.empty_cache()
-    if options.out:
-        options.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": results}, indent=2))
+            if options.out:
+                options.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": results}, indent=2))
 
 
 if __name__ == "__main__":

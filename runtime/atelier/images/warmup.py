@@ -32,7 +32,7 @@ def warm_up(engine: ImageEngine, pipeline: Any, sizes: Sequence[tuple[int, int]]
     began = time.monotonic()
     asyncio.run(_draw(engine, pipeline, _smallest(pipeline), 2))
     for width, height in sizes:
-        for count in sorted({max(1, row // 2) for row in rows} | set(rows[:1])):
+        for count in sorted({max(1, row // 2) for row in rows} | set(rows)):
             asyncio.run(_draw(engine, pipeline, {"width": width, "height": height}, count))
     log.info("warm-up took %.1f s", time.monotonic() - began)
 
