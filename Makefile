@@ -40,8 +40,9 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# Two processes, each with files of its own: tests that start servers mostly wait.
 unit: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 format: install ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
