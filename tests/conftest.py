@@ -1,15 +1,19 @@
-"""Real servers for tests: `python -m atelier serve` in a process of its own, on free ports, stopped with SIGTERM."""
+"""Real servers for tests: `python -m atelier serve` in a process of its own, on free ports, stopped with SIGTERM.
+
+And the order of files and the turns of tests, for `make test` runs files in two processes.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,44 @@ import pytest
 START_SECONDS = 120
 STOP_SECONDS = 60
 ROOT = Path(__file__).parent.parent
+FIRST = ("tests/image/test_image.py", "tests/text/test_vllm.py")
+"""Files that take minutes: begun last, they would be waited for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, those with tests that must run alone last: they wait for the other process."""
+    timed = {item.path for item in items if item.get_closest_marker("alone")}
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT).as_posix()
+        return FIRST.index(name) - len(FIRST) if name in FIRST else int(item.path in timed)
+
+    items.sort(key=place)
+
+
+@contextmanager
+def locked(file: Path, how: int) -> Iterator[None]:
+    """A lock among processes, `fcntl.LOCK_EX` or `fcntl.LOCK_SH`; the file itself is left as it is."""
+    with file.open() as opened:
+        fcntl.flock(opened, how)
+        try:
+            yield
+        finally:
+            fcntl.flock(opened, fcntl.LOCK_UN)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test marked `alone` begins when the other process is between two tests, which then waits until it ends.
+
+    Running tests share the room or have it alone. Who waits for it holds the door, so that nobody slips in before.
+    """
+    door, room = ROOT / "pyproject.toml", Path(__file__)
+    with ExitStack() as stack:
+        with locked(door, fcntl.LOCK_EX):
+            alone = item.get_closest_marker("alone")
+            stack.enter_context(locked(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        return (yield)
 
 
 @dataclass(frozen=True)

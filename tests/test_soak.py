@@ -6,6 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from benchmarks.serving import server_process
 from benchmarks.soak import LIMITS, soak
 from tests.conftest import ROOT
@@ -13,6 +15,7 @@ from tests.conftest import ROOT
 PROBE_SECONDS = 2.0  # p99 on a crowded machine; the benchmark reports the real figure
 
 
+@pytest.mark.alone
 def test_a_crowd_leaves_the_server_as_it_was(tiny_checkpoint: Path) -> None:
     paths = f"{ROOT / 'runtime'}{os.pathsep}{ROOT}"
     given = LIMITS | {"model_id": str(tiny_checkpoint), "device": "cpu", "pythonpath": paths, "fault_every": "25"}

@@ -139,6 +139,7 @@ def test_torch_gets_the_number_and_child_processes_inherit_it(monkeypatch, caplo
         torch.set_num_threads(before)
 
 
+@pytest.mark.alone
 def test_the_measurement_is_short_and_ends_in_one_of_its_candidates(monkeypatch):
     import time
 

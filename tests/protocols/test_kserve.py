@@ -259,6 +259,7 @@ def test_a_charset_in_the_content_type_is_understood(server: Server, content_typ
     assert answer.json()["predictions"][0]["prompt"] == "eine Katze über dem Fluß"
 
 
+@pytest.mark.alone
 def test_probes_and_the_model_list_answer_while_a_picture_is_made(server: Server) -> None:
     """The figure itself is a benchmark's; here it only must not wait for steps."""
     busy = threading.Thread(

@@ -202,6 +202,7 @@ def ask_until_refused(server: Server) -> httpx.Response:
     raise AssertionError("the server went on as if nothing had happened")
 
 
+@pytest.mark.alone
 def test_probes_and_metrics_answer_fast_while_requests_run(server: Server) -> None:
     done = threading.Event()
 

@@ -86,6 +86,7 @@ def test_a_picture_above_the_limit_is_refused(pictures: RemotePictures, site: st
         pictures.fetch(f"{site}/huge", "image")
 
 
+@pytest.mark.alone
 def test_a_site_that_drips_is_given_up_in_time(pictures: RemotePictures, site: str) -> None:
     began = time.monotonic()
     with pytest.raises(InvalidRequest, match="longer than 1 s"):
