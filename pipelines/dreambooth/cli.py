@@ -97,3 +97,16 @@ def evaluate(
     scores = evaluate_training(model, trained, Questions.read(questions), output, Judges(data, clip, dino))
     for name, value in scores.items():
         typer.echo(f"{name:<24} {value:.3f}")
+
+
+@app.command()
+def modelcar(
+    trained: Annotated[Path, typer.Argument(help="Output folder of a training.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the image, in the form of an OCI image layout.")],
+    name: Annotated[str, typer.Option(help="Tag of the image, and name of the adapter in it.")],
+    base: Annotated[Path | None, typer.Option(help="Image layout that brings a shell, which oci:// needs.")] = None,
+) -> None:
+    """Make a container image of a training, without a daemon; skopeo copies it into a registry."""
+    from pipelines.dreambooth.modelcar import write_modelcar
+
+    typer.echo(write_modelcar(trained, name, folder, base))

@@ -52,6 +52,8 @@ def dreambooth(
     judges: dict = {},  # noqa: B006
     gate: str = "",
     workspace: str = "/workspace",
+    modelcar: bool = False,
+    modelcar_base: str = "",
     registry: str = "",
     endpoint: str = "",
     base: str = "",
@@ -71,6 +73,8 @@ def dreambooth(
         judges: Folders of CLIP and DINO weights by name, clip and dino.
         gate: Conditions on scores, such as "clip_i>=0.7, clip_t_subject>=0.25"; empty: everything is published.
         workspace: Mounted volume in which the training runs.
+        modelcar: Also make a container image of the version, kept as an artifact in the form of an OCI image layout.
+        modelcar_base: Image layout in the workspace that brings the image a shell, which oci:// needs; empty: data alone.
         registry: URL of a model registry to enter the version into; empty: none.
         endpoint: Name of the endpoint, to which the version is added; empty: nothing is deployed.
         base: Checkpoint that the endpoint loads the adapter into, as `atelier deploy` takes it.
@@ -120,6 +124,13 @@ def dreambooth(
         )
         with_s3(on_cpu(stored, "1", "2Gi")).after(passed).set_caching_options(False)
         stored.set_retry(5, backoff_duration="20s", backoff_factor=2.0)
+
+        # Cached: the same version is the same image.
+        with dsl.If(modelcar == True, name="packed"):  # noqa: E712  # a condition of the pipeline, not of this line
+            image = steps.modelcar(
+                published=stored.outputs["Output"], base=modelcar_base, trained=training.outputs["trained"]
+            )
+            with_workspace(on_cpu(image, "1", "2Gi")).set_caching_options(True).set_retry(2, backoff_duration="10s")
 
         with dsl.If(registry != "", name="registered"):  # type: ignore[operator]
             entry = steps.register(

@@ -49,7 +49,7 @@ def publish(trained: Path, destination: str, extra: dict[str, Path] | None = Non
         PublishError: the folder holds no result, or the store failed; no manifest was written then.
     """
     settings = load_settings(model_id=destination)
-    files = [*_result(trained), *(_stored(path, key) for key, path in (extra or {}).items())]
+    files = [*result_files(trained), *(_stored(path, key) for key, path in (extra or {}).items())]
     listing = {file.key: {"size": file.size, "sha256": file.sha256} for file in files}
     version = hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()[:12]
     try:
@@ -62,25 +62,31 @@ def publish(trained: Path, destination: str, extra: dict[str, Path] | None = Non
     manifest = {
         "version": version,
         "uri": uri,
-        "kind": "adapter" if _is_adapter(trained) else "pipeline",
+        "kind": "adapter" if is_adapter(trained) else "pipeline",
         **{name: record[name] for name in ("base_model", "pipeline_class", "data", "scores", "versions")},
         "files": listing,
     }
     _upload(settings, address, prefix, files, json.dumps(manifest, indent=2).encode())
-    return Published(uri, version, _is_adapter(trained))
+    return Published(uri, version, is_adapter(trained))
 
 
-def _is_adapter(trained: Path) -> bool:
+def is_adapter(trained: Path) -> bool:
+    """Whether a training made an adapter; else it made a whole pipeline."""
     return (trained / LORA_FILE).is_file()
 
 
-def _result(trained: Path) -> Iterator[StoredFile]:
-    names = [CARD, RECORD, *([LORA_FILE] if _is_adapter(trained) else [])]
+def result_files(trained: Path) -> Iterator[StoredFile]:
+    """What a training made, card and record first.
+
+    Raises:
+        PublishError: it is not finished.
+    """
+    names = [CARD, RECORD, *([LORA_FILE] if is_adapter(trained) else [])]
     for name in names:
         if not (trained / name).is_file():
             raise PublishError(f"{trained} holds no finished training: {name} is missing")
         yield _stored(trained / name, name)
-    for path in sorted((trained / "model").rglob("*")) if not _is_adapter(trained) else ():
+    for path in sorted((trained / "model").rglob("*")) if not is_adapter(trained) else ():
         if path.is_file():
             yield _stored(path, str(path.relative_to(trained)))
 

@@ -95,6 +95,17 @@ def publish(destination: str, trained: dsl.Input[dsl.Model], sheet: dsl.Input[ds
 
 
 @dsl.component(**STEP)
+def modelcar(published: dict, base: str, trained: dsl.Input[dsl.Model], image: dsl.Output[dsl.Artifact]) -> None:
+    """The version as a container image, in the form of an OCI image layout."""
+    from pathlib import Path
+
+    from pipelines.dreambooth.tasks import modelcar
+
+    image.metadata["digest"] = modelcar(Path(trained.path), published, base, Path(image.path))
+    image.metadata["version"] = published["version"]
+
+
+@dsl.component(**STEP)
 def register(published: dict, registry: str, name: str, connection: str) -> None:
     """Enter the version into an OpenShift AI model registry."""
     from pipelines.dreambooth.registry import register

@@ -85,6 +85,13 @@ def publish(trained: Path, destination: str, sheet: Path) -> dict[str, Any]:
     return asdict(store(trained, destination, {HTML: sheet}))
 
 
+def modelcar(trained: Path, published: Values, base: str, image: Path) -> str:
+    """The published version as an image layout in the folder `image`; returns its digest."""
+    from pipelines.dreambooth.modelcar import write_modelcar
+
+    return write_modelcar(trained, published["version"], image, Path(base) if base else None)
+
+
 def deploy(
     published: Values, name: str, base: str, connection: str, gpu: str, namespace: str, prompt: str, picture: Path
 ) -> str:

@@ -188,19 +188,28 @@ def _cache(settings: Settings, report: Report) -> None:
 
 
 def _loras(settings: Settings, report: Report) -> None:
+    from atelier.sources.adapters import remote_file_names
+
     for text in settings.lora_paths:
-        path = Path(text).expanduser()
-        if not path.exists():
-            report.problems.append(f"LORA_PATHS: {text} does not exist")
+        try:
+            names = remote_file_names(settings, text)
+        except AtelierError as error:
+            report.problems.append(error.message)
             continue
-        candidates = [path] if path.is_file() else [path, *sorted(path.iterdir())]
-        if not any(_is_adapter(one, settings.allow_pickle) for one in candidates):
+        path = Path(text).expanduser()
+        if names is None:
+            candidates = [path] if path.is_file() else [path, *sorted(path.iterdir())]
+            found = any(_is_adapter(one) for one in candidates)
+        else:
+            found = any(name.endswith(".safetensors") for name in names)
+        if not found:
             report.problems.append(f"LORA_PATHS: neither {text} nor what lies in it is a LoRA adapter in safetensors")
 
 
-def _is_adapter(path: Path, allow_pickle: bool) -> bool:
+def _is_adapter(path: Path) -> bool:
+    """Adapters are served from safetensors alone, whatever ALLOW_PICKLE says."""
     try:
-        found = inspect(path, allow_pickle=allow_pickle)
+        found = inspect(path)
     except (AtelierError, OSError):
         return False
     return found.kind == "adapter" and not found.problems

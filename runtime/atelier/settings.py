@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     single_file_config: str = Field("", description="Folder with a pipeline's configs, for a single .safetensors file.")
     variant: str = Field("", description="Weight file variant, such as fp16; empty: plain files, else the only one.")
     scheduler: str = Field("", description="diffusers scheduler class that replaces the checkpoint's.")
-    lora_paths: Names = Field([], description="LoRA folders or files, or a folder of them; comma-separated.")
+    lora_paths: Names = Field(
+        [], description="LoRA adapters, or folders of them, from where MODEL_ID may come from; comma-separated."
+    )
     default_lora: Names = Field([], description="Adapters, name or name=weight, of requests that name none.")
     max_loras: int = Field(8, ge=1, description="Adapters kept in memory; the least recently used one goes first.")
     allow_pickle: bool = Field(False, description="Accept .bin, .ckpt and .pt weights, which can run code when opened.")
@@ -135,7 +137,7 @@ class Settings(BaseSettings):
     aws_secret_access_key: SecretStr | None = Field(None, description="S3 secret, as in a data connection.")
     aws_session_token: SecretStr | None = Field(None, description="S3 session token for temporary credentials.")
     aws_s3_endpoint: str = Field("", description="S3 endpoint URL; empty: AWS.")
-    aws_s3_bucket: str = Field("", description="Bucket used when MODEL_ID is s3:///prefix.")
+    aws_s3_bucket: str = Field("", description="Bucket of addresses such as s3:///prefix.")
     aws_default_region: str = Field("us-east-1", description="S3 region.")
     aws_ca_bundle: str = Field("", description="CA file for an S3 endpoint with a private certificate.")
 

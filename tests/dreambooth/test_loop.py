@@ -37,3 +37,16 @@ def test_a_gate_that_fails_publishes_nothing(
     assert "the run ended FAILED" in done.stdout + done.stderr
     assert stored(s3, "models/") == []
     assert (tmp_path / "run" / "workspace").is_dir(), "a failed run keeps its workspace"
+
+
+def test_what_passes_the_gate_is_published_and_packed(
+    kfp_python: str, s3: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options = TINY | {"model": str(checkpoint("sd3"))}
+    done = run_locally(kfp_python, tmp_path / "run", options=options, questions=ASKED, gate="", modelcar=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    [manifest] = [key for key in stored(s3, "models/") if key.endswith("/manifest.json")]
+    [layout] = [path.parent for path in (tmp_path / "run" / "artifacts").rglob("oci-layout")]
+    [image] = json.loads((layout / "index.json").read_text())["manifests"]
+    assert image["annotations"]["org.opencontainers.image.ref.name"] == manifest.split("/")[-2], "the same version"
+    assert not list((tmp_path / "run" / "workspace").iterdir()), "a successful run clears its workspace"

@@ -70,7 +70,7 @@ def test_secrets_are_environment_and_never_parameters() -> None:
 
 def test_every_parameter_has_a_type_and_a_description() -> None:
     parameters = documents()[0]["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) == 15
+    assert len(parameters) == 17
     assert all(entry["parameterType"] and entry["description"] for entry in parameters.values())
 
 
@@ -97,7 +97,7 @@ def test_retries_and_caching_are_as_each_step_bears() -> None:
     cached = {name for name, task in found.items() if task.get("cachingOptions", {}).get("enableCache")}
     assert cached >= ON_GPU and not cached & {"get-data", "publish", "deploy", "check-quality", "report", "register"}
     retries = {name: task["retryPolicy"]["maxRetryCount"] for name, task in found.items() if "retryPolicy" in task}
-    assert set(retries) == WITH_KEYS | {"register"}
+    assert set(retries) == WITH_KEYS | {"register", "modelcar"}
     assert retries["train"] >= 3
 
 

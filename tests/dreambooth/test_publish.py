@@ -6,9 +6,11 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
@@ -48,6 +50,23 @@ def test_the_manifest_lists_every_file_with_its_checksum(s3: str, trained: Path)
     stored = [f"models/ring/{published.version}/{name}" for name in (*manifest["files"], MANIFEST)]
     assert keys(s3) == sorted(stored)
     assert publish(trained, DESTINATION) == published, "the same content has the same version"
+
+
+def test_a_published_adapter_is_served_from_its_address(
+    s3: str, options: Callable[..., TrainOptions], start_server: StartServer
+) -> None:
+    published = publish(train(options(steps=3, learning_rate=1.0)).path, DESTINATION)
+    # As the pipeline's last step sets it; the connection's variables are in the environment already.
+    endpoint = endpoint_for("ring", published, "demo/shapes", connection="models", gpu="cpu", namespace="")
+    fields = {"prompt": "a zqx ring", "seed": 3, "num_inference_steps": 2, "width": 64, "height": 64}
+    with (
+        TemporaryDirectory() as cache,
+        start_server(model_id=str(options().model), cache_dir=cache, **endpoint.env) as server,
+    ):
+        instances = [fields, fields | {"lora": {published.version: 1.0}}, fields | {"lora": {}}]
+        answer = httpx.post(f"{server.url}/v1/models/tiny:predict", json={"instances": instances}, timeout=60)
+        default, named, without = [one["image"]["b64"] for one in answer.raise_for_status().json()["predictions"]]
+    assert default == named != without
 
 
 def test_a_store_that_goes_down_leaves_no_manifest_and_a_rerun_completes(

@@ -42,7 +42,7 @@ def test_every_problem_is_listed_not_the_first_alone(sd, tmp_path):
     for part in (
         "DEVICE=cuda:7 is not here",
         "diffusion_pytorch_model.safetensors is empty (0 bytes)",
-        "LORA_PATHS: /gone does not exist",
+        "LORA_PATHS=/gone is not a path on this machine",
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are only useful together",
         "AWS_CA_BUNDLE=/no.pem does not exist",
     ):

@@ -16,10 +16,12 @@ from peft.utils import get_peft_model_state_dict
 
 from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
 from atelier.events import Event, Failed, Finished, Image
-from atelier.images.adapters import WEIGHTS, Adapters, discover
+from atelier.images import adapters as finding
+from atelier.images.adapters import Adapters
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.settings import load_settings
+from atelier.sources.adapters import LORA_FILE, AdapterSource, fetch_adapters
 from tests.tiny_pipelines import stable_diffusion_1
 
 FIELDS: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "width": 32, "height": 32, "guidance_scale": 4.0}
@@ -47,14 +49,23 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`ink` and `oil` change the denoiser, `words` the text encoder, `broken` is no adapter at all."""
     root = tmp_path_factory.mktemp("loras")
     save_adapter(checkpoint, root, "ink.safetensors", 1)
-    save_adapter(checkpoint, root / "oil", WEIGHTS, 2)
+    save_adapter(checkpoint, root / "oil", LORA_FILE, 2)
     save_adapter(checkpoint, root, "arid.safetensors", 4)  # before `broken` in the order of names
     save_adapter(checkpoint, root, "words.safetensors", 3, text=True)
     (root / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     return root
 
 
-FILES = {"ink": "ink.safetensors", "oil": f"oil/{WEIGHTS}", "words": "words.safetensors"}
+FILES = {"ink": "ink.safetensors", "oil": f"oil/{LORA_FILE}", "words": "words.safetensors"}
+
+
+def sources(*paths: Path) -> list[AdapterSource]:
+    """What LORA_PATHS of these paths brings."""
+    return fetch_adapters(load_settings(lora_paths=[str(path) for path in paths]))
+
+
+def discover(*paths: Path) -> dict[str, Path]:
+    return finding.discover(sources(*paths))
 
 
 class Studio:
@@ -201,7 +212,7 @@ def test_the_default_adapters_serve_requests_that_name_none(checkpoint: Path, fo
 
 def test_the_least_recently_used_adapter_goes_and_comes_back(checkpoint: Path, folder: Path) -> None:
     pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint)
-    adapters = Adapters(pipeline, [str(folder)], {}, keep=2)
+    adapters = Adapters(pipeline, sources(folder), {}, keep=2)
 
     def loaded() -> set[str]:
         return {name for names in pipeline.get_list_adapters().values() for name in names}
@@ -216,25 +227,35 @@ def test_the_least_recently_used_adapter_goes_and_comes_back(checkpoint: Path, f
 
 
 def test_more_adapters_than_are_kept_are_refused(checkpoint: Path, folder: Path) -> None:
-    adapters = Adapters(DiffusionPipeline.from_pretrained(checkpoint), [str(folder)], {}, keep=1)
+    adapters = Adapters(DiffusionPipeline.from_pretrained(checkpoint), sources(folder), {}, keep=1)
     with pytest.raises(InvalidRequest, match="2 adapters are above MAX_LORAS=1"):
         adapters.select({"ink": 1.0, "oil": 1.0})
 
 
 def test_adapters_are_found_as_file_folder_and_folder_of_folders(folder: Path) -> None:
-    assert set(discover([str(folder / "ink.safetensors")])) == {"ink"}
-    assert discover([str(folder / "oil")]) == {"oil": folder / "oil" / WEIGHTS}
-    assert set(discover([str(folder)])) == {"arid", "broken", "ink", "oil", "words"}
+    assert set(discover(folder / "ink.safetensors")) == {"ink"}
+    assert discover(folder / "oil") == {"oil": folder / "oil" / LORA_FILE}
+    assert set(discover(folder)) == {"arid", "broken", "ink", "oil", "words"}
 
 
 def test_a_path_without_adapters_and_two_of_one_name_stop_the_start(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"LORA_PATHS: {tmp_path} is neither"):
-        discover([str(tmp_path)])
+    with pytest.raises(
+        CheckpointError, match=f"LORA_PATHS={tmp_path} is neither a .safetensors file nor .* it holds nothing"
+    ):
+        discover(tmp_path)
     (tmp_path / "ink.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="two adapters are named ink"):
-        discover([str(folder), str(tmp_path)])
+        discover(folder, tmp_path)
+
+
+def test_pickled_adapters_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"code")
+    with pytest.raises(
+        CheckpointError, match=r"has only pickled weights \(pytorch_lora_weights\.bin\), which can run code"
+    ):
+        discover(tmp_path)
 
 
 def test_a_default_that_is_not_here_stops_the_start(checkpoint: Path, folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"^DEFAULT_LORA=chalk is not valid: .* available: arid"):
-        Adapters(DiffusionPipeline.from_pretrained(checkpoint), [str(folder)], {"chalk": 1.0}, keep=1)
+        Adapters(DiffusionPipeline.from_pretrained(checkpoint), sources(folder), {"chalk": 1.0}, keep=1)

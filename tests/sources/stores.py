@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import boto3
 
@@ -78,7 +80,7 @@ class Proxy:
 
 
 @contextmanager
-def proxy(upstream: int, tls: tuple[str, str] | None = None):
+def proxy(upstream: int, tls: Sequence[Path] = ()):
     state = Proxy(upstream)
 
     class Handler(BaseHTTPRequestHandler):

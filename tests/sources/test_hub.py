@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,6 +11,7 @@ import pytest
 from atelier.errors import SourceError
 from atelier.settings import load_settings
 from atelier.sources import fetch, inspect
+from atelier.sources.adapters import LORA_FILE, fetch_adapters
 from atelier.sources.hub import needed, outlook
 from tests.sources.checkpoints import pipeline
 
@@ -101,6 +103,20 @@ def test_only_what_a_load_needs_is_fetched(hub):
     }
     assert inspect(folder).problems == ()
     assert not [one for one in hub if one.endswith((".bin", ".onnx", "fp16.safetensors"))]
+
+
+def test_an_adapter_has_the_name_of_its_repository(hub, tmp_path):
+    repository = tmp_path / "repository"
+    weights = (repository / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    shutil.rmtree(repository)
+    repository.mkdir()
+    for name in (LORA_FILE, "pytorch_lora_weights.bin"):
+        (repository / name).write_bytes(weights)
+    [source] = fetch_adapters(load_settings(lora_paths=["art/tiny@v1"]))
+    assert files_of(source.path) == {LORA_FILE}
+    assert source.name_of(source.path / LORA_FILE) == "tiny"
+    with pytest.raises(SourceError, match=r"LORA_PATHS=art/other: the repository does not exist.* look at LORA_PATHS"):
+        fetch_adapters(load_settings(lora_paths=["art/other"]))
 
 
 def test_a_variant_is_fetched_instead_of_the_plain_weights_where_it_exists(hub):

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +19,7 @@ from atelier.kinds import kind_of
 from atelier.settings import load_settings
 from atelier.sources import crt, fetch, file_names, transfer
 from atelier.sources.landing import MANIFEST
+from tests.certificates import make_ca_and_server
 from tests.sources.stores import Fault, client, environment, proxy, s3_server
 
 MIB = 2**20
@@ -326,35 +326,13 @@ def test_an_object_replaced_during_the_download_is_not_mixed(bucket, link, tmp_p
 
 def test_a_private_certificate_is_trusted_by_its_ca_file_alone(bucket, server, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    certificate, key = _certificate(tmp_path)
-    with proxy(server, tls=(certificate, key)) as secure:
+    ca_file, *tls = make_ca_and_server(tmp_path)
+    with proxy(server, tls=tls) as secure:
         told = {"aws_s3_endpoint": f"https://127.0.0.1:{secure.port}"}
         plain = settings(secure.port, tmp_path).model_copy(update=told)
         with pytest.raises(SourceError, match=r"is not trusted \(AWS_CA_BUNDLE=\(unset\)\)"):
             fetch(plain)
-        assert content(fetch(plain.model_copy(update={"aws_ca_bundle": certificate}))) == FILES
-
-
-def _certificate(folder: Path) -> tuple[str, str]:
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    made = made.serial_number(1).not_valid_before(now - day).not_valid_after(now + day)
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = made.add_extension(address, False).add_extension(x509.BasicConstraints(True, None), True)
-    (folder / "ca.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(key.private_bytes(*plain))
-    return str(folder / "ca.pem"), str(folder / "key.pem")
+        assert content(fetch(plain.model_copy(update={"aws_ca_bundle": str(ca_file)}))) == FILES
 
 
 def test_the_manifest_says_where_a_folder_came_from(bucket, server, tmp_path):

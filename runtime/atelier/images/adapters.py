@@ -1,4 +1,4 @@
-"""LoRA adapters by name: found under LORA_PATHS, loaded on first use, the least recently used ones dropped.
+"""LoRA adapters by name: found in what LORA_PATHS brought, loaded on first use, the least recently used ones dropped.
 
 Adapters live in the shared modules, so only the denoising thread loads and switches them, between two module calls.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
+from atelier.sources.adapters import LORA_FILE, AdapterSource
+from atelier.sources.contents import PICKLES
 
 log = logging.getLogger(__name__)
 
 Selection = tuple[tuple[str, float], ...]
 """(name, weight) pairs in the order of names."""
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 class Adapters:
@@ -33,14 +33,14 @@ class Adapters:
     def __init__(
         self,
         pipeline: Any,
-        paths: Sequence[str],
+        sources: Sequence[AdapterSource],
         default: Mapping[str, float],
         keep: int,
         after_load: Callable[[], None] = lambda: None,
     ) -> None:
         self._pipeline = pipeline
         self._after_load = after_load
-        self._files = discover(paths)
+        self._files = discover(sources)
         self._keep = keep
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._active: Selection | None = ()  # None: unknown, after a change that failed half-way
@@ -115,29 +115,39 @@ class Adapters:
                 del self._loaded[name]
 
 
-def discover(paths: Sequence[str]) -> dict[str, Path]:
+def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
     """Adapter files by name: a file's stem, or the name of the folder that holds `pytorch_lora_weights.safetensors`.
 
     Raises:
-        CheckpointError: a path that does not exist or holds no adapter, or two adapters of one name.
+        CheckpointError: a source that holds no adapter, or two adapters of one name.
     """
     found: dict[str, Path] = {}
-    for entry in map(Path, paths):
-        files = list(_files(entry))
+    for source in sources:
+        files = list(_files(source.path))
         if not files:
-            raise CheckpointError(
-                f"LORA_PATHS: {entry} is neither a .safetensors file nor a folder that holds adapters"
-            )
+            raise CheckpointError(f"LORA_PATHS={source.entry} {_lack(source.path)}")
         for file in files:
-            name = file.parent.name if file.name == WEIGHTS else file.stem
+            name = source.name_of(file)
             if found.setdefault(name, file) != file:
                 raise CheckpointError(f"LORA_PATHS: two adapters are named {name}: {found[name]} and {file}")
     return found
 
 
-def _files(entry: Path) -> list[Path]:
-    if entry.is_file():
-        return [entry] if entry.suffix == ".safetensors" else []
-    if (entry / WEIGHTS).is_file():
-        return [entry / WEIGHTS]
-    return sorted([*entry.glob("*.safetensors"), *entry.glob(f"*/{WEIGHTS}")])
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix == ".safetensors" else []
+    if (path / LORA_FILE).is_file():
+        return [path / LORA_FILE]
+    return sorted([*path.glob("*.safetensors"), *path.glob(f"*/{LORA_FILE}")])
+
+
+def _lack(path: Path) -> str:
+    """What a place without adapters is instead, and what to do."""
+    names = [path.name] if path.is_file() else sorted(one.name for one in path.iterdir())
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    if pickles:
+        told = f"has only pickled weights ({', '.join(pickles)}), which can run code when opened"
+        return f"{told}: convert them to safetensors"
+    return "is neither a .safetensors file nor a folder that holds adapters; it holds " + (
+        ", ".join(names[:8]) or "nothing"
+    )

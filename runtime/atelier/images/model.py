@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atelier.images.drawing import Job
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
-    from atelier.sources.contents import Checkpoint
+    from atelier.sources import AdapterSource, Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,14 @@ class ImageModel:
         Raises:
             StartError: the source, the checkpoint or the memory plan stands in the way.
         """
+        from atelier.sources import fetch_adapters
+
         settings = self._settings
-        with self._stage("source", f"fetching {settings.model_id}"):
+        with self._stage("source", f"fetching {', '.join((settings.model_id, *settings.lora_paths))}"):
             checkpoint = self._fetch()
+            adapters = fetch_adapters(settings)
         with self._stage("weights", f"loading {checkpoint.pipeline_class} from {checkpoint.path}"):
-            self._build(checkpoint)
+            self._build(checkpoint, adapters)
         if not settings.skip_warmup:
             with self._stage("warmup", "drawing the first pictures"):
                 self._warm_up()
@@ -83,7 +86,7 @@ class ImageModel:
         checkpoint.check()
         return checkpoint
 
-    def _build(self, checkpoint: Checkpoint) -> None:
+    def _build(self, checkpoint: Checkpoint, adapters: Sequence[AdapterSource]) -> None:
         """Plan, load, place, compile, and start the engine."""
         from atelier.hardware.devices import DeviceManager, set_cpu_threads
         from atelier.hardware.memory import OptimizationManager
@@ -106,7 +109,7 @@ class ImageModel:
         gates = install(self._family.base)
         self._adapters = Adapters(
             self._family.base,
-            settings.lora_paths,
+            adapters,
             settings.default_adapters,
             keep=settings.max_loras,
             after_load=lambda: put_up(gates),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from atelier.errors import StartError
 from atelier.settings import Settings
+from atelier.sources.adapters import fetch_adapters
 
 TEXT_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 IMAGE_PATHS = ("/v1/images/generations", "/v1/images/edits", "/v1/images/variations")
@@ -184,7 +185,7 @@ def check_embedded(settings: Settings) -> None:
 
 
 def command_line(settings: Settings, model: Path, socket: Path, port: int) -> list[str]:
-    """The child's command.
+    """The child's command; adapters are fetched for it.
 
     Raises:
         StartError: the engine is not installed where ENGINE_PATH says, or an option is refused.
@@ -224,7 +225,7 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
     if spec.dtypes and settings.quantization in QUANTIZATIONS:
         words += ["--quantization", QUANTIZATIONS[settings.quantization]]
     if settings.lora_paths and spec.name == "vllm":
-        words += ["--enable-lora", "--lora-modules", *(f"{Path(path).stem}={path}" for path in settings.lora_paths)]
+        words += ["--enable-lora", "--lora-modules", *(f"{one.name}={one.path}" for one in fetch_adapters(settings))]
     return words
 
 
