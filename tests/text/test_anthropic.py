@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anthropic
+import httpx
 import pytest
 
 from tests.text.running import Server
@@ -68,3 +69,13 @@ def test_errors_have_anthropics_shape(client: anthropic.Anthropic) -> None:
             max_tokens=4,
             messages=[{"role": "user", "content": [{"type": "document", "source": {"type": "text", "data": "x"}}]}],
         )
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tools": 5}, {"system": 5}, {"stream": "yes"}, {"tools": [{}]}, {"tool_choice": 5}]
+)
+def test_a_wrong_field_is_a_400_in_anthropics_shape(server: Server, fields: dict[str, object]) -> None:
+    body = {"model": "tiny", "max_tokens": 2, "messages": ASK} | fields
+    answer = httpx.post(f"{server.url}/v1/messages", json=body)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert next(iter(fields)) in answer.json()["error"]["message"]

@@ -51,6 +51,50 @@ def test_v2_answers_a_text_a_prompt(server: Server, transport: str) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_v2_over_rest_takes_and_gives_tensors_as_json_and_as_bytes(
+    server: Server, binary_in: bool, binary_out: bool
+) -> None:
+    tensor = triton_http.InferInput("prompt", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([b"one", b"two"], dtype=object), binary_data=binary_in)
+    limit = triton_http.InferInput("max_tokens", [1], "INT64")
+    limit.set_data_from_numpy(np.array([6]), binary_data=binary_in)
+    outputs = [triton_http.InferRequestedOutput("text", binary_data=binary_out)]
+    with triton_http.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        reply = client.infer("tiny", [tensor, limit], outputs=outputs, parameters={"temperature": 0})
+    whole = httpx.post(
+        f"{server.url}/v1/models/tiny:predict",
+        json={"instances": ["one", "two"], "parameters": {"max_tokens": 6, "temperature": 0}},
+    ).json()["predictions"]
+    given = [text.decode() if isinstance(text, bytes) else text for text in reply.as_numpy("text").tolist()]
+    assert given == [each["text"] for each in whole]
+    assert reply.as_numpy("finish_reason") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "Input should be"),
+        (b'{"inputs": []}', "inputs"),
+        (b'{"inputs": [{"name": "prompt", "shape": [2], "datatype": "BYTES", "data": ["a"]}]}', "prompt"),
+        (b'{"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": [5]}]}', "prompt"),
+        (b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}', "named prompt"),
+        (
+            b'{"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["a"]}],'
+            b' "outputs": [{"name": "image"}]}',
+            "'image' is not made here; there are text and finish_reason",
+        ),
+    ],
+    ids=str,
+)
+def test_v2_over_rest_names_what_is_wrong(server: Server, body: bytes, words: str) -> None:
+    answer = httpx.post(f"{server.url}/v2/models/tiny/infer", content=body)  # no content type, as Triton's client
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]
+
+
 def test_v2_errors_have_grpc_codes(server: Server) -> None:
     client = triton_grpc.InferenceServerClient(server.grpc)
     with pytest.raises(InferenceServerException) as refused:
@@ -67,12 +111,12 @@ def test_v2_generate_streams_what_it_would_answer_whole(server: Server) -> None:
         events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
     assert "".join(event["text_output"] for event in events) == whole["text_output"]
     assert events[-1]["finish_reason"] == whole["finish_reason"]
-    body["parameters"] = {"max_new": 1}
-    assert httpx.post(f"{server.url}/v2/models/tiny/generate", json=body).status_code == 400
+    for wrong in ({"max_new": 1}, 5, [[]]):
+        assert httpx.post(f"{server.url}/v2/models/tiny/generate", json=body | {"parameters": wrong}).status_code == 400
 
 
 def test_metadata_tells_inputs_outputs_and_the_engine(server: Server) -> None:
     described = httpx.get(f"{server.url}/v2/models/tiny").json()
-    assert [tensor["name"] for tensor in described["outputs"]] == ["text"]
+    assert [tensor["name"] for tensor in described["outputs"]] == ["text", "finish_reason"]
     assert described["properties"]["context"] == 512
     assert described["properties"]["slots"] == 8

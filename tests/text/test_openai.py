@@ -177,3 +177,48 @@ def test_metrics_count_tokens_and_time(server: Server, client: openai.OpenAI) ->
     client.completions.create(model="tiny", prompt="count", max_tokens=7, extra_body={"ignore_eos": True})
     assert server.metric("atelier_text_generated_tokens_total") == before + 7
     assert server.metric("atelier_text_time_to_first_token_seconds_count") > 0
+
+
+FUNCTION = {"name": "f", "parameters": {"type": "object"}}
+
+WRONG = [
+    ("chat/completions", {"stream": "yes"}, "stream"),
+    ("chat/completions", {"stream": True, "stream_options": 5}, "stream_options"),
+    ("chat/completions", {"stream_options": {"include_usage": True}}, "stream_options"),
+    ("chat/completions", {"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ("chat/completions", {"logprobs": 5}, "logprobs"),
+    ("chat/completions", {"top_logprobs": 2}, "top_logprobs"),
+    ("chat/completions", {"tools": [{"type": "function", "function": {}}]}, "tools"),
+    ("chat/completions", {"tools": [{"type": "function", "function": FUNCTION | {"parameters": 5}}]}, "tools"),
+    ("chat/completions", {"tool_choice": {"type": "function", "function": "f"}}, "tool_choice"),
+    ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content"),
+    ("completions", {"max_tokens": 0}, "max_tokens"),
+    ("completions", {"prompt": [1, "a"]}, "prompt"),
+    ("embeddings", {"dimensions": 5}, "dimensions"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "name"), WRONG, ids=str)
+def test_a_wrong_field_is_named(server: Server, path: str, fields: dict[str, object], name: str) -> None:
+    body: dict[str, object] = {"model": "tiny", "messages": ASK, "prompt": "a", "input": "a"} | fields
+    answer = httpx.post(f"{server.url}/v1/{path}", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == name
+
+
+def test_a_time_limit_in_the_header_holds(client: openai.OpenAI) -> None:
+    wanted = {"model": "tiny", "messages": ASK, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.chat.completions.create(**wanted, extra_headers={"X-Request-Timeout": "0.02"})
+    assert (refused.value.status_code, refused.value.code) == (504, "deadline_exceeded")
+
+
+def test_refused_bodies_are_counted(server: Server) -> None:
+    def count() -> float:
+        told = 'atelier_requests_total{outcome="invalid_value",protocol="openai"}'
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(told))
+
+    before = count()
+    httpx.post(f"{server.url}/v1/chat/completions", content=b"{")
+    assert count() == before + 1

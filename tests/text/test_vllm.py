@@ -46,7 +46,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    with serving(ROOT / "demo" / "scenes", folder / "server.log", name="scenes", ready_s=240, **settings) as running:
+    with serving(ROOT / "demo" / "scenes", folder / "server.log", name="scenes", ready_s=400, **settings) as running:
         yield running
 
 
@@ -105,6 +105,34 @@ def test_the_engines_metrics_are_appended_to_ours(vllm: Server) -> None:
     text = httpx.get(f"{vllm.url}/metrics").text
     assert "vllm:num_requests_running" in text
     assert 'atelier_load_seconds{stage="weights"}' in text
+
+
+def test_answers_come_as_the_engine_gives_them(vllm: Server, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.with_raw_response.create(model="scenes", messages=ASK, max_tokens=2)
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert answer.headers["x-request-id"]
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="other", messages=ASK)
+    assert httpx.post(f"{vllm.url}/openai/v1/completions", content=b"{").status_code == 400
+    assert "/v1/chat/completions" in httpx.get(f"{vllm.url}/openapi.json").json()["paths"]
+
+
+def test_time_that_is_up_is_an_error_in_the_clients_words(vllm: Server, client: openai.OpenAI) -> None:
+    wanted = {"model": "scenes", "messages": ASK, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
+    hurry = {"X-Request-Timeout": "0.1"}
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.chat.completions.create(**wanted, extra_headers=hurry)
+    assert refused.value.status_code == 504
+    stream = client.chat.completions.create(**wanted, stream=True, extra_headers={"X-Request-Timeout": "0.5"})
+    with pytest.raises(openai.APIError, match=r"longer than the 0\.5 s"):
+        list(stream)
+    body = {"instances": [{"prompt": "x", "max_tokens": 400, "ignore_eos": True}]}
+    answer = httpx.post(f"{vllm.url}/v1/models/scenes:predict", json=body, headers=hurry, timeout=60)
+    assert answer.status_code == 504
+    wanted = {"model": "scenes", "max_tokens": 400, "messages": ASK, "extra_headers": hurry}
+    with pytest.raises(anthropic.APIStatusError) as late:
+        anthropic.Anthropic(base_url=vllm.url, api_key="none", max_retries=0).messages.create(**wanted)
+    assert late.value.body["error"]["type"] == "timeout_error"
 
 
 def _running(vllm: Server) -> float:

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier.errors import PayloadTooLarge, Unauthorized
-from atelier.protocols.faults import error_response
+from atelier.protocols.faults import ANTHROPIC, error_response
 from atelier.settings import Settings
 
 # What anybody may read: probes, metrics, lists of models, and pictures, whose names cannot be guessed. The rest needs a key.
@@ -27,19 +27,25 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         self._digests = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Look for `authorization: Bearer KEY` among headers or gRPC metadata; names in lower case.
+    def check(self, headers: Mapping[str, str], path: str = "") -> None:
+        """Look for `authorization: Bearer KEY` among headers or gRPC metadata; names in lower case. On routes of Anthropic's
+        shape, `x-api-key: KEY` will do too.
 
         Raises:
-            Unauthorized: no key, or one that is not accepted. Takes equally long for every wrong key.
+            Unauthorized: no key, or none that is accepted. Takes equally long for every wrong key.
         """
         if not self._digests:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthorized("an API key is needed: send the header Authorization: Bearer KEY")
-        digest = _digest(given.strip().encode())
-        if not sum(hmac.compare_digest(digest, known) for known in self._digests):
+        keys = [given] if scheme.lower() == "bearer" else []
+        wanted = "Authorization: Bearer KEY"
+        if ANTHROPIC.fullmatch(path):
+            keys += [headers["x-api-key"]] if "x-api-key" in headers else []
+            wanted = "x-api-key: KEY"
+        if not keys:
+            raise Unauthorized(f"an API key is needed: send the header {wanted}")
+        digests = [_digest(key.strip().encode()) for key in keys]
+        if not sum(hmac.compare_digest(digest, known) for digest in digests for known in self._digests):
             raise Unauthorized("the API key is not accepted")
 
 
@@ -58,7 +64,8 @@ class ApiKeys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not (scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(scope["path"])):
             try:
-                self._keys.check({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
+                headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+                self._keys.check(headers, scope["path"])
             except Unauthorized as error:
                 await error_response(Request(scope), error)(scope, receive, send)
                 return

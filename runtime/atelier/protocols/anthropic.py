@@ -9,8 +9,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from atelier.errors import AtelierError, InvalidRequest, report
+from atelier.errors import AtelierError, InvalidRequest
 from atelier.events import Finished, Usage
+from atelier.protocols.faults import anthropic_error
 from atelier.protocols.generation import (
     check_model,
     complete,
@@ -20,54 +21,37 @@ from atelier.protocols.generation import (
     running,
     sse,
     stream_response,
+    timed,
 )
+from atelier.protocols.openai_body import switch
 from atelier.text.model import TextModel
 from atelier.text.parsing import Part
 from atelier.text.request import TextRequest, make_request
 
-ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
 REASONS = {"stop": "end_turn", "length": "max_tokens"}
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 async def messages(model: TextModel, request: Request) -> Response:
     """`/v1/messages`."""
-    try:
+    with model.refusals("anthropic"):
         body = await read_body(request)
         check_model(model, body)
         if not isinstance(body.get("max_tokens"), int):
             raise InvalidRequest("max_tokens is required and must be a whole number", "max_tokens")
-        wanted = message_request(body)
-        if body.get("stream"):
-            return await stream_response(message_events(model, wanted))
-        return json_response(await message_answer(model, wanted))
-    except AtelierError as error:
-        return json_response(error_object(error), report(error).status)
+        wanted = timed(message_request(body), request.headers)
+        streaming = switch(body, "stream")
+    if streaming:
+        return await stream_response(message_events(model, wanted))
+    return json_response(await message_answer(model, wanted))
 
 
 async def count_tokens(model: TextModel, request: Request) -> Response:
     """`/v1/messages/count_tokens`."""
-    try:
-        body = await read_body(request)
-        check_model(model, body)
-        ids = await model.tokenize(message_request(body))
-        return json_response({"input_tokens": len(ids)})
-    except AtelierError as error:
-        return json_response(error_object(error), report(error).status)
-
-
-def error_object(error: AtelierError) -> dict[str, Any]:
-    """The error as Anthropic's API says it."""
-    kind = ERROR_TYPES.get(report(error).status, "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    body = await read_body(request)
+    check_model(model, body)
+    ids = await model.tokenize(message_request(body))
+    return json_response({"input_tokens": len(ids)})
 
 
 def message_request(body: dict[str, Any]) -> TextRequest:
@@ -78,7 +62,13 @@ def message_request(body: dict[str, Any]) -> TextRequest:
     """
     if not isinstance(body.get("messages"), list):
         raise InvalidRequest("messages must be a list of objects with role and content", "messages")
-    turns = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+    tools = [] if body.get("tools") is None else body["tools"]
+    if not isinstance(tools, list):
+        raise InvalidRequest("tools must be a list of objects with name and input_schema", "tools")
+    system = body.get("system")
+    if system is not None and not isinstance(system, str | list):
+        raise InvalidRequest("system must be text or a list of text blocks", "system")
+    turns = [{"role": "system", "content": system}] if system else []
     for index, message in enumerate(body["messages"]):
         turns += _turns(message, f"messages.{index}")
     return make_request(
@@ -88,7 +78,7 @@ def message_request(body: dict[str, Any]) -> TextRequest:
         top_p=body.get("top_p"),
         top_k=body.get("top_k"),
         stop=body.get("stop_sequences"),
-        tools=[_tool(tool, index) for index, tool in enumerate(body.get("tools") or [])],
+        tools=[_tool(tool, index) for index, tool in enumerate(tools)],
         tool_choice=_choice(body.get("tool_choice")),
     )
 
@@ -135,7 +125,7 @@ async def message_events(model: TextModel, request: TextRequest) -> AsyncIterato
                     called = called or part.call is not None
                     yield _event("content_block_delta", index=index, delta=_delta(part))
         except AtelierError as error:
-            yield sse(error_object(error), "error")
+            yield sse(anthropic_error(error), "error")
 
 
 def _turns(message: Any, where: str) -> list[dict[str, Any]]:
@@ -156,7 +146,9 @@ def _turns(message: Any, where: str) -> list[dict[str, Any]]:
             function = {"name": block.get("name"), "arguments": block.get("input") or {}}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind == "tool_result":
-            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": block.get("content")})
+            results.append(
+                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": block.get("content") or ""}
+            )
         elif kind == "text":
             texts.append(block)
         elif kind != "thinking":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,16 @@ OPENAI_PREFIXES = (
     "/tokenize",
     "/detokenize",
 )
+ANTHROPIC = re.compile(r"(/openai)?/v1/messages(/.*)?")
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 def error_object(error: AtelierError, row: Report | None = None) -> dict[str, Any]:
@@ -37,20 +48,32 @@ def error_object(error: AtelierError, row: Report | None = None) -> dict[str, An
     }
 
 
+def anthropic_error(error: AtelierError, row: Report | None = None) -> dict[str, Any]:
+    """The body of an error as Anthropic's clients read it."""
+    kind = ANTHROPIC_TYPES.get((row or report(error)).status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def error_body(path: str, error: AtelierError, row: Report | None = None) -> dict[str, Any]:
+    """The body of an error as the route's protocol has it: Anthropic's, OpenAI's, or else KServe's `{"error": text}`."""
+    if ANTHROPIC.fullmatch(path):
+        return anthropic_error(error, row)
+    return {"error": error_object(error, row) if path.startswith(OPENAI_PREFIXES) else error.message}
+
+
 def error_response(request: Request, error: AtelierError, row: Report | None = None) -> JSONResponse:
-    """The error as the route's protocol says it: OpenAI's object below OpenAI paths, KServe's `{"error": text}` elsewhere."""
+    """The error as the route's protocol says it."""
     row = row or report(error)
     headers = {}
     if isinstance(error, Busy):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    openai = request.url.path.startswith(OPENAI_PREFIXES)
-    return JSONResponse({"error": error_object(error, row) if openai else error.message}, row.status, headers)
+    return JSONResponse(error_body(request.url.path, error, row), row.status, headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer our errors, bodies that fail a route's schema, and routes that do not exist, all in the same two shapes."""
+    """Answer our errors, bodies that fail a route's schema, and routes that do not exist, all in the shape of the route."""
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, AtelierError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from atelier.errors import AtelierError, InvalidRequest, ModelUnknown, report
 from atelier.events import Event, Failed, Finished, Likelihood, Started, Token, Usage
+from atelier.protocols.http import seconds_allowed
 from atelier.text.model import TextModel
 from atelier.text.parsing import Part
 from atelier.text.request import TextRequest
@@ -138,6 +139,18 @@ async def read_body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
     return body
+
+
+def timed(wanted: TextRequest, headers: Mapping[str, str]) -> TextRequest:
+    """The request with the shorter of its own `timeout` and the header X-Request-Timeout (seconds).
+
+    Raises:
+        InvalidRequest: the header is not a positive number.
+    """
+    seconds = seconds_allowed(headers)
+    if seconds is None:
+        return wanted
+    return wanted.model_copy(update={"timeout": min(seconds, wanted.timeout or seconds)})
 
 
 def check_model(model: TextModel, body: dict[str, Any]) -> None:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 import uuid
+from collections.abc import Mapping
 
-from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier import logs
+from atelier.errors import InvalidRequest
 from atelier.protocols.access import ApiKeys, BodyLimit
 from atelier.settings import Settings
 
 
-def add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Order matters: the last added is the outermost.
+def front(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """`app` behind everything that stands before it; the last is the outermost.
 
     `ClientGone` reads ahead of the application, so what bounds the body has to stand outside of it.
     """
-    app.add_middleware(ClientGone)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(ApiKeys, settings=settings)
-    app.add_middleware(RequestId)
+    app = ClientGone(app)
+    app = BodyLimit(app, settings.max_body_bytes)
+    app = ApiKeys(app, settings)
+    return RequestId(app)
 
 
 class RequestId:
@@ -62,20 +63,43 @@ class ClientGone:
             await self._app(scope, receive, send)
             return
         messages: asyncio.Queue[Message] = asyncio.Queue()
-        handler = asyncio.ensure_future(self._app(scope, messages.get, send))
+        handler = asyncio.current_task()
+        assert handler is not None
+        gone = False
 
         async def listen() -> None:
-            while True:
+            nonlocal gone
+            while not gone:
                 message = await receive()
                 messages.put_nowait(message)
                 if message["type"] == "http.disconnect":
+                    gone = True
                     handler.cancel()
-                    return
 
         listener = asyncio.ensure_future(listen())
         try:
-            with contextlib.suppress(asyncio.CancelledError):
-                await handler
+            await self._app(scope, messages.get, send)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            handler.uncancel()
         finally:
-            handler.cancel()
             listener.cancel()
+
+
+def seconds_allowed(headers: Mapping[str, str]) -> float | None:
+    """The header X-Request-Timeout in seconds, if it is sent.
+
+    Raises:
+        InvalidRequest: it is not a positive number.
+    """
+    text = headers.get("x-request-timeout")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(f"X-Request-Timeout: {text!r} is not a positive number of seconds", "X-Request-Timeout")
+    return seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kserve
@@ -17,7 +17,7 @@ from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.protocols.pictures import Drawn, draw_all, picture_bytes, with_timeout
-from atelier.protocols.tensors import json_value, parameter, values
+from atelier.protocols.tensors import check_outputs, json_value, parameter, values
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")
@@ -80,7 +80,9 @@ class KServeImageModel(kserve.Model):
         return {"predictions": [prediction(self._model, each) for each in drawn]}
 
 
-async def infer(model: ImageModel, settings: Settings, payload: InferRequest, headers: dict[str, str]) -> InferResponse:
+async def infer(
+    model: ImageModel, settings: Settings, payload: InferRequest, headers: Mapping[str, str]
+) -> InferResponse:
     """Answer one v2 request, in the form it asks for.
 
     Raises:
@@ -89,7 +91,7 @@ async def infer(model: ImageModel, settings: Settings, payload: InferRequest, he
     protocol = "grpc-v2" if payload.from_grpc else "v2"
     with model.refusals(protocol):
         requests = with_timeout(await asyncio.to_thread(parse_v2, payload, settings), headers)
-        _check_outputs(payload)
+        check_outputs(payload, ("image", "seed"))
     drawn = await draw_all(model, requests, protocol)
     pictures = [picture for each in drawn for picture in each.pictures]
     binary = _wants_binary(payload)
@@ -107,12 +109,6 @@ async def infer(model: ImageModel, settings: Settings, payload: InferRequest, he
     )
 
 
-def _check_outputs(payload: InferRequest) -> None:
-    for output in payload.request_outputs or []:
-        if output.name not in ("image", "seed"):
-            raise InvalidRequest(f"outputs: {output.name!r} is not made here; there are image and seed", "outputs")
-
-
 def _wants_binary(payload: InferRequest) -> bool:
     """Whether the picture goes out as bytes: gRPC and the binary extension can, JSON has it as base64 text."""
     named = [output for output in payload.request_outputs or [] if output.name == "image"]
@@ -128,7 +124,7 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
     body = json_value(payload) if isinstance(payload, bytes | str) else payload
     if not isinstance(body, dict) or not isinstance(body.get("instances"), list):
         raise InvalidRequest('the body must be {"instances": [{"prompt": "..."}, ...]}', "instances")
-    shared = body.get("parameters") or {}
+    shared = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(shared, dict):
         raise InvalidRequest("parameters must be an object of field names and values", "parameters")
     if not body["instances"]:

@@ -59,7 +59,9 @@ def _parse(model: TextModel, name: str, body: dict[str, Any]) -> TextRequest:
         raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")
     if not isinstance(body.get("text_input"), str):
         raise InvalidRequest("text_input must be text", "text_input")
-    parameters = body.get("parameters") or {}
+    parameters = {} if body.get("parameters") is None else body["parameters"]
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("parameters must be an object of field names and values", "parameters")
     unknown = sorted(set(parameters) - ALLOWED)
     if unknown:
         raise InvalidRequest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import kserve
@@ -13,13 +13,14 @@ from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
 from atelier.errors import AtelierError, InvalidRequest, report
-from atelier.protocols.generation import Answer, complete_all
+from atelier.protocols.generation import Answer, complete_all, timed
 from atelier.protocols.openai_answer import usage_object
 from atelier.protocols.openai_body import SAME
-from atelier.protocols.tensors import json_value, parameter, values
+from atelier.protocols.tensors import check_outputs, json_value, parameter, values
 from atelier.text.model import TextModel
 from atelier.text.request import TextRequest, make_request
 
+OUTPUTS = ("text", "finish_reason")
 FIELDS = {*SAME, "prompt", "messages", "max_tokens", "tools", "tool_choice"}
 
 
@@ -53,30 +54,48 @@ class KServeTextModel(kserve.Model):
         return [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        return [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in OUTPUTS]
 
     async def predict(
         self, payload: Any, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None
     ) -> dict[str, Any] | InferResponse:
         """Answer one v1 body or one v2 request; for gRPC, errors become status codes here."""
+        headers = headers or {}
         if not isinstance(payload, InferRequest):
-            requests = parse_v1(payload)
+            with self._model.refusals("v1"):
+                requests = [timed(request, headers) for request in parse_v1(payload)]
             answers = await complete_all(self._model, requests, "v1")
             pairs = zip(requests, answers, strict=True)
             return {"predictions": [prediction(self.name, request, answer) for request, answer in pairs]}
         try:
-            return await self._predict_v2(payload)
+            return await infer(self._model, payload, headers)
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
             raise GrpcException(details=error.message, status_code=StatusCode[report(error).grpc]) from error
 
-    async def _predict_v2(self, payload: InferRequest) -> InferResponse:
-        answers = await complete_all(self._model, parse_v2(payload), "grpc-v2" if payload.from_grpc else "v2")
-        choices = [choice for answer in answers for choice in answer.choices]
-        text = _bytes_output("text", [choice.text("content") for choice in choices])
-        reasons = _bytes_output("finish_reason", [choice.reason for choice in choices])
-        return InferResponse(payload.id or str(uuid.uuid4()), self.name, [text, reasons])
+
+async def infer(model: TextModel, payload: InferRequest, headers: Mapping[str, str]) -> InferResponse:
+    """Answer one v2 request, in the form it asks for.
+
+    Raises:
+        InvalidRequest: names the tensor, parameter or output.
+    """
+    protocol = "grpc-v2" if payload.from_grpc else "v2"
+    with model.refusals(protocol):
+        requests = [timed(request, headers) for request in parse_v2(payload)]
+        check_outputs(payload, OUTPUTS)
+    answers = await complete_all(model, requests, protocol)
+    choices = [choice for answer in answers for choice in answer.choices]
+    text = _bytes_output("text", [choice.text("content") for choice in choices])
+    reasons = _bytes_output("finish_reason", [choice.reason for choice in choices])
+    return InferResponse(
+        payload.id or str(uuid.uuid4()),
+        model.name,
+        [text, reasons],
+        use_binary_outputs=payload.use_binary_outputs,
+        requested_outputs=payload.request_outputs,
+    )
 
 
 def parse_v1(payload: Any) -> list[TextRequest]:
@@ -88,7 +107,7 @@ def parse_v1(payload: Any) -> list[TextRequest]:
     body = json_value(payload) if isinstance(payload, bytes | str) else payload
     if not isinstance(body, dict) or not isinstance(body.get("instances"), list) or not body["instances"]:
         raise InvalidRequest('the body must be {"instances": [{"prompt": "..."}, ...]}', "instances")
-    shared = body.get("parameters") or {}
+    shared = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(shared, dict):
         raise InvalidRequest("parameters must be an object of field names and values", "parameters")
     rows = []

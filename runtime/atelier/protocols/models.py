@@ -15,8 +15,11 @@ class ServedModel(Protocol):
     """What every kind of model tells of itself."""
 
     name: str
-    ready: bool
     progress: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
 
     def metadata(self) -> dict[str, Any]:
         """What the metadata route adds about this model."""

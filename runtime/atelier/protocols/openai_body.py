@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from atelier.errors import InvalidRequest
@@ -40,12 +41,13 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
     if not isinstance(body.get("messages"), list):
         raise InvalidRequest("messages must be a list of objects with role and content", "messages")
     top = body.get("top_logprobs")
-    if top is not None and not body.get("logprobs"):
+    listed = switch(body, "logprobs")
+    if top is not None and not listed:
         raise InvalidRequest(f"top_logprobs={top} needs logprobs=true", "top_logprobs")
     return make_request(
         messages=body["messages"],
         max_tokens=_either(body, "max_completion_tokens", "max_tokens"),
-        logprobs=(top or 0) if body.get("logprobs") else None,
+        logprobs=(0 if top is None else top) if listed else None,
         tools=body.get("tools"),
         tool_choice=tool_choice(body.get("tool_choice")),
         template_arguments=body.get("chat_template_kwargs"),
@@ -63,16 +65,56 @@ def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
         many = prompt
     else:
         raise InvalidRequest("prompt must be text, a list of texts, token ids or a list of token ids", "prompt")
-    shared = _shared(body) | {"logprobs": body.get("logprobs"), "max_tokens": body.get("max_tokens") or 16}
+    limit = body.get("max_tokens")
+    shared = _shared(body) | {"logprobs": body.get("logprobs"), "max_tokens": 16 if limit is None else limit}
     return [make_request(**{"prompt" if isinstance(one, str) else "prompt_ids": one}, **shared) for one in many]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """The answer is wanted in pieces; `usage`: with the token counts at its end."""
+
+    usage: bool
+
+
+def streaming_of(body: dict[str, Any]) -> Streaming | None:
+    """`stream` and `stream_options` of a body; None: the answer is wanted whole.
+
+    Raises:
+        InvalidRequest: one of them is of the wrong type, or there are options but no stream.
+    """
+    wanted = switch(body, "stream")
+    options = body.get("stream_options")
+    if options is None:
+        return Streaming(False) if wanted else None
+    if not isinstance(options, dict):
+        raise InvalidRequest(f"stream_options={options!r} must be an object", "stream_options")
+    if not wanted:
+        raise InvalidRequest("stream_options needs stream=true", "stream_options")
+    return Streaming(switch(options, "include_usage", "stream_options."))
+
+
+def switch(body: dict[str, Any], name: str, where: str = "") -> bool:
+    """A field that is true or false; false if it is not given.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"{where}{name}={value!r} must be true or false", where + name)
+    return bool(value)
 
 
 def tool_choice(value: Any) -> str | None:
     """`auto`, `none`, `required`, or the name in `{"type": "function", "function": {"name": ...}}`."""
     if isinstance(value, dict):
-        name = (value.get("function") or {}).get("name")
+        function = value.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str):
-            raise InvalidRequest("tool_choice must name a function", "tool_choice")
+            raise InvalidRequest(
+                'tool_choice must name a function: {"type": "function", "function": {"name": ...}}', "tool_choice"
+            )
         return name
     return value
 

@@ -1,4 +1,4 @@
-"""OpenAI's text routes, under /v1 and /openai/v1: handled here for the embedded engine, forwarded to a child engine."""
+"""OpenAI's and Anthropic's text routes, under /v1 and /openai/v1, for the embedded engine; `forward` has those of a child."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from atelier.errors import InvalidRequest, NotFound
 from atelier.events import Usage
 from atelier.protocols.anthropic import count_tokens, messages
-from atelier.protocols.forward import forward
-from atelier.protocols.generation import check_model, complete, complete_all, json_response, read_body, stream_response
+from atelier.protocols.generation import (
+    check_model,
+    complete,
+    complete_all,
+    json_response,
+    read_body,
+    stream_response,
+    timed,
+)
 from atelier.protocols.openai_answer import (
     Named,
     chat_answer,
@@ -23,7 +29,7 @@ from atelier.protocols.openai_answer import (
     completion_chunks,
     usage_object,
 )
-from atelier.protocols.openai_body import chat_request, completion_requests, embedding_inputs
+from atelier.protocols.openai_body import chat_request, completion_requests, embedding_inputs, streaming_of
 from atelier.text.model import TextModel
 from atelier.text.request import make_request
 
@@ -43,28 +49,20 @@ def router(model: TextModel) -> APIRouter:
         "/tokenize": tokenize,
         "/detokenize": detokenize,
     }
-    if model.forwards:  # what the child engine has, and nothing else
-        handlers = {path: handlers.get(path, responses) for path in model.forwards}
     for path, handler in handlers.items():
+        if path in model.forwards:
+            continue  # the door answers before the framework does
         endpoint = _endpoint(model, path, handler)
-        routes.add_api_route(path, endpoint, methods=["POST"])
+        routes.add_api_route(path, endpoint, methods=["POST"], include_in_schema=not model.forwards)
         routes.add_api_route(f"/openai{path}", endpoint, methods=["POST"], include_in_schema=False)
-    if model.forwards:
-
-        @routes.get("/metrics")
-        async def metrics() -> Response:
-            ours = generate_latest().decode()
-            theirs = await model.child.metrics() if model.child is not None else ""
-            return Response(ours + theirs, media_type=CONTENT_TYPE_LATEST)
-
     return routes
 
 
 def _endpoint(model: TextModel, path: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
+        if model.forwards:
+            raise NotFound(f"the engine of this server has no {path}; it answers {', '.join(model.forwards)}")
         model.check_ready()
-        if model.child is not None:
-            return await forward(model, model.child, request, path)
         return await handler(model, request)
 
     return endpoint
@@ -72,25 +70,29 @@ def _endpoint(model: TextModel, path: str, handler: Handler) -> Callable[[Reques
 
 async def chat(model: TextModel, request: Request) -> Response:
     """`/v1/chat/completions`."""
-    body = await read_body(request)
-    check_model(model, body)
-    wanted = chat_request(body)
+    with model.refusals("openai"):
+        body = await read_body(request)
+        check_model(model, body)
+        wanted = timed(chat_request(body), request.headers)
+        streaming = streaming_of(body)
     named = _named(model)
-    if body.get("stream"):
-        return await stream_response(chat_chunks(model, wanted, _usage_wanted(body), named))
+    if streaming:
+        return await stream_response(chat_chunks(model, wanted, streaming.usage, named))
     return json_response(chat_answer(model, await complete(model, wanted), named))
 
 
 async def completions(model: TextModel, request: Request) -> Response:
     """`/v1/completions`; a stream has one prompt."""
-    body = await read_body(request)
-    check_model(model, body)
-    wanted = completion_requests(body)
-    named = _named(model)
-    if body.get("stream"):
-        if len(wanted) > 1:
+    with model.refusals("openai"):
+        body = await read_body(request)
+        check_model(model, body)
+        wanted = [timed(each, request.headers) for each in completion_requests(body)]
+        streaming = streaming_of(body)
+        if streaming and len(wanted) > 1:
             raise InvalidRequest(f"prompt: {len(wanted)} prompts cannot be streamed in one request", "prompt")
-        return await stream_response(completion_chunks(model, wanted[0], _usage_wanted(body), named))
+    named = _named(model)
+    if streaming:
+        return await stream_response(completion_chunks(model, wanted[0], streaming.usage, named))
     return json_response(completion_answer(model, await complete_all(model, wanted), named))
 
 
@@ -138,10 +140,6 @@ async def detokenize(model: TextModel, request: Request) -> Response:
 def _named(model: TextModel) -> Named:
     encoder = model.encoder
     return lambda token: encoder.pieces([token])[0]
-
-
-def _usage_wanted(body: dict[str, Any]) -> bool:
-    return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
 def _packed(vector: list[float]) -> str:

@@ -91,16 +91,25 @@ def form_or_json_body(schema: dict[str, Any], mask: bool) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def describe(app: FastAPI) -> None:
-    """Make `/openapi.json` tell what really answers: of several routes for one path the first, and our errors."""
+def describe(app: FastAPI, forwards: tuple[str, ...] = ()) -> None:
+    """Make `/openapi.json` tell what really answers: of several routes for one path the first, the paths that a child
+    engine answers, and our errors."""
     app.title, app.version = "Atelier", __version__
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _with_errors(get_openapi(title=app.title, version=app.version, routes=_first(app)))
+            document = get_openapi(title=app.title, version=app.version, routes=_first(app))
+            document["paths"] |= {path: {"post": _forwarded(path)} for path in forwards}
+            app.openapi_schema = _with_errors(document)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _forwarded(path: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
+    answered = {"200": {"description": "What the child engine answers", "content": content}}
+    return {"summary": f"{path} of the child engine", "responses": answered} | json_body({"type": "object"})
 
 
 def _first(app: FastAPI) -> list[RouteContext]:

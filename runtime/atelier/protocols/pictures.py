@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from atelier.events import Event, Failed, Finished, Image, Preview
 from atelier.images import codec
 from atelier.images.model import ImageModel
 from atelier.images.request import Format, ImageRequest
+from atelier.protocols.http import seconds_allowed
 from atelier.protocols.remote import RemotePictures
 from atelier.settings import Settings
 from atelier.streams import EventStream
@@ -67,15 +67,9 @@ def with_timeout(requests: Sequence[ImageRequest], headers: Mapping[str, str]) -
     Raises:
         InvalidRequest: the header is not a positive number.
     """
-    text = headers.get("x-request-timeout")
-    if text is None:
+    seconds = seconds_allowed(headers)
+    if seconds is None:
         return list(requests)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequest(f"X-Request-Timeout: {text!r} is not a positive number of seconds", "X-Request-Timeout")
     return [r.model_copy(update={"timeout": min(seconds, r.timeout or seconds)}) for r in requests]
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atelier.errors import InvalidRequest, NotReady
+from atelier.errors import AtelierError, InvalidRequest, NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.engines.specs import check_embedded, served_paths
@@ -121,6 +121,15 @@ class TextModel:
         prompt = await asyncio.to_thread(self._encoder.encode, request)
         return self._engine.submit(request, prompt, self._forced_call(request))
 
+    @contextmanager
+    def refusals(self, protocol: str) -> Iterator[None]:
+        """Count an error raised inside as a request of this protocol that was not admitted."""
+        try:
+            yield
+        except AtelierError as error:
+            self.observer.refused(protocol, error)
+            raise
+
     def parser(self, request: TextRequest) -> AnswerParser:
         """What takes this request's answer apart."""
         if self.child is not None or request.messages is None:
@@ -165,6 +174,10 @@ class TextModel:
         if self._encoder is None:
             raise NotReady(f"the model {self.name} has no tokenizer in this process")
         return self._encoder
+
+    async def child_metrics(self) -> str:
+        """The child engine's own metrics; empty while it is down."""
+        return await self.child.metrics() if self.child is not None else ""
 
     def check_ready(self) -> None:
         """Raise NotReady unless `ready`, with what is going on."""

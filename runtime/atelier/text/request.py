@@ -72,6 +72,19 @@ class TextRequest(BaseModel):
             raise ValueError("at most 16 stop strings, none of them empty")
         return value
 
+    @field_validator("tools")
+    @classmethod
+    def _functions(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for tool in value:
+            function = tool.get("function")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+                raise ValueError(
+                    'each tool must be {"type": "function", "function": {"name": ..., "parameters": {...}}}'
+                )
+            if not isinstance(function.get("parameters") or {}, dict):
+                raise ValueError(f"the parameters of {function['name']} must be a JSON schema, an object")
+        return value
+
     @field_validator("logit_bias")
     @classmethod
     def _bias_range(cls, value: dict[int, float]) -> dict[int, float]:

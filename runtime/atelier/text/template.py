@@ -61,6 +61,8 @@ def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
     if not isinstance(message.get("role"), str):
         raise InvalidRequest(f"messages.{index}.role is missing", f"messages.{index}.role")
     role = "system" if message["role"] == "developer" else message["role"]
+    if message.get("content") is None and role != "assistant":
+        raise InvalidRequest(f"messages.{index}.content is missing", f"messages.{index}.content")
     plain = dict(message) | {"role": role, "content": _text(message.get("content"), index)}
     if message.get("tool_calls"):
         plain["tool_calls"] = [_with_object(call, index) for call in message["tool_calls"]]

@@ -73,7 +73,10 @@ class GrammarCompiler:
         matcher = LLMatcher(self._tokenizer, source, log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().splitlines()[0]
-            raise InvalidRequest(f"response_format cannot be followed: {reason}", "response_format")
+            raise InvalidRequest(
+                f"the schema of response_format, or of the tool to be called, cannot be followed: {reason}",
+                "response_format",
+            )
         return matcher
 
 

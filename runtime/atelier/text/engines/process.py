@@ -5,7 +5,6 @@ What the engine says passes through unread. Which engines there are, and their o
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import http.client
@@ -21,13 +20,12 @@ import time
 from collections import deque
 from pathlib import Path
 
-import aiohttp
-
 from atelier.errors import Busy, Draining, NotReady, StartError
 from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.caches import compile_cache
 from atelier.text.engines.specs import command_line, served_paths, spec_for
+from atelier.text.engines.wire import Connection, Wire
 from atelier.text.request import TextRequest
 
 log = logging.getLogger(__name__)
@@ -50,6 +48,7 @@ class ProcessEngine:
         self.healthy = False
         self.trouble = "not started"
         self.inflight = 0
+        self.seconds = settings.request_timeout
         self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix="atelier-"))
         self._socket = self._folder / "engine.sock"
@@ -59,7 +58,7 @@ class ProcessEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._draining = self._closed = False
-        self._session: aiohttp.ClientSession | None = None
+        self.wire = Wire(self._socket if self.spec.socket else None, self._port)
         self._watcher = threading.Thread(target=self._watch, name="engine-watch", daemon=True)
 
     def start(self) -> None:
@@ -96,17 +95,32 @@ class ProcessEngine:
 
         return submit(self, request)
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """Send a body to the child; the caller reads the answer and closes it."""
-        return await self._client().post(f"http://engine{self._address()}{path}", data=body, headers=headers)
+    async def post(self, path: str, body: bytes, content_type: str) -> Connection:
+        """Send a body to the child and wait for the head of its answer; the caller reads it and gives the connection back
+        to `wire`.
+
+        Raises:
+            NotReady: the engine cannot be reached, or left before it answered.
+        """
+        try:
+            return await self.wire.ask("POST", path, body, content_type)
+        except OSError as error:
+            raise NotReady(f"the engine {self.spec.name} cannot be reached and is being restarted: {error}") from error
 
     async def metrics(self) -> str:
         """The child's own metrics, without those of its Python process, which would clash with ours."""
         if not self.healthy:
             return ""
-        async with self._client().get(f"http://engine{self._address()}{self.spec.metrics}") as reply:
-            text = await reply.text()
-        lines = text.splitlines()
+        try:
+            answer = await self.wire.ask("GET", self.spec.metrics)
+        except OSError:  # it has just died, and the watch will notice
+            return ""
+        try:
+            lines = (await answer.rest()).decode().splitlines()
+        except OSError:
+            return ""
+        finally:
+            self.wire.give_back(answer)
         kept = [
             line
             for line in lines
@@ -223,21 +237,6 @@ class ProcessEngine:
             return reply.status
         finally:
             connection.close()
-
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
-            if self.spec.socket:
-                connector = aiohttp.UnixConnector(str(self._socket), limit=0)
-            timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout)
-            loop = asyncio.get_running_loop()
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, auto_decompress=False, read_bufsize=2**16, loop=loop
-            )
-        return self._session
-
-    def _address(self) -> str:
-        return "" if self.spec.socket else f":{self._port}"
 
     def _kill(self) -> None:
         """End the whole process group: engines have workers that may outlive their parent."""

@@ -8,9 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
-from atelier.errors import AtelierError, Cancelled, GenerationFailed, InvalidRequest, NotReady
+from atelier.errors import AtelierError, Cancelled, DeadlineExceeded, GenerationFailed, InvalidRequest, NotReady
 from atelier.events import Failed, Finished, Queued, Started, Token, Usage
 from atelier.streams import EventStream
 from atelier.text.parsing import THINK, UNTHINK
@@ -25,6 +23,9 @@ SENT = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "seed", "n", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens",
 )  # fmt: skip
+
+
+LATE = "the request took longer than REQUEST_TIMEOUT or its own timeout allows"
 
 
 def submit(engine: ProcessEngine, request: TextRequest) -> EventStream:
@@ -64,9 +65,12 @@ async def _run(engine: ProcessEngine, request: TextRequest, stream: EventStream)
     stream.put(Started(request.seed or 0))
     try:
         path, body = body_of(engine, request)
-        reply = await engine.post(path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        async with reply:
-            answer = json.loads(await reply.read())
+        async with asyncio.timeout(min(request.timeout or engine.seconds, engine.seconds)):
+            reply = await engine.post(path, json.dumps(body).encode(), "application/json")
+            try:
+                answer = json.loads(await reply.rest())
+            finally:
+                engine.wire.give_back(reply)
         if reply.status >= 400:
             raise _error(reply.status, answer)
         for choice in answer["choices"]:
@@ -78,7 +82,9 @@ async def _run(engine: ProcessEngine, request: TextRequest, stream: EventStream)
         raise
     except AtelierError as error:
         stream.put(Failed(error))
-    except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
+    except TimeoutError:
+        stream.put(Failed(DeadlineExceeded(LATE)))
+    except (OSError, ValueError, KeyError) as error:
         log.warning("the engine failed a request: %r", error)
         stream.put(Failed(NotReady(f"the engine failed during the request and is being restarted: {error!r}")))
 
