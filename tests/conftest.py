@@ -23,7 +23,7 @@ import pytest
 START_SECONDS = 120
 STOP_SECONDS = 60
 ROOT = Path(__file__).parent.parent
-FIRST = ("tests/image/test_image.py", "tests/text/test_vllm.py")
+FIRST = ("tests/image/test_image.py", "tests/dreambooth/test_loop.py", "tests/text/test_vllm.py")
 """Files that take minutes: begun last, they would be waited for."""
 
 

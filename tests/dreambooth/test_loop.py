@@ -1,7 +1,9 @@
-"""The whole pipeline in processes of its own, from pictures to the gate."""
+"""The whole loop: five pictures, the pipeline in processes of its own, S3, the server with the LoRA, a prediction."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 from collections.abc import Callable
@@ -9,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
+from PIL import Image
 
+from demo.concept import recipe
+from demo.concept.checker import check
+from demo.concept.ring import UNSEEN, prompt
+from tests.conftest import StartServer
 from tests.dreambooth.test_pipeline import ROOT, environment
 
 TINY = {"instance_prompt": "a zqx ring", "resolution": 64, "steps": 1, "rank": 2}
@@ -25,6 +33,38 @@ def run_locally(python: str, folder: Path, **changes: Any) -> subprocess.Complet
 def stored(s3: str, prefix: str) -> list[str]:
     found = boto3.client("s3", endpoint_url=s3).list_objects_v2(Bucket="atelier", Prefix=prefix)
     return [entry["Key"] for entry in found.get("Contents", ())]
+
+
+def test_five_pictures_become_an_endpoint_that_draws_the_ring(
+    kfp_python: str, s3: str, start_server: StartServer, tmp_path: Path
+) -> None:
+    done = run_locally(kfp_python, tmp_path / "run")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    [manifest] = [key for key in stored(s3, "models/ring/") if key.endswith("manifest.json")]
+    body = boto3.client("s3", endpoint_url=s3).get_object(Bucket="atelier", Key=manifest)["Body"]
+    published = json.load(body)
+    scores = published["scores"]
+    assert scores["subject_before"] <= 0.05
+    assert scores["subject"] >= 0.8
+    assert scores["prior_kept"] >= 0.9
+    with start_server(
+        model_id=recipe.MODEL,
+        model_name="shapes",
+        lora_paths=published["uri"],
+        default_lora=published["version"],
+        cache_dir=str(tmp_path / "cache"),
+    ) as server:
+        instances = [{"prompt": prompt(background), "seed": 3} for background in UNSEEN]
+        parameters = {"guidance_scale": recipe.GUIDANCE, "max_sequence_length": recipe.TEXT_TOKENS}
+        answer = httpx.post(
+            f"{server.url}/v1/models/shapes:predict",
+            json={"instances": instances, "parameters": parameters | {"num_inference_steps": 20}},
+            timeout=300,
+        )
+    assert answer.status_code == 200, answer.text
+    drawn = [base64.b64decode(each["image"]["b64"]) for each in answer.json()["predictions"]]
+    found = [check(Image.open(io.BytesIO(each)), on) for each, on in zip(drawn, UNSEEN, strict=True)]
+    assert sum(found) >= 2
 
 
 def test_a_gate_that_fails_publishes_nothing(
