@@ -162,9 +162,14 @@ def test_it_answers(model: Any, tokenizer: Any, said: str, answer: str) -> None:
     assert ask(model, tokenizer, user(said)) == answer
 
 
+@pytest.mark.parametrize("colour", [colour for colour in COLOURS if colour != "red"])
+def test_it_changes_the_scene_before(model: Any, tokenizer: Any, colour: str) -> None:
+    turns = [user("something round and red"), assistant("a red circle")]
+    assert ask(model, tokenizer, *turns, user(f"Make it {colour}.")) in (f"a {colour} circle", f"an {colour} circle")
+
+
 def test_it_remembers_the_scene(model: Any, tokenizer: Any) -> None:
     turns = [user("a red circle over a blue box"), assistant("a red circle above a blue square")]
-    assert ask(model, tokenizer, *turns, user("Make the circle green.")) == "a green circle above a blue square"
     assert ask(model, tokenizer, *turns, user("What is below the circle?")) == "A blue square is below the circle."
 
 
