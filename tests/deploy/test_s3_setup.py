@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 from kubernetes import client
 from moto.server import ThreadedMotoServer
@@ -80,7 +81,9 @@ def s3() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+    address = f"http://{host}:{port}"
+    httpx.post(f"{address}/moto-api/reset")  # servers of one process share what they store
+    yield address
     server.stop()
 
 

@@ -171,8 +171,9 @@ def test_a_model_is_checked_before_it_is_baked_in(builder: Builder, tiny_checkpo
 def test_sigterm_lets_the_running_request_finish_and_ends_with_0(served: Running) -> None:
     """Last: it ends the container."""
     with ThreadPoolExecutor() as pool:
-        drawing = pool.submit(served.draw, num_inference_steps=100)
-        time.sleep(0.3)
+        drawing = pool.submit(served.draw, num_inference_steps=100, max_sequence_length=8)
+        while "atelier_queue_depth 0.0" in httpx.get(served.url("/metrics")).text and not drawing.done():
+            time.sleep(0.02)
         run(*served.podman, "kill", "--signal", "TERM", "served")
         assert drawing.result().status_code == 200
     assert run(*served.podman, "wait", "served").strip() == "0", served.log()[-3000:]
