@@ -23,7 +23,7 @@ ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 class Trainee(nn.Module):
     """The denoiser and, if they are trained, the text encoders; its forward gives the losses of a batch.
 
-    One module, so that DDP and FSDP wrap everything that has gradients at once.
+    One module, so that DDP wraps everything that has gradients at once.
     """
 
     def __init__(self, family: Family, options: TrainOptions, denoiser: nn.Module, text_pipeline: Any | None) -> None:

@@ -66,5 +66,8 @@ class Checkpoints:
             )
         if about["data_hash"] != self.data_hash:
             raise OptionError(f"output={self.options.output} holds a run on other pictures; use another folder")
-        state: dict[str, Any] = torch.load(paths[-1] / "state.pt", map_location=device, weights_only=True)
+        place = (
+            "cpu" if device.type == "cpu" else device
+        )  # several processes call it cpu:0, which torch.load does not know
+        state: dict[str, Any] = torch.load(paths[-1] / "state.pt", map_location=place, weights_only=True)
         return state

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from pipelines.dreambooth.memory import require_memory
 from pipelines.dreambooth.options import TrainOptions
 from pipelines.dreambooth.prior import ensure_class_pictures
 from pipelines.dreambooth.run import Run
+
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+"""Variables by which `accelerate launch` asks for a model in pieces."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def check(options: TrainOptions, device: torch.device | None = None) -> Job:
 def train(options: TrainOptions) -> Result:
     """Run or continue the training that `options` describe."""
     started = time.monotonic()
+    _require_whole_models()
     accelerator = Accelerator(cpu=choose_device(options).type == "cpu")
     torch.use_deterministic_algorithms(options.deterministic)
     with quiet_libraries():
@@ -103,6 +108,20 @@ def train(options: TrainOptions) -> Result:
             write_card(options, job.family.index["_class_name"], data, result.summary())
         accelerator.wait_for_everyone()
     return result
+
+
+def _require_whole_models() -> None:
+    """Master weights and checkpoints are whole in every process, and FSDP 2 would leave gradients unreduced without a word.
+
+    Raises:
+        OptionError: `accelerate launch` was told to shard the model.
+    """
+    for variable in SHARDING:
+        if os.environ.get(variable, "").lower() == "true":
+            raise OptionError(
+                f"{variable}=true: each process holds the whole model here; launch without it, and save memory by "
+                "gradient_checkpointing=true or quantize=nf4"
+            )
 
 
 def choose_device(options: TrainOptions) -> torch.device:
