@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -177,6 +178,30 @@ def test_other_pictures_under_the_same_options_are_refused(options: Build, pictu
     (pictures / "thing 0.png").rename(pictures / "thing 9.png")
     with pytest.raises(OptionError, match="other pictures"):
         train(options(steps=1))
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "adamw8bit"])
+def test_other_optimizers_train_and_are_continued_from_their_own_state(
+    options: Build, tmp_path: Path, optimizer: str
+) -> None:
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    # All weights: bitsandbytes keeps small tensors in 32 bits.
+    shared = {"method": "full", "optimizer": optimizer, "steps": 4, "checkpoint_every": 2}
+    rate = 1.0 if optimizer == "prodigy" else 1e-3
+    whole, half = (options("sd15", output=tmp_path / n, learning_rate=rate, **shared) for n in ("whole", "half"))
+    train(whole)
+    assert float(Journal.read(whole.output)[-1]["loss"]) > 0
+    train(half)
+    shutil.rmtree(half.output / "checkpoints" / "step-00000004")
+    train(half)
+    weights = Path("model/unet/diffusion_pytorch_model.safetensors")
+    start, first, second = (
+        load_file(p)
+        for p in (whole.model / weights.relative_to("model"), whole.output / weights, half.output / weights)
+    )
+    assert any((start[name] != first[name]).any() for name in start)
+    assert all((first[name] == second[name]).all() for name in first)
 
 
 def test_early_stop_ends_a_run_whose_validation_does_not_improve(options: Build) -> None:
