@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +201,19 @@ def save_pipeline(family: Family, trainee: Trainee, weights: dict[str, torch.Ten
     return folder
 
 
-def check_support(family: Family, options: TrainOptions) -> None:
-    """Raises OptionError if the family or this installation cannot do what the options ask."""
+def check_support(family: Family, options: TrainOptions, device: torch.device) -> None:
+    """Raises OptionError if the family, the device or this installation cannot do what the options ask."""
     if options.min_snr_gamma is not None and not family.supports_min_snr:
         raise OptionError(f"min_snr_gamma={options.min_snr_gamma}: {type(family).__name__} has no discrete timesteps")
-    needed = {"bitsandbytes": options.quantize != "none" or options.optimizer == "adamw8bit"}
-    needed["prodigyopt"] = options.optimizer == "prodigy"
-    from importlib.util import find_spec
-
-    for package, wanted in needed.items():
-        if wanted and find_spec(package) is None:
-            raise OptionError(
-                f"optimizer={options.optimizer}, quantize={options.quantize} need {package}, which is not installed"
-            )
+    needed = {
+        "quantize=nf4": ("bitsandbytes", options.quantize == "nf4"),
+        "optimizer=adamw8bit": ("bitsandbytes", options.optimizer == "adamw8bit"),
+        "optimizer=prodigy": ("prodigyopt", options.optimizer == "prodigy"),
+    }
+    for choice, (package, chosen) in needed.items():
+        if chosen and find_spec(package) is None:
+            raise OptionError(f"{choice} needs {package}, which is not installed: pip install {package}")
+    if options.quantize == "nf4" and device.type == "cpu":
+        raise OptionError(
+            "quantize=nf4 needs a GPU, since diffusers quantizes nowhere else; on device=cpu use quantize=none"
+        )

@@ -71,9 +71,9 @@ def check(options: TrainOptions, device: torch.device | None = None) -> Job:
         OptionError, DataError: what is wrong, with the remedy.
     """
     family = family_of(options.model, options.text_tokens)
-    check_support(family, options)
-    subject = read_subject(options)
     device = device or choose_device(options)
+    check_support(family, options, device)
+    subject = read_subject(options)
     dtype = choose_dtype(options, device)
     estimate = require_memory(family, options, device, dtype)
     require_space(options.output, estimate.disk_bytes(options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_min_snr_is_refused_where_there_are_no_discrete_timesteps(options: Build
     check(options("sd15", min_snr_gamma=5.0))
     with pytest.raises(OptionError, match=r"min_snr_gamma=5\.0"):
         check(options("sd3", min_snr_gamma=5.0))
+
+
+@pytest.mark.parametrize("changes", [{"quantize": "nf4"}, {"optimizer": "adamw8bit"}])
+def test_what_this_machine_cannot_do_is_refused_before_anything_is_loaded(options: Build, changes: dict) -> None:
+    [(name, value)] = changes.items()
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(OptionError, match=f"{name}={value} needs bitsandbytes, .*: pip install bitsandbytes"):
+            check(options(**changes))
+    elif name == "quantize":
+        with pytest.raises(OptionError, match="quantize=nf4 needs a GPU"):
+            check(options(**changes))
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(options: Build, tmp_path: Path) -> None:

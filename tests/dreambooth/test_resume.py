@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -18,6 +21,7 @@ from pipelines.dreambooth.errors import OptionError
 from pipelines.dreambooth.journal import Journal
 from pipelines.dreambooth.options import TrainOptions
 from pipelines.dreambooth.train import train
+from tests.conftest import free_port
 
 Build = Callable[..., TrainOptions]
 STEPS = 24
@@ -90,14 +94,71 @@ def test_the_same_seed_repeats_a_run_and_another_does_not(options: Build, tmp_pa
         assert_same_weights(first.output, other.output)
 
 
+WAIT_SECONDS = 300
+
+
 def test_two_processes_train_like_one_with_twice_the_accumulation(options: Build, tmp_path: Path) -> None:
-    shared = {"learning_rate": 1e-3, "class_prompt": "a ring", "class_pictures": 2, "class_steps": 2, "steps": 4}
-    alone = options(output=tmp_path / "alone", accumulation=2, class_data=tmp_path / "class", **shared)
-    spread = options(output=tmp_path / "spread", class_data=tmp_path / "class", **shared)
+    shared: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "class_prompt": "a ring",
+        "class_pictures": 2,
+        "class_steps": 2,
+        "steps": 4,
+    }
+    shared["class_data"] = tmp_path / "class"
+    alone, spread = options(output=tmp_path / "alone", accumulation=2, **shared), options(**shared)
     train(alone)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    subprocess.run(launcher + command(spread)[2:], env=environment(), check=True, timeout=120)
-    assert_same_weights(alone.output, spread.output, tolerance=1e-5)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    apart = ["sh", "-c", f'exec "$@" --output "{spread.output}$RANK"', "sh"]  # shows who writes
+    subprocess.run([*launcher, *apart, *command(spread)], env=environment(), check=True, timeout=WAIT_SECONDS)
+    assert_same_weights(alone.output, Path(f"{spread.output}0"), tolerance=1e-5)
+    assert not list(Path(f"{spread.output}1").iterdir()), "the first process alone writes"
+
+
+@contextmanager
+def two_processes(options: TrainOptions) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A run on two processes, connected as torchrun connects them: but its workers would outlive it when it is killed."""
+    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [
+        subprocess.Popen(
+            command(options),
+            env=environment() | ranks | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_two_processes_killed_at_a_random_step_end_with_the_same_weights(options: Build, tmp_path: Path) -> None:
+    more = {"steps": 10, "learning_rate": 1e-3, "adapter_dropout": 0.2, "checkpoint_every": 2, "log_every": 1}
+    whole, killed = (options("sd15", output=tmp_path / name, **more) for name in ("whole", "killed"))
+    with two_processes(whole) as started:
+        assert [process.wait(WAIT_SECONDS) for process in started] == [0, 0]
+    stop_at = random.randint(3, 6)
+    with two_processes(killed) as started:
+        while lines(killed.output) < stop_at and started[0].poll() is None:
+            time.sleep(0.01)
+        assert started[0].poll() is None, "the run ended before it could be killed"
+    assert not (killed.output / LORA_FILE).exists()
+    with two_processes(killed) as started:
+        assert [process.wait(WAIT_SECONDS) for process in started] == [0, 0]
+    assert_same_weights(whole.output, killed.output)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_launchers_that_shard_the_model_are_refused(
+    options: Build, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(OptionError, match=rf"{variable}=true: .*launch without it"):
+        train(options())
 
 
 def test_checkpoints_are_bounded_in_number(options: Build) -> None:
@@ -117,6 +178,30 @@ def test_other_pictures_under_the_same_options_are_refused(options: Build, pictu
     (pictures / "thing 0.png").rename(pictures / "thing 9.png")
     with pytest.raises(OptionError, match="other pictures"):
         train(options(steps=1))
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "adamw8bit"])
+def test_other_optimizers_train_and_are_continued_from_their_own_state(
+    options: Build, tmp_path: Path, optimizer: str
+) -> None:
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    # All weights: bitsandbytes keeps small tensors in 32 bits.
+    shared = {"method": "full", "optimizer": optimizer, "steps": 4, "checkpoint_every": 2}
+    rate = 1.0 if optimizer == "prodigy" else 1e-3
+    whole, half = (options("sd15", output=tmp_path / n, learning_rate=rate, **shared) for n in ("whole", "half"))
+    train(whole)
+    assert float(Journal.read(whole.output)[-1]["loss"]) > 0
+    train(half)
+    shutil.rmtree(half.output / "checkpoints" / "step-00000004")
+    train(half)
+    weights = Path("model/unet/diffusion_pytorch_model.safetensors")
+    start, first, second = (
+        load_file(p)
+        for p in (whole.model / weights.relative_to("model"), whole.output / weights, half.output / weights)
+    )
+    assert any((start[name] != first[name]).any() for name in start)
+    assert all((first[name] == second[name]).all() for name in first)
 
 
 def test_early_stop_ends_a_run_whose_validation_does_not_improve(options: Build) -> None:
