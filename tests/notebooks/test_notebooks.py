@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
-SECONDS = 120  # for one cell
+SECONDS = 300  # for one cell, on a machine that runs other tests beside it
 
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[Any]:
@@ -53,6 +53,15 @@ def test_experiment_shows_plan_grids_and_batching(tmp_path: Path, monkeypatch: p
     assert len(re.findall(r"pictures a second", printed(cells))) == 2
     difference = re.search(r"largest difference of a pixel: (\d+)", printed(cells))
     assert difference and int(difference[1]) <= 2
+
+
+def test_fine_tune_learns_the_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = run("2_fine_tune", tmp_path, monkeypatch)
+    assert pictures(cells) == 3
+    scores = dict(re.findall(r"^(\w+) +(\d\.\d\d)$", printed(cells), re.MULTILINE))
+    assert float(scores["subject_before"]) == 0
+    assert float(scores["subject"]) >= 0.5
+    assert (tmp_path / "output" / "pytorch_lora_weights.safetensors").is_file()
 
 
 def test_remote_inference_goes_through_every_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
