@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 import subprocess
 import time
@@ -13,10 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.conftest import free_port
 from tests.image.build import IMAGE, Builder, missing_tools, run, store_folder
-from tests.manifests.rendering import merged_container, needs_kubectl, objects
+from tests.manifests.rendering import ROOT, merged_container, needs_kubectl, objects
 
 pytestmark = needs_kubectl
 
@@ -122,6 +124,26 @@ def test_a_c_compiler_and_libnuma_are_there_for_triton(served: Running) -> None:
     script = f"printf '{program}' | gcc -x c -I{include} -o /tmp/a - && /tmp/a"
     served.execute("sh", "-c", script.replace("\n", "\\n"))
     served.execute("python3", "-c", "import ctypes; ctypes.CDLL('libnuma.so.1')")
+
+
+def test_a_step_of_the_pipeline_runs_in_it(served: Running) -> None:
+    """The quality gate as the compiled pipeline starts it: its command, its PATH, its inputs, and a file for its outputs."""
+    pipeline, *_ = yaml.safe_load_all((ROOT / "pipelines/dreambooth/pipeline.yaml").read_text())
+    container = pipeline["deploymentSpec"]["executors"]["exec-check-quality"]["container"]
+    variables = [f"{entry['name']}={entry['value']}" for entry in container["env"]]
+
+    def judge(found: float) -> subprocess.CompletedProcess[str]:
+        inputs = {"parameterValues": {"scores": {"subject": found}, "gate": "subject>=0.8"}}
+        given = json.dumps({"inputs": inputs, "outputs": {"outputFile": "/tmp/outputs.json"}})
+        arguments = [word.replace("{{$}}", given) for word in container["args"]]
+        command = [*served.podman, "exec", "served", "env", *variables, *container["command"], *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    good = judge(0.9)
+    assert good.returncode == 0, good.stdout + good.stderr
+    poor = judge(0.5)
+    assert poor.returncode != 0
+    assert "subject" in poor.stdout + poor.stderr
 
 
 def test_the_health_check_asks_the_right_port(builder: Builder, served: Running) -> None:
