@@ -65,6 +65,17 @@ class Settings(BaseSettings):
     compile: Literal["auto", "off", "regional", "full"] = Field(
         "auto", description="torch.compile of the denoiser: its repeated blocks, or all of it."
     )
+    attention_backend: Literal[
+        "auto",
+        "torch-flash",
+        "torch-cudnn",
+        "torch-efficient",
+        "torch-math",
+        "flash-attn",
+        "flash-attn-3",
+        "sage",
+        "xformers",
+    ] = Field("auto", description="Attention kernel of the denoiser; auto lets torch choose one for every call.")
     step_cache: Literal["off", "first-block"] = Field(
         "off",
         description="Skip blocks while the first one's output hardly changes: faster, not exact, one request at a time.",

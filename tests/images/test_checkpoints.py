@@ -17,6 +17,7 @@ from diffusers import (
     LCMScheduler,
     StableDiffusionPipeline,
 )
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -90,6 +91,33 @@ def test_every_scheduler_on_offer_draws_what_it_draws_alone(folder: Path, bare: 
 def test_a_scheduler_of_another_kind_stops_the_start(folder: Path) -> None:
     model = ImageModel(Settings(model_id=str(folder), scheduler="FlowMatchEulerDiscreteScheduler", device="cpu"))
     with pytest.raises(SettingsError, match=r"SCHEDULER.*allowed: .*DDIMScheduler"):
+        model.load()
+
+
+def test_another_attention_kernel_draws_the_same_picture(tmp_path: Path) -> None:
+    folder = flux_kontext(tmp_path / "flux")
+    default = _AttentionBackendRegistry.get_active_backend()[0]
+    try:
+        with showing(folder) as exhibit:
+            plain = exhibit.draw(FIELDS)[0]
+        with showing(folder, attention_backend="torch-math") as exhibit:
+            kernels = {
+                block.attn.processor._attention_backend.value
+                for block in exhibit.model._family.base.transformer.transformer_blocks
+            }
+            assert kernels == {"_native_math"}
+            assert difference(exhibit.draw(FIELDS)[0], plain) <= 1
+    finally:
+        _AttentionBackendRegistry.set_active_backend(default)  # diffusers keeps one for the whole process
+
+
+def test_an_attention_kernel_that_cannot_be_used_stops_the_start(folder: Path, tmp_path: Path) -> None:
+    """One that the architecture has no place for, and one whose package is missing."""
+    model = ImageModel(Settings(model_id=str(folder), attention_backend="torch-flash"))
+    with pytest.raises(SettingsError, match=r"ATTENTION_BACKEND=torch-flash: UNet2DConditionModel .* set it to auto"):
+        model.load()
+    model = ImageModel(Settings(model_id=str(flux_kontext(tmp_path / "flux")), attention_backend="flash-attn-3"))
+    with pytest.raises(SettingsError, match="ATTENTION_BACKEND=flash-attn-3 cannot be used here"):
         model.load()
 
 

@@ -17,6 +17,17 @@ from atelier.images.family import scheduler_for
 from atelier.settings import Settings
 from atelier.sources.contents import Checkpoint
 
+_ATTENTION_BACKENDS = {  # ours to diffusers' names
+    "torch-flash": "_native_flash",
+    "torch-cudnn": "_native_cudnn",
+    "torch-efficient": "_native_efficient",
+    "torch-math": "_native_math",
+    "flash-attn": "flash",
+    "flash-attn-3": "_flash_3",
+    "sage": "sage",
+    "xformers": "xformers",
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -135,10 +146,27 @@ class PipelineLoader:
             vae.enable_tiling()
         if plan.attention_slicing:
             pipeline.enable_attention_slicing()
+        if self._settings.attention_backend != "auto":
+            self._choose_attention(pipeline)
         if self._settings.step_cache != "off":
             self._cache_steps(pipeline)
         if vae is not None and plan.dtype_of("vae") != plan.dtype:
             _take_any_dtype(vae)
+
+    def _choose_attention(self, pipeline: Any) -> None:
+        """Another attention kernel for the denoiser, by diffusers' dispatcher, which not every architecture goes through."""
+        chosen = self._settings.attention_backend
+        denoiser: Any = getattr(pipeline, "transformer", None) or pipeline.unet
+        processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+        if not any(hasattr(processor, "_attention_backend") for processor in processors):
+            raise SettingsError(
+                f"ATTENTION_BACKEND={chosen}: {type(denoiser).__name__} of this diffusers has torch's attention "
+                "built in; set it to auto"
+            )
+        try:
+            denoiser.set_attention_backend(_ATTENTION_BACKENDS[chosen])
+        except (RuntimeError, ImportError) as error:
+            raise SettingsError(f"ATTENTION_BACKEND={chosen} cannot be used here: {error}") from None
 
     def _cache_steps(self, pipeline: Any) -> None:
         """First-block caching, diffusers' own hook. Its state is the module's, so requests run one at a time."""
