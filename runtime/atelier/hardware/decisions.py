@@ -26,6 +26,7 @@ def complete(fit: Fit, passed_over: Sequence[Fit]) -> MemoryPlan:
     attention = _switch("ENABLE_ATTENTION_SLICING", wishes.attention_slicing, _attention_slicing(fit))
     low_cpu_mem = _switch("ENABLE_LOW_CPU_MEM", wishes.low_cpu_mem, (True, "no second copy of the weights in RAM"))
     compiled, compile_reason = _compile(fit)
+    attention_backend, attention_reason = _attention_backend(fit)
     worst = fit.worst(Load(fit.native_pixels, rows, 1 if slicing[0] else rows, tiling[0]))
     largest = fit.largest_picture(tiling[0])
     reasons = {
@@ -38,7 +39,7 @@ def complete(fit: Fit, passed_over: Sequence[Fit]) -> MemoryPlan:
         "vae_slicing": slicing[1],
         "vae_tiling": tiling[1],
         "attention_slicing": attention[1],
-        "attention_backend": "torch's own fused attention, as fast as FlashAttention-3 on an H200 when measured",
+        "attention_backend": attention_reason,
         "compile": compile_reason,
         "max_rows": rows_reason,
         "max_pixels": _max_pixels(fit, largest),
@@ -54,7 +55,7 @@ def complete(fit: Fit, passed_over: Sequence[Fit]) -> MemoryPlan:
         vae_slicing=slicing[0],
         vae_tiling=tiling[0],
         attention_slicing=attention[0],
-        attention_backend="native",
+        attention_backend=attention_backend,
         compile=compiled,
         max_rows=rows,
         max_pixels=largest,
@@ -136,6 +137,12 @@ def _attention_slicing(fit: Fit) -> Decision:
     need = shapes.attention_scores(fit.native_pixels, GUIDED_ROWS, BYTES[fit.wishes.dtype])
     room = fit.budget - fit.footprint.total
     return need > room // 2, f"score matrices need {gib(need)} without slicing, {gib(room)} are free"
+
+
+def _attention_backend(fit: Fit) -> tuple[str, str]:
+    if (wish := fit.wishes.attention_backend) != "auto":
+        return wish, "ATTENTION_BACKEND"
+    return "native", "torch's own fused attention, as fast as FlashAttention-3 on an H200 when measured"
 
 
 def _rows(fit: Fit, tiled: bool) -> tuple[int, str]:

@@ -68,6 +68,7 @@ class OptimizationManager:
             vae_tiling=settings.enable_vae_tiling,
             cpu_offload=settings.enable_cpu_offload,
             compile=settings.compile,
+            attention_backend=settings.attention_backend,
             memory_fraction=settings.memory_fraction,
             pixels=settings.max_pixels,
             rows=settings.max_batch_size,

@@ -27,6 +27,7 @@ class Wishes:
     vae_tiling: Switch = "auto"
     cpu_offload: Switch = "auto"
     compile: Literal["auto", "off", "regional", "full"] = "auto"
+    attention_backend: str = "auto"
     memory_fraction: float = 0.92
     pixels: int = 2048 * 2048
     rows: int = 8

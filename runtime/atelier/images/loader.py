@@ -146,7 +146,7 @@ class PipelineLoader:
             vae.enable_tiling()
         if plan.attention_slicing:
             pipeline.enable_attention_slicing()
-        if self._settings.attention_backend != "auto":
+        if plan.attention_backend != "native":
             self._choose_attention(pipeline)
         if self._settings.step_cache != "off":
             self._cache_steps(pipeline)
@@ -155,7 +155,7 @@ class PipelineLoader:
 
     def _choose_attention(self, pipeline: Any) -> None:
         """Another attention kernel for the denoiser, by diffusers' dispatcher, which not every architecture goes through."""
-        chosen = self._settings.attention_backend
+        chosen = self._plan.attention_backend
         denoiser: Any = getattr(pipeline, "transformer", None) or pipeline.unet
         processors = [getattr(module, "processor", None) for module in denoiser.modules()]
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
