@@ -130,8 +130,8 @@ def test_podman_reads_the_image_and_starts_it_as_kserve_does(store: list[str], t
     write_modelcar(trained, NAME, tmp_path / "car", base=shell_layout(store, tmp_path))
     podman = ["podman", *store, "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
     image = run(*podman, "pull", "-q", f"oci:{tmp_path / 'car'}").strip()
-    # KServe's sidecar: a link to its own /models in a folder that the server shares, then sleep.
-    script = f"ln -sf /proc/$$/root/models /mnt/models && sleep 0 && cat /mnt/models/{NAME}/{LORA_FILE}"
+    # KServe's sidecar: a link to its own /models in a folder that the server shares.
+    script = f"ln -sf /proc/$$/root/models /mnt/models && cat /mnt/models/{NAME}/{LORA_FILE}"
     user = ["--user", "1000680000:0", "--passwd=false", "--cap-drop", "ALL", "--tmpfs", "/mnt:rw,mode=1777"]
     limits = ["--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
     assert run(*podman, "run", "--rm", *user, *limits, image, "sh", "-c", script) == f"content of {LORA_FILE}"

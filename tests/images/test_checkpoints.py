@@ -112,13 +112,19 @@ def test_another_attention_kernel_draws_the_same_picture(tmp_path: Path) -> None
 
 
 def test_an_attention_kernel_that_cannot_be_used_stops_the_start(folder: Path, tmp_path: Path) -> None:
-    """One that the architecture has no place for, and one whose package is missing."""
-    model = ImageModel(Settings(model_id=str(folder), attention_backend="torch-flash"))
+    """One that the architecture has no place for, one whose package is missing, and one of another device."""
+    model = ImageModel(Settings(model_id=str(folder), device="cpu", attention_backend="torch-flash"))
     with pytest.raises(SettingsError, match=r"ATTENTION_BACKEND=torch-flash: UNet2DConditionModel .* set it to auto"):
         model.load()
-    model = ImageModel(Settings(model_id=str(flux_kontext(tmp_path / "flux")), attention_backend="flash-attn-3"))
-    with pytest.raises(SettingsError, match="ATTENTION_BACKEND=flash-attn-3 cannot be used here"):
-        model.load()
+    flux = flux_kontext(tmp_path / "flux")
+    default = _AttentionBackendRegistry.get_active_backend()[0]
+    try:
+        for backend in ("flash-attn-3", "torch-cudnn"):
+            model = ImageModel(Settings(model_id=str(flux), device="cpu", attention_backend=backend))
+            with pytest.raises(SettingsError, match=f"ATTENTION_BACKEND={backend} cannot be used here"):
+                model.load()
+    finally:
+        _AttentionBackendRegistry.set_active_backend(default)
 
 
 def test_an_adapter_changes_the_picture_of_those_who_name_it(folder: Path, plain: Pixels, tmp_path: Path) -> None:

@@ -154,19 +154,28 @@ class PipelineLoader:
             _take_any_dtype(vae)
 
     def _choose_attention(self, pipeline: Any) -> None:
-        """Another attention kernel for the denoiser, by diffusers' dispatcher, which not every architecture goes through."""
-        chosen = self._plan.attention_backend
-        denoiser: Any = getattr(pipeline, "transformer", None) or pipeline.unet
-        processors = [getattr(module, "processor", None) for module in denoiser.modules()]
-        if not any(hasattr(processor, "_attention_backend") for processor in processors):
-            raise SettingsError(
-                f"ATTENTION_BACKEND={chosen}: {type(denoiser).__name__} of this diffusers has torch's attention "
-                "built in; set it to auto"
-            )
+        """Another attention kernel for the denoisers, by diffusers' dispatcher, which not every architecture goes through."""
+        setting = f"ATTENTION_BACKEND={self._plan.attention_backend}"
+        backend = _ATTENTION_BACKENDS[self._plan.attention_backend]
+        denoisers = [part for name, part in pipeline.components.items() if name.startswith(("transformer", "unet"))]
+        chosen = [part for part in denoisers if _dispatches_attention(part)]
+        if not chosen:
+            kinds = ", ".join(type(part).__name__ for part in denoisers) or type(pipeline).__name__
+            raise SettingsError(f"{setting}: {kinds} of this diffusers has torch's attention built in; set it to auto")
         try:
-            denoiser.set_attention_backend(_ATTENTION_BACKENDS[chosen])
-        except (RuntimeError, ImportError) as error:
-            raise SettingsError(f"ATTENTION_BACKEND={chosen} cannot be used here: {error}") from None
+            for denoiser in chosen:
+                denoiser.set_attention_backend(backend)
+            self._try_attention(backend)
+        except (RuntimeError, ImportError, ValueError) as error:
+            raise SettingsError(f"{setting} cannot be used here: {error}") from None
+
+    def _try_attention(self, backend: str) -> None:
+        """One small call, since diffusers checks packages alone: kernels refuse devices and dtypes only when called."""
+        import torch
+        from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+        tokens = torch.zeros(1, 128, 2, 64, device=self._plan.device, dtype=getattr(torch, self._plan.dtype))
+        dispatch_attention_fn(tokens, tokens, tokens, backend=AttentionBackendName(backend))
 
     def _cache_steps(self, pipeline: Any) -> None:
         """First-block caching, diffusers' own hook. Its state is the module's, so requests run one at a time."""
@@ -178,6 +187,11 @@ class PipelineLoader:
                 f"STEP_CACHE: {type(pipeline).__name__} has no transformer that can cache; set it to off"
             )
         denoiser.enable_cache(FirstBlockCacheConfig(threshold=self._settings.step_cache_threshold))
+
+
+def _dispatches_attention(denoiser: Any) -> bool:
+    processors = (getattr(module, "processor", None) for module in getattr(denoiser, "modules", list)())
+    return any(hasattr(processor, "_attention_backend") for processor in processors)
 
 
 def _take_any_dtype(vae: Any) -> None:
