@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from pipelines.dreambooth.publish import MANIFEST, Published, publish
 from pipelines.dreambooth.train import train
 from tests.conftest import StartServer
 from tests.deploy.fake_api import FakeApi, Moment
+from tests.gallery import difference, pixels
 
 DESTINATION = "s3://atelier/models/ring"
 SCORES = {"subject": 0.9, "leak": 0.02}
@@ -65,8 +67,11 @@ def test_a_published_adapter_is_served_from_its_address(
     ):
         instances = [fields, fields | {"lora": {published.version: 1.0}}, fields | {"lora": {}}]
         answer = httpx.post(f"{server.url}/v1/models/tiny:predict", json={"instances": instances}, timeout=60)
-        default, named, without = [one["image"]["b64"] for one in answer.raise_for_status().json()["predictions"]]
-    assert default == named != without
+        pictures = [base64.b64decode(one["image"]["b64"]) for one in answer.raise_for_status().json()["predictions"]]
+    default, named, without = map(pixels, pictures)
+    # Not byte for byte: the two are rows of one batch, or the first was alone for a step.
+    assert difference(default, named) <= 2
+    assert difference(default, without) > 20
 
 
 def test_a_store_that_goes_down_leaves_no_manifest_and_a_rerun_completes(
