@@ -1,9 +1,11 @@
 """Training against diffusers' own Dreambooth LoRA example: steps per second and peak memory, as ratios of one run.
 
     PYTHONPATH=runtime:. python -m benchmarks.training --model sd35-medium --out training.json
+    PYTHONPATH=runtime:. python -m benchmarks.training --model flux-dev --processes 4 --arms ours ours-sharded
 
 The models have published shapes and random weights (`random_models`), or are the checkpoint folder that --model names. Data,
-steps, batch, rank and adapted layers are the same in every arm, each arm a process of its own. `example` goes the way of
+steps, batch, rank and adapted layers are the same in every arm, each arm a process of its own, or as many as --processes,
+of which the figures of the first are taken. `example` goes the way of
 the published script in its default setting (`training_example`); `ours` is this package's loop, from cache to optimizer.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,7 +27,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from benchmarks.random_models import SUBJECTS
-from pipelines.dreambooth.adaptation import prepare_trainee
+from pipelines.dreambooth.adaptation import build_trainee, prepare_trainee
 from pipelines.dreambooth.buckets import View
 from pipelines.dreambooth.cache import Cache, Sample, to_tensor
 from pipelines.dreambooth.checkpoints import Checkpoints
@@ -39,6 +42,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "ours-compiled": {"compile": True},
     "ours-compiled-half": {"compile": True, "activation_budget": 0.5},
     "ours-checkpointing": {"gradient_checkpointing": True},
+    "ours-full": {"method": "full", "gradient_checkpointing": True},
+    "ours-sharded": {"shard": True},
+    "ours-sharded-compiled": {"shard": True, "compile": True},
+    "ours-sharded-full": {"shard": True, "method": "full", "gradient_checkpointing": True},
+    "ours-nf4": {"quantize": "nf4"},
+    "ours-adamw8bit": {"optimizer": "adamw8bit"},
 }
 WARM_UP = 5  # steps that are not timed; compiled arms compile in the first
 
@@ -65,7 +74,8 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return torch.device(own if torch.cuda.is_available() else "cpu")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,17 +137,25 @@ def run_ours(setting: Setting, folder: Path, changes: dict[str, Any]) -> tuple[f
     """Steps per second and seconds of the first step, from the run's own log."""
     from accelerate import Accelerator
 
+    accelerator = Accelerator(cpu=setting.device.type == "cpu")
     pipeline, family = make_model(setting, folder)
     cache = make_cache(setting, family, pipeline)
     options = setting.options(folder, **changes)
     options.output.mkdir(parents=True)
-    denoiser = getattr(pipeline, family.denoiser)
-    denoiser.requires_grad_(False)
-    if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
-    trainee = prepare_trainee(family, options, setting.device, denoiser)
-    run = Run(options, Accelerator(cpu=setting.device.type == "cpu"), trainee, cache, Checkpoints(options, ""))
+    denoiser = getattr(pipeline, family.denoiser).requires_grad_(False)
+    if options.quantize != "none":  # weights are quantized when they are loaded
+        denoiser.save_pretrained(options.model / family.denoiser)
+        del denoiser
+        setattr(pipeline, family.denoiser, None)
+        _forget_memory(setting)
+        trainee = build_trainee(family, options, setting.device, setting.dtype)
+    else:
+        trainee = prepare_trainee(family, options, setting.device, denoiser)
+    _forget_memory(setting)
+    run = Run(options, accelerator, trainee, cache, Unwritten(options, ""))
     run.fit(lambda step, journal: None)
+    if not accelerator.is_main_process:
+        return 0.0, 0.0
     paces = [float(row["steps_per_second"]) for row in Journal.read(options.output)]
     timed = paces[WARM_UP:]
     return len(timed) / sum(1 / pace for pace in timed), 1 / paces[0]
@@ -149,10 +167,22 @@ def make_model(setting: Setting, folder: Path) -> tuple[Any, Family]:
         pipeline = SUBJECTS[setting.model](str(setting.device), setting.dtype).pipeline
     else:
         pipeline = DiffusionPipeline.from_pretrained(setting.model, dtype=setting.dtype)
+    _forget_memory(setting)
+    return pipeline, write_configuration(pipeline, folder / "model")
+
+
+def _forget_memory(setting: Setting) -> None:
+    """What making random weights took is not what a training takes: they are made in float32, and whole."""
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # random weights are made in float32, real ones are loaded in their type
-    return pipeline, write_configuration(pipeline, folder / "model")
+        torch.cuda.reset_peak_memory_stats()
+
+
+class Unwritten(Checkpoints):
+    """Checkpoints that are made and not written."""
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        return self.folder
 
 
 def run_arm(arm: str, setting: Setting) -> Figures:
@@ -170,12 +200,13 @@ def run_arm(arm: str, setting: Setting) -> Figures:
     return Figures(arm, round(pace, 4), round(peak_bytes() / 2**30, 3), round(first, 2))
 
 
-def compare(setting: Setting, arms: list[str]) -> dict[str, Any]:
-    """Every arm in a process of its own, and the ratios to the first."""
+def compare(setting: Setting, arms: list[str], processes: int) -> dict[str, Any]:
+    """Every arm in processes of its own, and the ratios to the first."""
     results = []
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     for arm in arms:
         began = time.monotonic()
-        command = [sys.executable, "-m", "benchmarks.training", "--arm", arm]
+        command = [sys.executable, *launcher, "-m", "benchmarks.training", "--arm", arm]
         for name, value in asdict(setting).items():
             command += [f"--{name}", str(value)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -189,7 +220,12 @@ def compare(setting: Setting, arms: list[str]) -> dict[str, Any]:
         }
         for each in results
     }
-    return {"setting": asdict(setting), "figures": [asdict(each) for each in results], f"of {base.arm}": ratios}
+    return {
+        "setting": asdict(setting),
+        "processes": processes,
+        "figures": [asdict(each) for each in results],
+        f"of {base.arm}": ratios,
+    }
 
 
 def main() -> None:
@@ -199,15 +235,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--processes", type=int, default=1, help="one for each GPU")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["example", "ours", "ours-compiled"])
     parser.add_argument("--arm", choices=ARMS, help="run one arm here and print its figures")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     setting = Setting(given.model, given.side, given.batch, given.steps, given.rank)
     if given.arm:
-        print(json.dumps(asdict(run_arm(given.arm, setting))))
+        figures = run_arm(given.arm, setting)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(asdict(figures)))
         return
-    text = json.dumps(compare(setting, given.arms), indent=2)
+    text = json.dumps(compare(setting, given.arms, given.processes), indent=2)
     print(text)
     if given.out:
         given.out.write_text(text + "\n")

@@ -16,6 +16,7 @@ from pipelines.dreambooth.errors import OptionError
 from pipelines.dreambooth.families import Family, Rows
 from pipelines.dreambooth.families.base import Tensors
 from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.sharding import shard
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -36,6 +37,7 @@ class Trainee(nn.Module):
         self._family = family
         self._objective = family.objective(options.min_snr_gamma)
         self._text_pipeline = text_pipeline
+        self._always_teach = options.shard
 
     def forward(
         self,
@@ -54,9 +56,12 @@ class Trainee(nn.Module):
             dtype = next(self.denoiser.parameters()).dtype
             text = {k: v.to(dtype) for k, v in self._family.encode_prompts(self._text_pipeline, captions).items()}
         rows, target = Rows(latents, noise, levels, text, sizes), None
-        if taught and base_text is not None:
+        # The calls of a sharded denoiser are common to all processes: where no row is to be taught, one is for nothing.
+        lessons = max(taught, 1) if self._always_teach else taught
+        if lessons and base_text is not None:
             target = self._objective.add_noise(latents, noise, levels).target
-            target = torch.cat([target[:-taught], self._teach(Rows(latents, noise, levels, base_text, sizes), taught)])
+            lesson = self._teach(Rows(latents, noise, levels, base_text, sizes), lessons)
+            target = torch.cat([target[: len(target) - taught], lesson[lessons - taught :]])
         return self._family.losses(self.denoiser, self._objective, rows, target)
 
     @torch.no_grad()
@@ -92,8 +97,10 @@ def build_trainee(family: Family, options: TrainOptions, device: torch.device, d
 def prepare_trainee(
     family: Family, options: TrainOptions, device: torch.device, denoiser: Any, text_pipeline: Any | None = None
 ) -> Trainee:
-    """Make loaded modules trainable as the options say, and bring them to `device`."""
+    """Make loaded modules trainable as the options say, and bring them to `device`, or to the devices of all processes."""
     torch.manual_seed(options.seed)
+    if not family.trains_with_cudnn_attention:
+        torch.backends.cuda.enable_cudnn_sdp(False)
     make_trainable(denoiser, family.targets(options), options)
     for name in family.trainable_encoders if text_pipeline else ():
         make_trainable(getattr(text_pipeline, name), ENCODER_TARGETS, options)
@@ -101,10 +108,15 @@ def prepare_trainee(
         denoiser.enable_gradient_checkpointing()
     if text_pipeline:
         text_pipeline.to(device)
-    denoiser.to(device)
+    if not options.shard:
+        denoiser.to(device)
     denoiser.train()
     if options.compile:
         _compile_blocks(denoiser, options.activation_budget)
+    if options.shard:
+        shard(denoiser, list(repeated_blocks(denoiser)), device)
+        for name in family.trainable_encoders if text_pipeline else ():
+            shard(getattr(text_pipeline, name), (), device)
     return Trainee(family, options, denoiser, text_pipeline)
 
 
@@ -144,7 +156,8 @@ def _compile_blocks(denoiser: Any, activation_budget: float) -> None:
 
         functorch.activation_memory_budget = activation_budget
     for block in repeated_blocks(denoiser):
-        block.compile()
+        # Not `block.compile()`, which takes hooks along: those of a sharded block differ, and each would be compiled anew.
+        block.forward = torch.compile(block.forward)
 
 
 def repeated_blocks(denoiser: Any) -> Iterator[nn.Module]:
@@ -185,11 +198,8 @@ def _metadata(module: Any) -> dict[str, Any]:
 
 def save_pipeline(family: Family, trainee: Trainee, weights: dict[str, torch.Tensor], folder: Path) -> Path:
     """Write the whole checkpoint with `weights` in place of the trained ones, in the trained modules' dtype."""
-    parts = [name for name in family.components if name != family.denoiser]
-    dtype = next(trainee.denoiser.parameters()).dtype
-    pipeline = family.load(parts, dtype)
-    pipeline.register_modules(**{family.denoiser: trainee.denoiser})
-    modules = {"denoiser.": trainee.denoiser}
+    pipeline = family.load(family.components, next(trainee.denoiser.parameters()).dtype)
+    modules = {"denoiser.": getattr(pipeline, family.denoiser)}
     modules |= {f"encoders.{name}.": getattr(pipeline, name) for name in trainee.encoders}
     for prefix, module in modules.items():
         parameters = dict(module.named_parameters())

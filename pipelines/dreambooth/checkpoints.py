@@ -47,8 +47,8 @@ class Checkpoints:
             shutil.rmtree(old)
         return path
 
-    def newest(self, device: torch.device) -> dict[str, Any] | None:
-        """The state of the newest checkpoint, or None.
+    def newest(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, on the CPU and read as it is used, or None.
 
         Raises:
             OptionError: it belongs to a run with other options or other data.
@@ -66,8 +66,5 @@ class Checkpoints:
             )
         if about["data_hash"] != self.data_hash:
             raise OptionError(f"output={self.options.output} holds a run on other pictures; use another folder")
-        place = (
-            "cpu" if device.type == "cpu" else device
-        )  # several processes call it cpu:0, which torch.load does not know
-        state: dict[str, Any] = torch.load(paths[-1] / "state.pt", map_location=place, weights_only=True)
+        state: dict[str, Any] = torch.load(paths[-1] / "state.pt", map_location="cpu", weights_only=True, mmap=True)
         return state

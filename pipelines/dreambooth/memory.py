@@ -6,13 +6,16 @@ Weights come from the checkpoint's headers, activations from `activations`: both
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipelines.dreambooth.activations import activation_bytes, empty_denoiser
+from pipelines.dreambooth.adaptation import repeated_blocks
 from pipelines.dreambooth.errors import OptionError
 from pipelines.dreambooth.families import Family
 from pipelines.dreambooth.options import TrainOptions
@@ -24,7 +27,8 @@ STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by what they are for. `encoding` is the largest stage before training: class pictures, text, or the VAE."""
+    """Bytes in one process by what they are for, and on disk. `encoding` is the largest stage before training: class
+    pictures, text, or the VAE; `disk` the checkpoints and the result."""
 
     weights: int
     masters: int
@@ -32,6 +36,7 @@ class Estimate:
     optimizer: int
     activations: int
     encoding: int
+    disk: int
 
     @property
     def training(self) -> int:
@@ -42,36 +47,32 @@ class Estimate:
         """Encoding and training follow each other; the larger counts."""
         return max(self.training, self.encoding) + CONTEXT_BYTES
 
-    def disk_bytes(self, options: TrainOptions) -> int:
-        """Checkpoints (one more while the newest is written) and the result."""
-        kept = (self.masters + self.optimizer) * (options.keep_checkpoints + 1)
-        return kept + (2 * self.weights if options.method == "full" else self.masters) + 64 * 2**20
-
     def lines(self) -> list[str]:
-        parts = [(part.name, getattr(self, part.name)) for part in fields(self)] + [("peak", self.peak)]
+        parts = [(part.name, getattr(self, part.name)) for part in fields(self) if part.name != "disk"]
+        parts += [("peak", self.peak)]
         return [f"{name:<12} {value / 2**30:8.2f} GiB" for name, value in parts]
 
 
 def require_memory(family: Family, options: TrainOptions, device: torch.device, dtype: torch.dtype) -> Estimate:
-    """The estimate.
+    """The estimate for one of the processes that torchrun or accelerate started.
 
     Raises:
         OptionError: it is above what the device has free; the message says what to change.
     """
-    estimate = estimate_memory(family, options, dtype)
+    estimate = estimate_memory(family, options, dtype, int(os.environ.get("WORLD_SIZE", "1")))
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_ram()
     if options.check_memory and estimate.peak > free:
         raise OptionError(
             f"about {estimate.peak / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free on {device}:\n"
             + "\n".join(estimate.lines())
-            + "\nuse gradient_checkpointing=true, a lower resolution or batch_size, method=lora, quantize=nf4, "
-            "or check_memory=false to try all the same"
+            + "\nuse gradient_checkpointing=true, a lower resolution or batch_size, method=lora, quantize=nf4, shard=true "
+            "on several GPUs, or check_memory=false to try all the same"
         )
     return estimate
 
 
-def estimate_memory(family: Family, options: TrainOptions, dtype: torch.dtype) -> Estimate:
-    """What `options` take on any device; nothing is loaded."""
+def estimate_memory(family: Family, options: TrainOptions, dtype: torch.dtype, processes: int = 1) -> Estimate:
+    """What `options` take on any device, in each of `processes`; nothing is loaded."""
     denoiser = empty_denoiser(family, options)
     width = dtype.itemsize
     frozen = sum(p.numel() for p in denoiser.parameters() if not p.requires_grad)
@@ -82,14 +83,28 @@ def estimate_memory(family: Family, options: TrainOptions, dtype: torch.dtype) -
         trained += sum(encoders[name] for name in family.trainable_encoders)
     everything = sum(parameters_in(family.model / name) for name in family.components)
     vae = parameters_in(family.model / "vae") * 4
+    weights = int(frozen * (NF4_BYTES if options.quantize == "nf4" else width)) + trained * width
+    masters, state = trained * 4, trained * STATE_BYTES[options.optimizer]
+    parts = processes if options.shard else 1
+    gathered = _gathered(denoiser) * width if options.shard else 0
+    result = 2 * weights if options.method == "full" else masters
     return Estimate(
-        weights=int(frozen * (NF4_BYTES if options.quantize == "nf4" else width)) + (trained + on_device) * width,
-        masters=trained * 4,
-        gradients=trained * 4,
-        optimizer=trained * STATE_BYTES[options.optimizer],
+        weights=weights // parts + on_device * width + gathered,
+        masters=masters // parts,
+        gradients=masters // parts + (gathered if options.method == "full" else 0),
+        optimizer=state // parts,
         activations=activation_bytes(family, options, denoiser, dtype),
         encoding=everything * width if options.with_prior else max(vae, *(n * width for n in encoders.values())),
+        # One checkpoint more while the newest is written.
+        disk=(masters + state) * (options.keep_checkpoints + 1) + result + 64 * 2**20,
     )
+
+
+def _gathered(denoiser: Any) -> int:
+    """Number of weights that a sharded denoiser holds whole at a time: a block, the next, and what is in no block."""
+    blocks = [sum(p.numel() for p in block.parameters()) for block in repeated_blocks(denoiser)]
+    outside = sum(p.numel() for p in denoiser.parameters()) - sum(blocks)
+    return outside + 2 * max(blocks, default=0)
 
 
 def parameters_in(folder: Path) -> int:

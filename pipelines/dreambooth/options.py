@@ -24,6 +24,7 @@ FREE_FIELDS = frozenset(
         "validation_prompts",
         "validation_steps",
         "check_memory",
+        "shard",
     }
 )
 
@@ -112,6 +113,9 @@ class TrainOptions(BaseModel):
         le=1,
         description="With compile: share of a block's activations that are kept, the rest is recomputed.",
     )
+    shard: bool = Field(
+        False, description="Each process keeps a part of every weight (FSDP): for models larger than one GPU."
+    )
     compile: bool = Field(False, description="Compile the denoiser's blocks; pays off above a few hundred steps.")
     check_memory: bool = Field(True, description="Refuse a run whose estimate is above the device's free memory.")
 
@@ -148,6 +152,10 @@ class TrainOptions(BaseModel):
             raise ValueError("quantize=nf4 freezes the denoiser; use method=lora or dora")
         if self.prior == "teacher" and self.method == "full":
             raise ValueError("prior=teacher needs the model without its adapter; use method=lora or dora")
+        if self.shard and self.quantize == "nf4":
+            raise ValueError("shard=true cannot split the 4-bit weights of quantize=nf4; use one of them")
+        if self.shard and self.optimizer != "adamw":
+            raise ValueError(f"shard=true needs optimizer=adamw; {self.optimizer} reads whole weights")
         if self.early_stop and not self.validate_every:
             raise ValueError("early_stop needs validate_every > 0")
         if self.resolution % 16:

@@ -26,6 +26,7 @@ from pipelines.dreambooth.checkpoints import Checkpoints
 from pipelines.dreambooth.errors import TrainingFailed
 from pipelines.dreambooth.journal import Journal
 from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.sharding import part_like, whole
 from pipelines.dreambooth.weights import MasterWeights, build_optimizer
 
 VALIDATION_PASSES = 8
@@ -53,7 +54,7 @@ class Run:
         self.cache = cache.to_pinned() if accelerator.device.type == "cuda" else cache
         self.plan = BatchPlan(cache.samples, options.batch_size, options.seed)
         self._checkpoints = checkpoints
-        self._module = accelerator.prepare_model(trainee)
+        self._module: Any = trainee if options.shard else accelerator.prepare_model(trainee)
         denoiser, encoders = trainee.groups()
         self.weights = MasterWeights(denoiser | encoders)
         masters = self.weights.masters
@@ -69,8 +70,9 @@ class Run:
         self.progress = Progress()
         self._restore()
 
-    def fit(self, validate: Callable[[int, Journal], None]) -> None:
-        """Train; `validate(step, journal)` may draw pictures with the weights of that step.
+    def fit(self, validate: Callable[[int, Journal | None], None]) -> None:
+        """Train; `validate(step, journal)` may draw pictures with the weights of that step. The first process calls it, and
+        keeps the journal; all do if the model is sharded, since they only draw together.
 
         Raises:
             TrainingFailed: the loss is no number any more.
@@ -89,8 +91,9 @@ class Run:
                 if options.validate_every and step % options.validate_every == 0:
                     began = time.monotonic()
                     validated = self._validate()
-                    if journal:
+                    if journal or options.shard:
                         validate(step, journal)
+                    if journal:
                         journal.pause(time.monotonic() - began)
                 if step % options.log_every == 0 or last or validated is not None:
                     loss = self._mean(torch.stack(window).mean())
@@ -105,11 +108,11 @@ class Run:
                 journal.close()
 
     def final_weights(self) -> dict[str, torch.Tensor]:
-        """Trained weights by name, float32, on the CPU: the running average if there is one."""
+        """Trained weights by name, float32, on the CPU of the first process: the running average if there is one."""
         if self.average:
             self.average.store(self.weights.masters)
             self.average.copy_to(self.weights.masters)
-        state = {name: value.cpu().clone() for name, value in self.weights.state().items()}
+        state: dict[str, torch.Tensor] = whole(self.weights.state(), keep=self.accelerator.is_main_process)
         if self.average:
             self.average.restore(self.weights.masters)
         return state
@@ -121,7 +124,9 @@ class Run:
             k = step * options.accumulation + index
             syncing = index == options.accumulation - 1
             for part, is_last in self._parts(k):
-                with nullcontext() if syncing and is_last else self.accelerator.no_sync(self._module):
+                with (
+                    nullcontext() if options.shard or (syncing and is_last) else self.accelerator.no_sync(self._module)
+                ):
                     loss = part() / options.accumulation
                     loss.backward()
                 total += loss.detach()
@@ -142,8 +147,13 @@ class Run:
         generator = torch.Generator(self.accelerator.device)
         generator.manual_seed(_mix(self.options.seed, pass_of_all))
         torch.manual_seed(_mix(self.options.seed, pass_of_all))  # for dropout
-        for place, rows in enumerate(groups):
-            yield partial(self._loss, rows, generator), place == len(groups) - 1
+        parts: list[Callable[[], torch.Tensor]] = [partial(self._loss, rows, generator) for rows in groups]
+        if self.options.shard:  # all processes gather together, so all compute as often as the one with most groups
+            first = k * self.accelerator.num_processes
+            most = max(len(self.plan.groups(first + rank)) for rank in range(self.accelerator.num_processes))
+            parts += [lambda: 0 * self._loss(groups[-1], generator)] * (most - len(groups))
+        for place, part in enumerate(parts):
+            yield part, place == len(parts) - 1
 
     def _loss(self, rows: list[int], generator: torch.Generator) -> torch.Tensor:
         """Summed so that over the groups of a pass it is: mean over subject rows + weight * mean over class rows."""
@@ -198,27 +208,31 @@ class Run:
             )
 
     def _checkpoint(self) -> None:
-        if self.accelerator.is_main_process:
-            state: dict[str, Any] = {
-                "weights": self.weights.state(),
-                "optimizer": self.optimizer.state_dict(),
-                "rate": self.rate.state_dict(),
-                "progress": vars(self.progress),
-            }
-            if self.average:
-                state["average"] = self.average.state_dict()
+        main = self.accelerator.is_main_process
+        state: dict[str, Any] = {
+            "weights": self.weights.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "rate": self.rate.state_dict(),
+            "progress": vars(self.progress),
+        }
+        if self.average:
+            state["average"] = self.average.state_dict()
+        state = whole(state, keep=main)
+        if main:
             self._checkpoints.save(self.progress.step, state)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
-        state = self._checkpoints.newest(self.accelerator.device)
+        state = self._checkpoints.newest()
         if state is None:
             return
         self.weights.load(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.weights.load_optimizer(self.optimizer, state["optimizer"])
         self.rate.load_state_dict(state["rate"])
         self.progress = Progress(**state["progress"])
         if self.average:
+            shadows = zip(state["average"]["shadow_params"], self.weights.masters, strict=True)
+            state["average"]["shadow_params"] = [part_like(value.to(like.device), like) for value, like in shadows]
             self.average.load_state_dict(state["average"])
 
 

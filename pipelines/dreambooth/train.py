@@ -29,7 +29,7 @@ from pipelines.dreambooth.options import TrainOptions
 from pipelines.dreambooth.prior import ensure_class_pictures
 from pipelines.dreambooth.run import Run
 
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+LAUNCHERS_SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 """Variables by which `accelerate launch` asks for a model in pieces."""
 
 
@@ -76,15 +76,19 @@ def check(options: TrainOptions, device: torch.device | None = None) -> Job:
     subject = read_subject(options)
     dtype = choose_dtype(options, device)
     estimate = require_memory(family, options, device, dtype)
-    require_space(options.output, estimate.disk_bytes(options))
+    require_space(options.output, estimate.disk)
     return Job(options, family, subject, device, dtype)
 
 
 def train(options: TrainOptions) -> Result:
     """Run or continue the training that `options` describe."""
     started = time.monotonic()
-    _require_whole_models()
+    _refuse_launchers_sharding()
     accelerator = Accelerator(cpu=choose_device(options).type == "cpu")
+    if options.shard and accelerator.num_processes == 1:
+        raise OptionError(
+            "shard=true: one process has nobody to share with; start several with torchrun --nproc-per-node N"
+        )
     torch.use_deterministic_algorithms(options.deterministic)
     with quiet_libraries():
         job = check(options, accelerator.device)
@@ -110,17 +114,16 @@ def train(options: TrainOptions) -> Result:
     return result
 
 
-def _require_whole_models() -> None:
-    """Master weights and checkpoints are whole in every process, and FSDP 2 would leave gradients unreduced without a word.
+def _refuse_launchers_sharding() -> None:
+    """The launcher's sharding would wrap the model after its masters were made, and leave gradients unreduced without a word.
 
     Raises:
         OptionError: `accelerate launch` was told to shard the model.
     """
-    for variable in SHARDING:
+    for variable in LAUNCHERS_SHARDING:
         if os.environ.get(variable, "").lower() == "true":
             raise OptionError(
-                f"{variable}=true: each process holds the whole model here; launch without it, and save memory by "
-                "gradient_checkpointing=true or quantize=nf4"
+                f"{variable}=true: the launcher cannot split the model here; launch without it and use shard=true"
             )
 
 
@@ -143,8 +146,8 @@ def choose_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def draw_validation(job: Job, trainee: Trainee, step: int, journal: Journal) -> None:
-    """The validation prompts, drawn with the weights of now, into `validation/` and the log."""
+def draw_validation(job: Job, trainee: Trainee, step: int, journal: Journal | None) -> None:
+    """The validation prompts, drawn with the weights of now, into `validation/` and the log of the process that keeps one."""
     options = job.options
     if not options.validation_prompts:
         return
@@ -152,11 +155,15 @@ def draw_validation(job: Job, trainee: Trainee, step: int, journal: Journal) -> 
     wishes = [Wish(prompt, options.seed + index) for index, prompt in enumerate(options.validation_prompts)]
     side = options.resolution
     style = Style(options.validation_steps, size=(side, side), text_tokens=options.text_tokens)
-    folder = options.output / "validation"
-    folder.mkdir(exist_ok=True)
-    for index, picture in enumerate(draw(pipeline, wishes, style)):
-        picture.save(folder / f"step-{step:06d}-{index}.png")
-        journal.picture(step, f"validation/{index}", picture)
+    # Processes that share a model must call it equally often: one picture at a time, since batches form by chance.
+    together = [[wish] for wish in wishes] if options.shard else [wishes]
+    pictures = [picture for part in together for picture in draw(pipeline, part, style)]
+    if journal:
+        folder = options.output / "validation"
+        folder.mkdir(exist_ok=True)
+        for index, picture in enumerate(pictures):
+            picture.save(folder / f"step-{step:06d}-{index}.png")
+            journal.picture(step, f"validation/{index}", picture)
     trainee.denoiser.train()
     del pipeline
     _free(job.device)

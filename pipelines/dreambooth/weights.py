@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pipelines.dreambooth.options import TrainOptions
+from pipelines.dreambooth.sharding import local, part_like
 
 
 class MasterWeights:
@@ -39,7 +40,8 @@ class MasterWeights:
     def write_back(self) -> None:
         """Round the masters into the working parameters."""
         if self._pairs:
-            torch._foreach_copy_([w for w, _ in self._pairs], [m for _, m in self._pairs])
+            working, masters = ([local(each) for each in side] for side in zip(*self._pairs, strict=True))
+            torch._foreach_copy_(working, masters)
 
     def state(self) -> dict[str, torch.Tensor]:
         return {name: master.detach() for name, master in zip(self.names, self.masters, strict=True)}
@@ -47,8 +49,17 @@ class MasterWeights:
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         for name, master in zip(self.names, self.masters, strict=True):
-            master.copy_(state[name])
+            master.copy_(part_like(state[name], master))
         self.write_back()
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Continue `optimizer`, made over the masters in their order, from its state."""
+        for place, of_master in state["state"].items():
+            master = self.masters[place]
+            for name, value in of_master.items():
+                if isinstance(value, torch.Tensor) and value.shape == master.shape:
+                    of_master[name] = part_like(value, master)
+        optimizer.load_state_dict(state)
 
 
 def build_optimizer(options: TrainOptions, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

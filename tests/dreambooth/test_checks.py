@@ -18,7 +18,7 @@ from pipelines.dreambooth.errors import DataError, OptionError
 from pipelines.dreambooth.families import Rows, family_of
 from pipelines.dreambooth.memory import estimate_memory, require_memory
 from pipelines.dreambooth.options import TrainOptions
-from pipelines.dreambooth.train import check
+from pipelines.dreambooth.train import check, train
 
 Build = Callable[..., TrainOptions]
 
@@ -155,6 +155,31 @@ def test_gradient_checkpointing_quantization_and_full_training_change_the_estima
     assert peak(quantize="nf4") < plain
     assert peak(method="full") > plain
     assert peak(batch_size=4) > 2 * plain
+
+
+def test_sharding_splits_the_memory_over_the_processes_and_keeps_what_is_gathered_whole(options: Build) -> None:
+    run = options(method="full", shard=True)
+    one, four = (estimate_memory(family_of(run.model), run, torch.float32, processes) for processes in (1, 4))
+    assert four.masters == one.masters // 4 and four.optimizer == one.optimizer // 4
+    assert one.weights // 4 < four.weights < one.weights
+    assert four.activations == one.activations and four.disk == one.disk
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"quantize": "nf4"}, "cannot split the 4-bit weights"),
+        ({"optimizer": "prodigy"}, "needs optimizer=adamw; prodigy reads whole weights"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(options: Build, changes: dict[str, str], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        options(shard=True, **changes)
+
+
+def test_one_process_has_nobody_to_share_with(options: Build) -> None:
+    with pytest.raises(OptionError, match=r"start several with torchrun --nproc-per-node"):
+        train(options(shard=True))
 
 
 def test_buckets_keep_the_aspect_ratio_and_the_number_of_pixels() -> None:

@@ -39,6 +39,7 @@ class Family(ABC):
     attention_targets: ClassVar[tuple[str, ...]]
     linear_targets: ClassVar[tuple[str, ...]]
     supports_min_snr: ClassVar[bool] = False
+    trains_with_cudnn_attention: ClassVar[bool] = True
 
     text_tokens: int | None = None
     """Tokens of the T5 encoder, for families that have one; None: the pipeline's default."""

@@ -22,6 +22,8 @@ class Flux(Family):
     trainable_encoders = ("text_encoder",)
     attention_targets = JOINT_ATTENTION
     linear_targets = (*JOINT_ATTENTION, *JOINT_FEED_FORWARD, "proj_mlp")
+    # Its backward pass reads where it may not: the gradient is a slice of the single blocks' joint output (seen in torch 2.11).
+    trains_with_cudnn_attention = False
 
     def objective(self, min_snr_gamma: float | None) -> Objective:
         """Its shift depends on the picture's size at inference only; training draws unshifted levels."""
