@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from pipelines.dreambooth.errors import OptionError
 from pipelines.dreambooth.journal import Journal
 from pipelines.dreambooth.options import TrainOptions
 from pipelines.dreambooth.train import train
-from tests.conftest import free_port
+from tests.dreambooth.processes import trainings
 
 Build = Callable[..., TrainOptions]
-STEPS = 24
+STEPS = 12
+WAIT_SECONDS = 300
 # Everything that has a state: prior, dropout, schedule, average, views, several passes to a step, text encoders.
 STATEFUL = {
     "steps": STEPS,
@@ -59,8 +60,17 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": "runtime:.", "OMP_NUM_THREADS": "1"}
 
 
-def lines(output: Path) -> int:
-    return len(Journal.read(output))
+def wait_for_lines(output: Path, count: int, process: BaseProcess) -> None:
+    """Until the log has `count` lines, which `process` must live to see."""
+    while len(Journal.read(output)) < count and process.is_alive():
+        time.sleep(0.01)
+    assert process.is_alive(), "the run ended before it could be killed"
+
+
+def join(started: Sequence[BaseProcess]) -> None:
+    for process in started:
+        process.join(WAIT_SECONDS)
+        assert process.exitcode == 0
 
 
 def weights_of(output: Path) -> dict[str, torch.Tensor]:
@@ -80,11 +90,8 @@ def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(options: Build
     whole, killed = (options(output=tmp_path / name, **STATEFUL) for name in ("whole", "killed"))
     train(whole)
     stop_at = random.randint(4, STEPS - 3)
-    process = subprocess.Popen(command(killed), env=environment(), stderr=subprocess.DEVNULL)
-    while lines(killed.output) < stop_at and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -9, "the run ended before it could be killed"
+    with trainings(killed) as started:
+        wait_for_lines(killed.output, stop_at, started[0])
     assert not (killed.output / LORA_FILE).exists()
     train(killed)
     assert_same_weights(whole.output, killed.output)
@@ -101,58 +108,41 @@ def test_the_same_seed_repeats_a_run_and_another_does_not(options: Build, tmp_pa
         assert_same_weights(first.output, other.output)
 
 
-WAIT_SECONDS = 300
+PRIOR: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "class_prompt": "a ring",
+    "class_pictures": 2,
+    "class_steps": 2,
+    "steps": 4,
+}
+# Of one step: Adam divides by the gradient's size, which makes much of rounding where there is hardly any.
+TWENTIETH = PRIOR["learning_rate"] / 20
 
 
-# The pictures have two shapes, so the processes differ in their numbers of calls, and in which of them teach the prior.
-@pytest.mark.parametrize("more", [{}, {"shard": True}, {"shard": True, "method": "full", "prior": "pictures"}], ids=str)
-def test_two_processes_train_like_one_with_twice_the_accumulation(
-    options: Build, tmp_path: Path, more: dict[str, Any]
-) -> None:
-    shared: dict[str, Any] = {
-        "learning_rate": 1e-3,
-        "class_prompt": "a ring",
-        "class_pictures": 2,
-        "class_steps": 2,
-        "class_data": tmp_path / "class",
-        "prior": "teacher",
-        "train_text_encoder": True,
-        "steps": 4,
-        "validate_every": 3,
-        "validation_prompts": ["a zqx ring"],
-        "validation_steps": 1,
-    } | more
-    alone = options(output=tmp_path / "alone", accumulation=2, **shared | {"shard": False})
-    spread = options(**shared)
+def test_two_processes_train_like_one_with_twice_the_accumulation(options: Build, tmp_path: Path) -> None:
+    shared = PRIOR | {"class_data": tmp_path / "class"}
+    alone, spread = options(output=tmp_path / "alone", accumulation=2, **shared), options(**shared)
     train(alone)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     apart = ["sh", "-c", f'exec "$@" --output "{spread.output}$RANK"', "sh"]  # shows who writes
     subprocess.run([*launcher, *apart, *command(spread)], env=environment(), check=True, timeout=WAIT_SECONDS)
-    # A twentieth of one step: Adam divides by the gradient's size, which makes much of rounding where there is hardly any.
-    assert_same_weights(alone.output, Path(f"{spread.output}0"), tolerance=5e-5)
-    assert list(Path(f"{spread.output}0", "validation").iterdir())
+    assert_same_weights(alone.output, Path(f"{spread.output}0"), TWENTIETH)
     assert not list(Path(f"{spread.output}1").iterdir()), "the first process alone writes"
 
 
-@contextmanager
-def two_processes(options: TrainOptions) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """A run on two processes, connected as torchrun connects them: but its workers would outlive it when it is killed."""
-    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    started = [
-        subprocess.Popen(
-            command(options),
-            env=environment() | ranks | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+# The pictures have two shapes, so the processes differ in their numbers of calls, and in which of them teach the prior.
+@pytest.mark.parametrize("more", [{"prior": "teacher", "train_text_encoder": True}, {"method": "full"}], ids=str)
+def test_a_model_in_pieces_trains_like_a_whole_one(options: Build, tmp_path: Path, more: dict[str, Any]) -> None:
+    drawing = {"validate_every": 3, "validation_prompts": ("a zqx ring", "a ring"), "validation_steps": 1}
+    shared = PRIOR | drawing | more | {"class_data": tmp_path / "class"}
+    alone = options(output=tmp_path / "alone", accumulation=2, **shared)
+    first, second = (options(output=tmp_path / f"rank{rank}", shard=True, **shared) for rank in range(2))
+    train(alone)
+    with trainings(first, second) as started:
+        join(started)
+    assert_same_weights(alone.output, first.output, TWENTIETH)
+    assert len(list((first.output / "validation").iterdir())) == 2
+    assert not list(second.output.iterdir()), "the first process alone writes"
 
 
 @pytest.mark.parametrize("shard", [False, True])
@@ -162,16 +152,14 @@ def test_two_processes_killed_at_a_random_step_end_with_the_same_weights(
     more = {"steps": 10, "learning_rate": 1e-3, "adapter_dropout": 0.2, "checkpoint_every": 2, "log_every": 1}
     more |= {"shard": shard, "ema_decay": 0.9}
     whole, killed = (options("sd15", output=tmp_path / name, **more) for name in ("whole", "killed"))
-    with two_processes(whole) as started:
-        assert [process.wait(WAIT_SECONDS) for process in started] == [0, 0]
+    with trainings(whole, whole) as started:
+        join(started)
     stop_at = random.randint(3, 6)
-    with two_processes(killed) as started:
-        while lines(killed.output) < stop_at and started[0].poll() is None:
-            time.sleep(0.01)
-        assert started[0].poll() is None, "the run ended before it could be killed"
+    with trainings(killed, killed) as started:
+        wait_for_lines(killed.output, stop_at, started[0])
     assert not (killed.output / LORA_FILE).exists()
-    with two_processes(killed) as started:
-        assert [process.wait(WAIT_SECONDS) for process in started] == [0, 0]
+    with trainings(killed, killed) as started:
+        join(started)
     assert_same_weights(whole.output, killed.output)
 
 
