@@ -1,4 +1,4 @@
-"""Real servers for tests: `python -m atelier serve` in a process of its own, on free ports, stopped with SIGTERM.
+"""Real servers for tests: `atelier serve` in a process of its own, on free ports, stopped with SIGTERM.
 
 And the order of files and the turns of tests, for `make test` runs files in two processes.
 """
@@ -9,17 +9,19 @@ import fcntl
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from tests.processes import Executed, Forked
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start: two threads on shared cores are slower than one
 START_SECONDS = 120
 STOP_SECONDS = 60
 ROOT = Path(__file__).parent.parent
@@ -71,7 +73,7 @@ class Server:
     grpc: str
     model: str
     log: Path
-    process: subprocess.Popen[bytes]
+    process: Executed | Forked
 
     def stop(self) -> int:
         """SIGTERM, as a cluster sends it; the exit code."""
@@ -106,15 +108,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(log: Path, ready: bool = True, **environment: str) -> Iterator[Server]:
-    """A server with these environment variables (upper or lower case); leaving the block must end it with exit code 0."""
+def running_server(log: Path, ready: bool = True, executed: bool = False, **environment: str) -> Iterator[Server]:
+    """A server with these environment variables (upper or lower case); leaving the block must end it with exit code 0.
+
+    It is forked, or `executed` where it matters what is imported when.
+    """
     name = environment.setdefault("model_name", "tiny")
     ports = free_port(), free_port()
-    command = [sys.executable, "-m", "atelier", "serve", f"--http_port={ports[0]}", f"--grpc_port={ports[1]}"]
-    inherited = {"PYTHONPATH": f"{ROOT / 'runtime'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", "DEVICE": "cpu"}
-    given = {key.upper(): value for key, value in environment.items()}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=os.environ | inherited | given, stdout=output, stderr=output)
+    arguments = ["serve", f"--http_port={ports[0]}", f"--grpc_port={ports[1]}"]
+    given = {"DEVICE": "cpu"} | {key.upper(): value for key, value in environment.items()}
+    process = (Executed if executed else Forked)("atelier.cli", arguments, given, log)
     server = Server(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", name, log, process)
     try:
         if ready:
@@ -140,7 +143,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
     """`with start_server(model_id=..., api_keys="a,b") as server:`; the log lies in a folder of its own."""
 
-    def start(**environment: str) -> AbstractContextManager[Server]:
+    def start(**environment: Any) -> AbstractContextManager[Server]:
         return running_server(tmp_path_factory.mktemp("server") / "log", **environment)
 
     return start

@@ -60,7 +60,9 @@ def collector() -> Iterator[Collector]:
 def told(start_server: StartServer, tiny_checkpoint: Path, collector: Collector) -> Iterator[Server]:
     """A server that logs in JSON and sends traces."""
     traces = {"otel_exporter_otlp_endpoint": collector.url, "otel_bsp_schedule_delay": "100"}
-    with start_server(model_id=str(tiny_checkpoint), log_format="json", max_steps="30", **traces) as server:
+    with start_server(
+        model_id=str(tiny_checkpoint), log_format="json", max_steps="30", executed=True, **traces
+    ) as server:
         yield server
 
 

@@ -22,7 +22,7 @@ from pipelines.dreambooth.errors import OptionError
 from pipelines.dreambooth.journal import Journal
 from pipelines.dreambooth.options import TrainOptions
 from pipelines.dreambooth.train import train
-from tests.dreambooth.processes import trainings
+from tests.dreambooth.trainings import trainings
 
 Build = Callable[..., TrainOptions]
 STEPS = 12

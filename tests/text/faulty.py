@@ -31,7 +31,7 @@ def step(self: batch.Batch) -> None:
     _step(self)
 
 
-if __name__ == "__main__":
+def main() -> None:
     sampling._adjust = adjust
     batch.Batch.step = step  # type: ignore[method-assign]
     signal.signal(signal.SIGUSR1, lambda *_: armed.append(True))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from tests.processes import Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ class Server:
     url: str
     grpc: str
     name: str
-    process: subprocess.Popen[bytes]
+    process: Forked
     log: Path
 
     def metric(self, name: str) -> float:
@@ -44,26 +44,23 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, log: Path, name: str = "tiny", module: str = "atelier", ready_s: float = 60, **settings: str
+    model: Path, log: Path, name: str = "tiny", module: str = "atelier.cli", ready_s: float = 60, **settings: str
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and stop it afterwards."""
     rest, grpc = free_port(), free_port()
-    environment = os.environ | {"MODEL_ID": str(model), "MODEL_NAME": name, "OMP_NUM_THREADS": "1"} | settings
-    environment["PYTHONPATH"] = f"{ROOT / 'runtime'}:{ROOT}"
-    command = [sys.executable, "-m", module, "serve", "--http_port", str(rest), "--grpc_port", str(grpc)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
-        server = Server(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}", name, process, log)
+    arguments = ["serve", "--http_port", str(rest), "--grpc_port", str(grpc)]
+    process = Forked(module, arguments, {"MODEL_ID": str(model), "MODEL_NAME": name} | settings, log)
+    server = Server(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}", name, process, log)
+    try:
+        _wait(server, ready_s)
+        yield server
+    finally:
+        process.terminate()
         try:
-            _wait(server, ready_s)
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _wait(server: Server, seconds: float) -> None:

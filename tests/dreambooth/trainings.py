@@ -1,11 +1,7 @@
-"""Trainings in processes of their own, which can be killed, and connected to one another as torchrun connects them.
-
-They are forked from a server that has imported everything already: a start takes less than a second, not ten.
-"""
+"""Trainings in processes of their own, which can be killed, and connected to one another as torchrun connects them."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +10,7 @@ from multiprocessing.process import BaseProcess
 import pipelines.dreambooth.train as training
 from pipelines.dreambooth.options import TrainOptions
 from tests.conftest import free_port
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+from tests.processes import CONTEXT
 
 
 @contextmanager

@@ -1,0 +1,13 @@
+"""What servers and trainings import, imported once: see `tests.processes`."""
+
+# ruff: noqa: F401
+import diffusers.loaders
+import kserve
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+import atelier.cli
+import atelier.doctor
+import atelier.images.model
+import atelier.text.model
+import pipelines.dreambooth.train
