@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.conftest import free_port
 from tests.processes import Forked
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +33,6 @@ class Server:
             if line.startswith(f"{name}{{") and f'model="{self.name}"' in line:
                 return float(line.split()[-1])
         raise KeyError(name)
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
