@@ -66,18 +66,15 @@ def train(
     if context.invoked_subcommand:
         return
     options = parse(values)
-    from pipelines.dreambooth import memory
     from pipelines.dreambooth import train as training
 
     if check:
-        job = training.check(options)
-        typer.echo("\n".join(memory.estimate_memory(job.family, options, job.dtype).lines()))
-        return
-    result = training.train(options)
+        said = "\n".join(training.check(options).estimate.lines())
+    else:
+        result = training.train(options)
+        said = f"{result.path}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} weights"
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(
-            f"{result.path}: {result.steps} steps in {result.seconds:.0f} s, {result.trained_parameters:,} weights"
-        )
+        typer.echo(said)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from pipelines.dreambooth.drawing import Style, Wish, draw
 from pipelines.dreambooth.errors import OptionError
 from pipelines.dreambooth.families import Family, family_of
 from pipelines.dreambooth.journal import Journal, peak_bytes, quiet_libraries
-from pipelines.dreambooth.memory import require_memory
+from pipelines.dreambooth.memory import Estimate, require_memory
 from pipelines.dreambooth.options import TrainOptions
 from pipelines.dreambooth.prior import ensure_class_pictures
 from pipelines.dreambooth.run import Run
@@ -55,13 +55,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Job:
-    """Checked options: the family, the pictures, the device and the compute type."""
+    """Checked options: the family, the pictures, the device, the compute type, and the memory of one process."""
 
     options: TrainOptions
     family: Family
     subject: list[Picture]
     device: torch.device
     dtype: torch.dtype
+    estimate: Estimate
 
 
 def check(options: TrainOptions, device: torch.device | None = None) -> Job:
@@ -77,7 +78,7 @@ def check(options: TrainOptions, device: torch.device | None = None) -> Job:
     dtype = choose_dtype(options, device)
     estimate = require_memory(family, options, device, dtype)
     require_space(options.output, estimate.disk)
-    return Job(options, family, subject, device, dtype)
+    return Job(options, family, subject, device, dtype, estimate)
 
 
 def train(options: TrainOptions) -> Result:

@@ -145,22 +145,26 @@ def test_a_model_in_pieces_trains_like_a_whole_one(options: Build, tmp_path: Pat
     assert not list(second.output.iterdir()), "the first process alone writes"
 
 
-@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after", "tolerance"), [(False, False, 0.0), (True, True, 0.0), (True, False, TWENTIETH)]
+)
 def test_two_processes_killed_at_a_random_step_end_with_the_same_weights(
-    options: Build, tmp_path: Path, shard: bool
+    options: Build, tmp_path: Path, before: bool, after: bool, tolerance: float
 ) -> None:
+    """In pieces or whole, `before` it is killed and `after`."""
     more = {"steps": 10, "learning_rate": 1e-3, "adapter_dropout": 0.2, "checkpoint_every": 2, "log_every": 1}
-    more |= {"shard": shard, "ema_decay": 0.9}
-    whole, killed = (options("sd15", output=tmp_path / name, **more) for name in ("whole", "killed"))
+    more |= {"ema_decay": 0.9}
+    whole, killed = (options("sd15", output=tmp_path / name, shard=before, **more) for name in ("whole", "killed"))
+    continued = options("sd15", output=killed.output, shard=after, **more)
     with trainings(whole, whole) as started:
         join(started)
     stop_at = random.randint(3, 6)
     with trainings(killed, killed) as started:
         wait_for_lines(killed.output, stop_at, started[0])
     assert not (killed.output / LORA_FILE).exists()
-    with trainings(killed, killed) as started:
+    with trainings(continued, continued) as started:
         join(started)
-    assert_same_weights(whole.output, killed.output)
+    assert_same_weights(whole.output, killed.output, tolerance)
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

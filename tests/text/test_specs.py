@@ -85,6 +85,11 @@ def test_sglang_serves_image_models_through_its_own_command(environment: Path) -
         line(environment, engine="vllm", task="image")
 
 
+def test_adapters_are_not_dropped_without_a_word(environment: Path) -> None:
+    with pytest.raises(StartError, match=r"LORA_PATHS .*ENGINE=sglang: use ENGINE=vllm, or .* ENGINE_ARGS"):
+        line(environment, engine="sglang", lora_paths="/x")
+
+
 def test_llamacpp_takes_the_gguf_file_of_a_folder(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "weights.gguf").touch()
     settings = Settings(engine="llamacpp", engine_path=str(environment))

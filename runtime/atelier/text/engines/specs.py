@@ -224,7 +224,11 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
         words += ["--dtype", settings.dtype]
     if spec.dtypes and settings.quantization in QUANTIZATIONS:
         words += ["--quantization", QUANTIZATIONS[settings.quantization]]
-    if settings.lora_paths and spec.name == "vllm":
+    if settings.lora_paths:
+        if spec is not VLLM:
+            raise StartError(
+                f"LORA_PATHS is not passed on to ENGINE={spec.name}: use ENGINE=vllm, or name the adapters in ENGINE_ARGS"
+            )
         words += ["--enable-lora", "--lora-modules", *(f"{one.name}={one.path}" for one in fetch_adapters(settings))]
     return words
 
