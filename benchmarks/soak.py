@@ -174,10 +174,16 @@ class Client:
         url = urlsplit(str(self.http.base_url))
         reader, writer = await asyncio.open_connection(url.hostname, url.port, limit=1024)
         body = json.dumps({"instances": [self.fields() | {"num_inference_steps": 2}]}).encode()
-        head = (
-            f"POST {PREDICT} HTTP/1.1\r\nHost: soak\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n"
-        )
-        writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        # `close`: after a short answer, such as a 429, it would sip at nothing until the server's keep-alive ends.
+        headers = {
+            "Host": "soak",
+            "Authorization": f"Bearer {KEY}",
+            "Connection": "close",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+        }
+        lines = [f"POST {PREDICT} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        writer.write("\r\n".join(lines).encode() + body)
         line = await reader.readline()
         self.report.answers["sip", int(line.split()[1])] += 1
         for _ in range(5):
