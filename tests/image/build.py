@@ -1,6 +1,6 @@
-"""Builds the image's cpu target without a daemon: a root file system by debootstrap, buildah with chroot isolation.
+"""Builds the image's cpu target without a daemon: a root file system by mmdebstrap, buildah with chroot isolation.
 
-Needs root and Debian's buildah, debootstrap, podman and runc, which are installed if apt-get can. This machine's pip
+Needs root and Debian's buildah, mmdebstrap, podman and runc, which are installed if apt-get can. This machine's pip
 configuration is bound into the build, with the folders and certificates it names, so that a build sees the same
 packages as the tests do.
 """
@@ -22,7 +22,7 @@ import pytest
 
 from tests.manifests.rendering import ROOT
 
-TOOLS = ("buildah", "debootstrap", "podman", "runc")
+TOOLS = ("buildah", "mmdebstrap", "podman", "runc")
 IMAGE = "localhost/atelier:cpu"
 BASE = "localhost/debian-python"
 BUILD_SECONDS = 900
@@ -35,7 +35,7 @@ def missing_tools() -> str:
     if os.geteuid() != 0:
         return "building without a daemon needs root"
     if not shutil.which("apt-get"):
-        return "the base image is made by Debian's debootstrap, and there is no apt-get"
+        return "the base image is made by Debian's mmdebstrap, and there is no apt-get"
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         print(f"installing {', '.join(missing)}", file=sys.stderr)
@@ -75,9 +75,7 @@ class Builder:
         release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
         rootfs = self.folder / "rootfs"
         packages = "--include=ca-certificates,python3,python3-venv"
-        run("debootstrap", "--variant=minbase", packages, release["VERSION_CODENAME"].strip('"'), str(rootfs))
-        for archive in (rootfs / "var/cache/apt/archives").glob("*.deb"):
-            archive.unlink()
+        run("mmdebstrap", "--variant=minbase", packages, release["VERSION_CODENAME"].strip('"'), str(rootfs))
         container = run(*self.buildah, "from", "scratch").strip()
         run(*self.buildah, "add", "-q", container, str(rootfs), "/")
         run(*self.buildah, "commit", "-q", "--rm", container, BASE)
