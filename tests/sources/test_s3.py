@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -88,6 +89,19 @@ def test_a_prefix_is_a_folder_with_all_its_files_the_empty_one_too(bucket, link,
         folder = fetch(settings(link.port, tmp_path, model_id))
         assert content(folder) == FILES
     assert len(link.gets("model.safetensors")) == 12, "fetched once, in ranges; the second call found it complete"
+
+
+def test_a_range_that_is_there_at_once_finishes_its_file_once(bucket, server, tmp_path, monkeypatch):
+    class AtOnce(ThreadPoolExecutor):
+        """Every range is there before the next job is thought of, as in a close store."""
+
+        def submit(self, work, *arguments):
+            job = super().submit(work, *arguments)
+            job.exception()
+            return job
+
+    monkeypatch.setattr(transfer, "ThreadPoolExecutor", AtOnce)
+    assert content(fetch(settings(server, tmp_path))) == FILES
 
 
 def test_what_a_model_is_shows_before_anything_is_downloaded(bucket, link, tmp_path):

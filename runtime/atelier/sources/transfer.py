@@ -108,9 +108,12 @@ class Transfer:
         if self._whole and not landing.done and one.size >= crt.WORTH_BYTES:
             yield pool.submit(self._at_once, landing, self._whole, counter)
             return
-        for start, length in landing.lacking:
+        lacking = (
+            landing.lacking
+        )  # as of now: by the end of the loop the first may be there, and the file finished by its range
+        for start, length in lacking:
             yield pool.submit(self._range, landing, start, length, counter)
-        if not landing.lacking:
+        if not lacking:
             yield pool.submit(self._finish, landing)
 
     def _at_once(self, landing: _Landing, whole: crt.Whole, counter: Counter) -> None:
