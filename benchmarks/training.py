@@ -1,7 +1,7 @@
 """Training against diffusers' own Dreambooth LoRA example: steps per second and peak memory, as ratios of one run.
 
     PYTHONPATH=runtime:. python -m benchmarks.training --model sd35-medium --out training.json
-    PYTHONPATH=runtime:. python -m benchmarks.training --model flux-dev --processes 4 --arms ours ours-sharded
+    PYTHONPATH=runtime:. python -m benchmarks.training --model flux1-dev --processes 4 --arms ours ours-sharded
 
 The models have published shapes and random weights (`random_models`), or are the checkpoint folder that --model names. Data,
 steps, batch, rank and adapted layers are the same in every arm, each arm a process of its own, or as many as --processes,
@@ -47,7 +47,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "ours-sharded-compiled": {"shard": True, "compile": True},
     "ours-sharded-full": {"shard": True, "method": "full", "gradient_checkpointing": True},
     "ours-nf4": {"quantize": "nf4"},
-    "ours-adamw8bit": {"optimizer": "adamw8bit"},
 }
 WARM_UP = 5  # steps that are not timed; compiled arms compile in the first
 

@@ -112,7 +112,11 @@ class Run:
         if self.average:
             self.average.store(self.weights.masters)
             self.average.copy_to(self.weights.masters)
-        state: dict[str, torch.Tensor] = whole(self.weights.state(), keep=self.accelerator.is_main_process)
+        main, state = self.accelerator.is_main_process, {}
+        for name, value in self.weights.state().items():
+            gathered = whole(value, keep=main)
+            if main:
+                state[name] = gathered.to("cpu", copy=True)
         if self.average:
             self.average.restore(self.weights.masters)
         return state
@@ -124,9 +128,8 @@ class Run:
             k = step * options.accumulation + index
             syncing = index == options.accumulation - 1
             for part, is_last in self._parts(k):
-                with (
-                    nullcontext() if options.shard or (syncing and is_last) else self.accelerator.no_sync(self._module)
-                ):
+                reduced = options.shard or (syncing and is_last)
+                with nullcontext() if reduced else self.accelerator.no_sync(self._module):
                     loss = part() / options.accumulation
                     loss.backward()
                 total += loss.detach()

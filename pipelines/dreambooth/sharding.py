@@ -29,16 +29,16 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], device: torch.device) 
 
 
 def whole(state: Any, keep: bool) -> Any:
-    """`state`, a nest of dicts and lists, with tensors on the CPU and sharded ones gathered. All processes call it; those that
-    do not `keep` the result get None for each tensor, so that one alone holds the whole."""
+    """`state`, a nest of dicts and lists, with sharded tensors gathered onto the CPU. All processes call it; those that do
+    not `keep` the result get None for each, so that one alone holds the whole."""
     if isinstance(state, dict):
         return {name: whole(value, keep) for name, value in state.items()}
     if isinstance(state, list):
         return [whole(value, keep) for value in state]
-    if not isinstance(state, torch.Tensor):
+    if not isinstance(state, DTensor):
         return state
-    gathered = state.full_tensor() if isinstance(state, DTensor) else state
-    return gathered.detach().to("cpu", copy=True) if keep else None
+    gathered = state.full_tensor()
+    return gathered.cpu() if keep else None
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -108,9 +108,7 @@ class Transfer:
         if self._whole and not landing.done and one.size >= crt.WORTH_BYTES:
             yield pool.submit(self._at_once, landing, self._whole, counter)
             return
-        lacking = (
-            landing.lacking
-        )  # as of now: by the end of the loop the first may be there, and the file finished by its range
+        lacking = landing.lacking  # once: after the loop all may be there, and the last range has finished the file
         for start, length in lacking:
             yield pool.submit(self._range, landing, start, length, counter)
         if not lacking:
