@@ -29,7 +29,7 @@ run: install ## serve the built-in picture model on port 8080
 	$(BIN)/atelier serve
 
 run-text: install ## serve the built-in language model on port 8080
-	MODEL_ID=demo/scenes $(BIN)/atelier serve
+	MODEL_ID=builtin/scenes $(BIN)/atelier serve
 
 test: lint types unit ## everything CI checks
 

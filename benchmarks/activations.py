@@ -1,8 +1,10 @@
-"""Counts the memory a forward pass needs beside its weights, for the factors in `atelier/hardware/activations.py`.
+"""Counts the memory a forward pass needs beside its weights, for the factors in
+`atelier/hardware/activations.py`.
 
-Models of published size are built on torch's meta device, so nothing is allocated and any machine can count them: at
-every operation the storages alive are added up. Fused attention is counted as its output alone. What a real device adds
-(convolution workspaces, fragments) is the margin in `activations.py`. Run: `python -m benchmarks.activations`.
+Models of published size are built on torch's meta device, so nothing is allocated and any machine
+can count them: at every operation the storages alive are added up. Fused attention is counted as
+its output alone. What a real device adds (convolution workspaces, fragments) is the margin in
+`activations.py`. Run: `python -m benchmarks.activations`.
 """
 
 from __future__ import annotations
@@ -22,17 +24,23 @@ BFLOAT16 = torch.bfloat16
 
 
 class LiveStorages(TorchDispatchMode):
-    """Adds up the bytes of storages made under it and still alive; `peak` is the most there were."""
+    """Adds up the bytes of storages made under it and still alive; `peak` is the most there
+    were."""
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._known = known
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.untyped_storage()._cdata not in self._known
+            ):
                 self._add(tensor.untyped_storage())
         return result
 
@@ -49,7 +57,9 @@ class LiveStorages(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> torch.Tensor:
     """Attention as a fused kernel allocates it: the output, no scores."""
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
@@ -61,9 +71,15 @@ def empty(*shape: int) -> torch.Tensor:
 
 def sd15() -> tuple[Any, Callable[[Any], Any], int]:
     """UNet of Stable Diffusion 1.5; arrays of latent cells x 320 channels."""
-    model = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    model = diffusers.UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=768, attention_head_dim=8
+    )
     side = PIXELS // 8
-    return model, lambda m: m(empty(1, 4, side, side), empty(1), empty(1, 77, 768)), side * side * 320
+    return (
+        model,
+        lambda m: m(empty(1, 4, side, side), empty(1), empty(1, 77, 768)),
+        side * side * 320,
+    )
 
 
 def sdxl() -> tuple[Any, Callable[[Any], Any], int]:
@@ -82,7 +98,11 @@ def sdxl() -> tuple[Any, Callable[[Any], Any], int]:
         use_linear_projection=True,
     )
     side, added = PIXELS // 8, {"text_embeds": empty(1, 1280), "time_ids": empty(1, 6)}
-    call = lambda m: m(empty(1, 4, side, side), empty(1), empty(1, 77, 2048), added_cond_kwargs=added)  # noqa: E731
+
+    def call(model):
+        rows = empty(1, 4, side, side), empty(1), empty(1, 77, 2048)
+        return model(*rows, added_cond_kwargs=added)
+
     return model, call, side * side * 320
 
 
@@ -117,7 +137,11 @@ def flux() -> tuple[Any, Callable[[Any], Any], int]:
         "img_ids": empty(tokens, 3),
         "txt_ids": empty(512, 3),
     }
-    return diffusers.FluxTransformer2DModel(guidance_embeds=True), lambda m: m(**arguments), (tokens + 512) * 3072
+    return (
+        diffusers.FluxTransformer2DModel(guidance_embeds=True),
+        lambda m: m(**arguments),
+        (tokens + 512) * 3072,
+    )
 
 
 def qwen() -> tuple[Any, Callable[[Any], Any], int]:
@@ -129,13 +153,22 @@ def qwen() -> tuple[Any, Callable[[Any], Any], int]:
         "timestep": empty(1),
         "img_shapes": [[(1, side, side)]],
     }
-    return diffusers.QwenImageTransformer2DModel(), lambda m: m(**arguments), (side * side + 512) * 3072
+    return (
+        diffusers.QwenImageTransformer2DModel(),
+        lambda m: m(**arguments),
+        (side * side + 512) * 3072,
+    )
 
 
 def sd_decoder() -> tuple[Any, Callable[[Any], Any], int]:
     """The VAE decoder of the Stable Diffusion family; arrays of pixels x 128 channels."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    model = diffusers.AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    model = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks
+    )
     return model, lambda m: m.decode(empty(1, 4, PIXELS // 8, PIXELS // 8)), PIXELS * PIXELS * 128
 
 
@@ -148,7 +181,10 @@ def qwen_decoder() -> tuple[Any, Callable[[Any], Any], int]:
 def main() -> None:
     """Print parameters, peak bytes and the factor of each model."""
     torch.nn.functional.scaled_dot_product_attention = fused  # type: ignore[assignment]
-    print(f"{'model':<14}{'parameters':>16}{'peak GiB':>10}{'arrays':>8}   bfloat16, {PIXELS}x{PIXELS}, one row")
+    print(
+        f"{'model':<14}{'parameters':>16}{'peak GiB':>10}{'arrays':>8}   bfloat16,"
+        f" {PIXELS}x{PIXELS}, one row"
+    )
     for build in (sd15, sdxl, sd35_medium, flux, qwen, sd_decoder, qwen_decoder):
         with torch.device("meta"):
             model, call, elements = build()

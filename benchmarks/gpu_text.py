@@ -1,8 +1,9 @@
 """The embedded text engine on one GPU against transformers' own `generate` and `generate_batch`.
 
-A Llama-3.1-8B-shaped model with random weights is built on the device, so nothing is downloaded; only torch,
-transformers and tokenizers are needed. Each row of the table is one way to run it; 1, 64 and 256 requests of 128 + 128
-tokens. Usage: python benchmarks/gpu_text.py [--small] [--only NAME,...] [--out results.json]
+A Llama-3.1-8B-shaped model with random weights is built on the device, so nothing is downloaded;
+only torch, transformers and tokenizers are needed. Each row of the table is one way to run it; 1,
+64 and 256 requests of 128 + 128 tokens. Usage: python benchmarks/gpu_text.py [--small] [--only
+NAME,...] [--out results.json]
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 
 from atelier.events import Failed, Token
-from atelier.text.capacity import Capacity
-from atelier.text.engines import attention, fusion
-from atelier.text.engines.admission import Limits, Vocabulary
-from atelier.text.engines.runner import Runner
-from atelier.text.engines.slots import SlotCache
-from atelier.text.engines.transformers import TransformersEngine
+from atelier.text.embedded import attention, fusion
+from atelier.text.embedded.admission import ContextLimits, Vocabulary
+from atelier.text.embedded.capacity import Capacity
+from atelier.text.embedded.engine import TransformersEngine
+from atelier.text.embedded.runner import Runner
+from atelier.text.embedded.slots import SlotCache
 
 PROMPT = ANSWER = 128
 STREAMS = (1, 64, 256)
@@ -41,9 +42,19 @@ def build(small: bool, device: torch.device) -> Any:
     """The model, filled on the device; `small` is for trying the script on a CPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    shape = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
     if small:
-        shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8}
+        shape = {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+        }
     config = LlamaConfig(
         **shape,
         num_key_value_heads=8 if not small else 2,
@@ -60,7 +71,11 @@ def build(small: bool, device: torch.device) -> Any:
         model = LlamaForCausalLM(config)
     model = model.to_empty(device=device)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)
+        (
+            torch.nn.init.normal_(parameter, std=0.02)
+            if parameter.dim() > 1
+            else torch.nn.init.ones_(parameter)
+        )
     rotary = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
     model.model.rotary_emb = rotary.to(device)
     torch.set_default_dtype(torch.float32)
@@ -78,15 +93,18 @@ def tokenizer_of(size: int) -> Any:
 def ask() -> Any:
     """A greedy request of exactly ANSWER tokens, in the form of a TextRequest."""
     return SimpleNamespace(
-        max_tokens=ANSWER, seed=None, n=1, stop=(), stop_token_ids=(), ignore_eos=True, skip_special_tokens=True,
-        logprobs=None, logit_bias={}, timeout=None, temperature=0.0, top_k=None, top_p=None, min_p=None,
+        max_tokens=ANSWER, seed=None, n=1, stop=(), stop_token_ids=(), ignore_eos=True,
+        skip_special_tokens=True,
+        logprobs=None, logit_bias={}, timeout=None, temperature=0.0, top_k=None, top_p=None,
+        min_p=None,
         repetition_penalty=None, presence_penalty=0.0, frequency_penalty=0.0,
         response_format=SimpleNamespace(type="text"),
     )  # fmt: skip
 
 
 async def serve_all(engine: TransformersEngine, prompts: list[list[int]]) -> dict[str, float]:
-    """Send all prompts at once; tokens per second over all, and of decoding alone once every stream has begun."""
+    """Send all prompts at once; tokens per second over all, and of decoding alone once every stream
+    has begun."""
     begun = time.perf_counter()
     times: list[list[float]] = []
 
@@ -115,18 +133,30 @@ async def serve_all(engine: TransformersEngine, prompts: list[list[int]]) -> dic
     }
 
 
-def measure_ours(model: Any, name: str, streams: int, prompts: list[list[int]], **options: bool) -> dict[str, float]:
+def measure_ours(
+    model: Any, name: str, streams: int, prompts: list[list[int]], **options: bool
+) -> dict[str, float]:
     """Our engine with some options, warmed by one run of the same size."""
     attention.register()
     model.set_attn_implementation(attention.NAME)
     capacity = Capacity(max(STREAMS), 512, 0)
     runner = Runner(
-        model, SlotCache(capacity.slots, capacity.context), graphs=options["graphs"], flash=options["flash"]
+        model,
+        SlotCache(capacity.slots, capacity.context),
+        graphs=options["graphs"],
+        flash=options["flash"],
     )
     if options.get("fused"):
-        print(f"  {fusion.fuse_norms(model)} norms fused; rotary compiled: {fusion.compile_rotary(model)}")
-    vocabulary = Vocabulary(tokenizer_of(model.config.vocab_size), model.config.vocab_size, frozenset())
-    engine = TransformersEngine(runner, vocabulary, Limits(capacity.context, 1024, 600, prefill_tokens=8192))
+        print(
+            f"  {fusion.fuse_norms(model)} norms fused; rotary compiled:"
+            f" {fusion.compile_rotary(model)}"
+        )
+    vocabulary = Vocabulary(
+        tokenizer_of(model.config.vocab_size), model.config.vocab_size, frozenset()
+    )
+    engine = TransformersEngine(
+        runner, vocabulary, ContextLimits(capacity.context, 1024, 600, prefill_tokens=8192)
+    )
     try:
         results = {}
         for count in [n for n in STREAMS if n <= streams]:
@@ -152,29 +182,44 @@ def profile(runner: Runner, name: str) -> None:
         for _ in range(20):
             runner.decode(rows, 200)
         torch.cuda.synchronize()
-        print(f"  {name}: one step of {rows} rows takes {1000 * (time.perf_counter() - begun) / 20:.2f} ms", flush=True)
+        print(
+            f"  {name}: one step of {rows} rows takes"
+            f" {1000 * (time.perf_counter() - begun) / 20:.2f} ms",
+            flush=True,
+        )
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
         runner.decode(1, 200)
         torch.cuda.synchronize()
-    print(trace.key_averages().table(sort_by="cuda_time_total", row_limit=12, max_name_column_width=70), flush=True)
+    print(
+        trace.key_averages().table(
+            sort_by="cuda_time_total", row_limit=12, max_name_column_width=70
+        ),
+        flush=True,
+    )
 
 
 @torch.no_grad()
-def measure_generate(model: Any, name: str, streams: int, prompts: list[list[int]]) -> dict[str, float]:
+def measure_generate(
+    model: Any, name: str, streams: int, prompts: list[list[int]]
+) -> dict[str, float]:
     """transformers' generate over one padded batch."""
     model.set_attn_implementation("sdpa")
     result = {}
     for count in [n for n in STREAMS if n <= streams]:
         ids = torch.tensor(prompts[:count], device=model.device)
         begun = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER, do_sample=False)
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER, do_sample=False
+        )
         torch.cuda.synchronize() if ids.is_cuda else None
         result = {"tokens_per_s": count * ANSWER / (time.perf_counter() - begun)}
         report(name, count, result)
     return result
 
 
-def measure_batch(model: Any, name: str, streams: int, prompts: list[list[int]]) -> dict[str, float]:
+def measure_batch(
+    model: Any, name: str, streams: int, prompts: list[list[int]]
+) -> dict[str, float]:
     """transformers' continuous batching, as `generate_batch` offers it."""
     from transformers import GenerationConfig
 
@@ -218,7 +263,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begun = time.perf_counter()
     model = build(chosen.small, device)
-    print(f"model built in {time.perf_counter() - begun:.1f} s on {device}, torch {torch.__version__}", flush=True)
+    print(
+        f"model built in {time.perf_counter() - begun:.1f} s on {device}, torch"
+        f" {torch.__version__}",
+        flush=True,
+    )
     generator = torch.Generator().manual_seed(0)
     size = model.config.vocab_size
     prompts = torch.randint(0, size, (max(STREAMS), PROMPT), generator=generator).tolist()

@@ -1,6 +1,7 @@
-"""What serving costs: p50 of a v1 predict over HTTP against the same call of the bare pipeline, in one run, as a ratio.
+"""What serving costs: p50 of a v1 predict over HTTP against the same call of the bare pipeline, in
+one run, as a ratio.
 
-    python -m benchmarks.overhead [--model demo/shapes] [--steps 20] [--pairs 15]
+    python -m benchmarks.overhead [--model builtin/shapes] [--steps 20] [--pairs 15]
 
 The two are called in turn, so that a machine whose speed drifts does not favour one of them.
 """
@@ -11,36 +12,17 @@ import argparse
 import json
 import statistics
 import time
-from typing import Any
 
 import httpx
 
-from benchmarks.serving import server_process
-
-PROMPT = "a red circle on a blue background"
-
-
-def bare_pipeline(model: str) -> Any:
-    import torch
-    from diffusers import DiffusionPipeline
-
-    from atelier.settings import load_settings
-    from atelier.sources import fetch
-
-    torch.set_num_threads(1)
-    pipeline = DiffusionPipeline.from_pretrained(fetch(load_settings(model_id=model)))
-    pipeline.set_progress_bar_config(disable=True)
-
-    def draw(steps: int, seed: int) -> None:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        pipeline(PROMPT, num_inference_steps=steps, guidance_scale=5.0, generator=generator)
-
-    return draw
+from benchmarks.arms import PROMPT, bare_pipeline, server_process
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo/shapes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin/shapes")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=15)
     options = parser.parse_args()
@@ -60,7 +42,15 @@ def main() -> None:
     p50 = statistics.median(served), statistics.median(bare)
     ratios = sorted(a / b for a, b in zip(served, bare, strict=True))
     print(
-        json.dumps({"http_p50_s": p50[0], "bare_p50_s": p50[1], "ratio": p50[0] / p50[1], "pairwise": ratios}, indent=2)
+        json.dumps(
+            {
+                "http_p50_s": p50[0],
+                "bare_p50_s": p50[1],
+                "ratio": p50[0] / p50[1],
+                "pairwise": ratios,
+            },
+            indent=2,
+        )
     )
 
 

@@ -1,7 +1,8 @@
-"""Pipelines of published models' exact shapes with random weights: the arithmetic is the same, and nothing is downloaded.
+"""Pipelines of published models' exact shapes with random weights: the arithmetic is the same, and
+nothing is downloaded.
 
-Text encoders are left out: requests bring embeddings of the right shape, as a server with a warm prompt cache has them.
-Shapes are those of the models' published `config.json` files.
+Text encoders are left out: requests bring embeddings of the right shape, as a server with a warm
+prompt cache has them. Shapes are those of the models' published `config.json` files.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ def _make(cls: Any, device: str, dtype: torch.dtype, **config: Any) -> Any:
 
 def _vae(latent_channels: int, device: str, dtype: torch.dtype, **config: Any) -> AutoencoderKL:
     levels = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-    sizes = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "force_upcast": False}
+    sizes = {
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "force_upcast": False,
+    }
     return _make(
         AutoencoderKL,
         device,
@@ -88,13 +93,22 @@ def stable_diffusion_35_medium(device: str, dtype: torch.dtype) -> Subject:
         dual_attention_layers=tuple(range(13)),
         qk_norm="rms_norm",
     )
-    vae = _vae(16, device, dtype, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609)
+    vae = _vae(
+        16, device, dtype, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609
+    )
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         **dict.fromkeys(
-            ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+            (
+                "text_encoder",
+                "text_encoder_2",
+                "text_encoder_3",
+                "tokenizer",
+                "tokenizer_2",
+                "tokenizer_3",
+            )
         ),
     )
 
@@ -134,7 +148,9 @@ def stable_diffusion_xl(device: str, dtype: torch.dtype) -> Subject:
     pipeline = StableDiffusionXLPipeline(
         unet=unet,
         vae=_vae(4, device, dtype),
-        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+        ),
         **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")),
     )
 
@@ -168,7 +184,9 @@ def flux_1_dev(device: str, dtype: torch.dtype) -> Subject:
         pooled_projection_dim=768,
         guidance_embeds=True,
     )
-    vae = _vae(16, device, dtype, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159)
+    vae = _vae(
+        16, device, dtype, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159
+    )
     pipeline = FluxPipeline(
         transformer=transformer,
         vae=vae,

@@ -1,9 +1,10 @@
-"""Sixteen mixed requests at once: this server, the same server with MAX_BATCH_SIZE=1, and a bare diffusers loop, in one run.
+"""Sixteen mixed requests at once: this server, the same server with MAX_BATCH_SIZE=1, and a bare
+diffusers loop, in one run.
 
-    python -m benchmarks.serving [--model demo/shapes] [--rounds 2]
+    python -m benchmarks.serving [--model builtin/shapes] [--rounds 2]
 
-Also: how long a 4-step request takes while 50-step requests run, against its time alone. Only loopback is used, the number
-of requests is fixed, and their bodies are printed.
+Also: how long a 4-step request takes while 50-step requests run, against its time alone. Only
+loopback is used, the number of requests is fixed, and their bodies are printed.
 """
 
 from __future__ import annotations
@@ -11,17 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
+
+from benchmarks.arms import bare_pipeline, server_process
 
 PROMPTS = (
     "a red circle on a blue background",
@@ -41,36 +38,9 @@ REQUESTS = [
 GAP_S = 0.05  # between arrivals
 
 
-@contextmanager
-def server_process(program: str = "atelier", **environment: str) -> Iterator[str]:
-    """A server in a process of its own under the name `model`; its base URL. `program` is the module that is run."""
-    with socket.socket() as http, socket.socket() as grpc:
-        http.bind(("127.0.0.1", 0))
-        grpc.bind(("127.0.0.1", 0))
-        ports = http.getsockname()[1], grpc.getsockname()[1]
-    given = {name.upper(): value for name, value in environment.items()}
-    settings = {"OMP_NUM_THREADS": "1", "MODEL_NAME": "model", "LOG_LEVEL": "warning"} | given
-    command = [sys.executable, "-m", program, "serve", f"--http_port={ports[0]}", f"--grpc_port={ports[1]}"]
-    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{ports[0]}"
-    try:
-        for _ in range(1200):
-            if process.poll() is not None:
-                sys.exit(f"the server ended with code {process.returncode}")
-            try:
-                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        if code := process.wait(60):
-            sys.exit(f"the server ended with code {code}")
-
-
-async def predict(client: httpx.AsyncClient, url: str, instance: dict[str, Any], delay: float = 0) -> float:
+async def predict(
+    client: httpx.AsyncClient, url: str, instance: dict[str, Any], delay: float = 0
+) -> float:
     """Seconds of one request, counted from its own start."""
     await asyncio.sleep(delay)
     began = time.perf_counter()
@@ -83,7 +53,9 @@ async def load(url: str) -> dict[str, float]:
     """All requests, arriving one after the other, and what a client saw of it."""
     async with httpx.AsyncClient(timeout=600) as client:
         began = time.perf_counter()
-        jobs = [predict(client, url, request, index * GAP_S) for index, request in enumerate(REQUESTS)]
+        jobs = [
+            predict(client, url, request, index * GAP_S) for index, request in enumerate(REQUESTS)
+        ]
         seconds = sorted(await asyncio.gather(*jobs))
         return _summary(time.perf_counter() - began, seconds)
 
@@ -95,16 +67,17 @@ async def short_behind_long(url: str) -> dict[str, float]:
     async with httpx.AsyncClient(timeout=600) as client:
         await predict(client, url, short)
         alone = await predict(client, url, short)
-        running = [asyncio.create_task(predict(client, url, long | {"seed": seed})) for seed in range(4)]
+        running = [
+            asyncio.create_task(predict(client, url, long | {"seed": seed})) for seed in range(4)
+        ]
         beside = await predict(client, url, short, delay=1.0)
         await asyncio.gather(*running)
     return {"alone_s": alone, "beside_four_long_s": beside, "ratio": beside / alone}
 
 
 def bare_loop(model: str) -> dict[str, float]:
-    """The same requests one after the other through plain diffusers; latency counts from each one's arrival."""
-    from benchmarks.overhead import bare_pipeline
-
+    """The same requests one after the other through plain diffusers; latency counts from each one's
+    arrival."""
     draw = bare_pipeline(model)
     draw(2, 0)
     seconds, began = [], time.perf_counter()
@@ -123,8 +96,10 @@ def _summary(total: float, seconds: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo/shapes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin/shapes")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     print("requests, one every", GAP_S, "s:")
@@ -143,7 +118,10 @@ def main() -> None:
             print(f"{name:20}", "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
         batched = results["batched"]["pictures_per_s"]
         for other in ("MAX_BATCH_SIZE=1", "bare diffusers loop"):
-            print(f"throughput against {other}: {batched / results[other]['pictures_per_s']:.2f}", flush=True)
+            print(
+                f"throughput against {other}: {batched / results[other]['pictures_per_s']:.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""A soak: good requests of every protocol among cancels, bad bodies, slow clients, deadlines and a device short of memory.
+"""A soak: good requests of every protocol among cancels, bad bodies, slow clients, deadlines and a
+device short of memory.
 
-    python -m benchmarks.soak [--model demo/shapes] [--seconds 180] [--clients 12] [--side 128]
+    python -m benchmarks.soak [--model builtin/shapes] [--seconds 180] [--clients 12] [--side 128]
 
-Stops by itself, uses loopback only, and ends with code 1 if a request leaked, an answer had an undocumented code, memory
-grew, or a good request was never served. The latency of `/v1/models` and `/metrics` meanwhile is reported.
+Stops by itself, uses loopback only, and ends with code 1 if a request leaked, an answer had an
+undocumented code, memory grew, or a good request was never served. The latency of `/v1/models` and
+`/metrics` meanwhile is reported.
 """
 
 from __future__ import annotations
@@ -24,22 +26,34 @@ from urllib.parse import urlsplit
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.serving import PROMPTS, server_process
+from benchmarks.arms import server_process
+from benchmarks.serving import PROMPTS
 
 KEY = "soak-key"
 DOCUMENTED = {200, 202, 400, 401, 404, 413, 429, 499, 503, 504}
-LIMITS = {"api_keys": KEY, "max_body_bytes": "65536", "max_queue_size": "10", "max_steps": "60", "log_level": "error"}
+LIMITS = {
+    "api_keys": KEY,
+    "max_body_bytes": "65536",
+    "max_queue_size": "10",
+    "max_steps": "60",
+    "log_level": "error",
+}
 PREDICT = "/v1/models/model:predict"
-GROWTH = 64 << 20  # bytes of resident memory: allocator arenas and caches that fill, not a leak a request
+GROWTH = (
+    64 << 20
+)  # bytes of resident memory: allocator arenas and caches that fill, not a leak a request
 
 
 @dataclass
-class Report:
-    """What the clients saw: answers by kind of client and code, probe latencies, memory and depth afterwards."""
+class SoakReport:
+    """What the clients saw: answers by kind of client and code, probe latencies, memory and depth
+    afterwards."""
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    probes: dict[str, list[float]] = field(default_factory=lambda: {"/v1/models": [], "/metrics": []})
+    probes: dict[str, list[float]] = field(
+        default_factory=lambda: {"/v1/models": [], "/metrics": []}
+    )
     memory: tuple[float, float] = (0, 0)
     depth: float = -1
     shortages: float = 0
@@ -52,14 +66,22 @@ class Report:
     def problems(self) -> list[str]:
         """What a calm server would not have shown."""
         found = list(self.faults)
-        odd = {f"{kind}: {code}": n for (kind, code), n in self.answers.items() if code not in DOCUMENTED}
+        odd = {
+            f"{kind}: {code}": n
+            for (kind, code), n in self.answers.items()
+            if code not in DOCUMENTED
+        }
         if odd:
             found.append(f"undocumented answers: {odd}")
         if self.depth != 0:
             found.append(f"{self.depth:g} requests are left in the queue")
         if self.memory[1] - self.memory[0] > GROWTH:
-            found.append(f"memory grew from {self.memory[0] / 2**20:.0f} to {self.memory[1] / 2**20:.0f} MiB")
-        return found + [f"no {kind} request was served" for kind in GOOD if not self.answers[kind, 200]]
+            found.append(
+                f"memory grew from {self.memory[0] / 2**20:.0f} to {self.memory[1] / 2**20:.0f} MiB"
+            )
+        return found + [
+            f"no {kind} request was served" for kind in GOOD if not self.answers[kind, 200]
+        ]
 
 
 @dataclass
@@ -69,7 +91,7 @@ class Client:
     http: httpx.AsyncClient
     dice: random.Random
     side: int
-    report: Report
+    report: SoakReport
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -92,12 +114,22 @@ class Client:
 
     async def v2(self) -> None:
         fields = self.fields()
-        tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [fields.pop("prompt")]}
+        tensor = {
+            "name": "prompt",
+            "datatype": "BYTES",
+            "shape": [1],
+            "data": [fields.pop("prompt")],
+        }
         body = {"inputs": [tensor], "parameters": fields}
         self.count("v2", await self.http.post("/v2/models/model/infer", json=body))
 
     async def openai(self) -> None:
-        body = {"prompt": self.dice.choice(PROMPTS), "steps": 4, "size": f"{self.side}x{self.side}", "n": 2}
+        body = {
+            "prompt": self.dice.choice(PROMPTS),
+            "steps": 4,
+            "size": f"{self.side}x{self.side}",
+            "n": 2,
+        }
         self.count("openai", await self.http.post("/v1/images/generations", json=body))
 
     async def stream(self) -> None:
@@ -120,15 +152,20 @@ class Client:
         body = {"instances": [self.fields() | {"num_inference_steps": 50}]}
         patience = self.dice.random() / 3
         try:
-            self.count("leave", await asyncio.wait_for(self.http.post(PREDICT, json=body), patience))
+            self.count(
+                "leave", await asyncio.wait_for(self.http.post(PREDICT, json=body), patience)
+            )
         except TimeoutError:
             self.report.answers["leave", 499] += 1
 
     async def nonsense(self) -> None:
         body = self.dice.choice([
-            b"", b"{", b"[]", b"\xff\xfe", b'{"instances": []}', b'{"instances": [{}]}', b'{"instances": [{"prompt": 7}]}',
-            b'{"instances": [{"prompt": "a", "width": 13}]}', b'{"instances": [{"prompt": "a", "colour": "red"}]}',
-            b'{"instances": [{"prompt": "a", "image": "AAAA"}]}', b'{"instances": [{"prompt": "a", "seed": 1e400}]}',
+            b"", b"{", b"[]", b"\xff\xfe", b'{"instances": []}', b'{"instances": [{}]}',
+                b'{"instances": [{"prompt": 7}]}',
+            b'{"instances": [{"prompt": "a", "width": 13}]}',
+            b'{"instances": [{"prompt": "a", "colour": "red"}]}',
+            b'{"instances": [{"prompt": "a", "image": "AAAA"}]}',
+            b'{"instances": [{"prompt": "a", "seed": 1e400}]}',
             b'{"instances": [{"prompt": "a", "num_inference_steps": 100000}]}',
         ])  # fmt: skip
         path = self.dice.choice([PREDICT, "/v1/images/generations", "/v2/models/model/infer"])
@@ -140,7 +177,10 @@ class Client:
         body = {"instances": [self.fields()]}
         way = self.dice.randrange(3)
         if way == 0:
-            self.count("stranger", await self.http.post(PREDICT, json=body, headers={"Authorization": "Bearer no"}))
+            self.count(
+                "stranger",
+                await self.http.post(PREDICT, json=body, headers={"Authorization": "Bearer no"}),
+            )
         elif way == 1:
             self.count("stranger", await self.http.post("/v1/models/other:predict", json=body))
         else:
@@ -148,7 +188,10 @@ class Client:
 
     async def hurry(self) -> None:
         """A deadline that cannot be kept, or just so."""
-        fields = self.fields() | {"timeout": self.dice.choice([0.001, 0.05, 0.2]), "num_inference_steps": 40}
+        fields = self.fields() | {
+            "timeout": self.dice.choice([0.001, 0.05, 0.2]),
+            "num_inference_steps": 40,
+        }
         self.count("hurry", await self.http.post(PREDICT, json={"instances": [fields]}))
 
     async def drip(self) -> None:
@@ -174,7 +217,8 @@ class Client:
         url = urlsplit(str(self.http.base_url))
         reader, writer = await asyncio.open_connection(url.hostname, url.port, limit=1024)
         body = json.dumps({"instances": [self.fields() | {"num_inference_steps": 2}]}).encode()
-        # `close`: after a short answer, such as a 429, it would sip at nothing until the server's keep-alive ends.
+        # `close`: after a short answer, such as a 429, it would sip at nothing until the server's
+        # keep-alive ends.
         headers = {
             "Host": "soak",
             "Authorization": f"Bearer {KEY}",
@@ -182,7 +226,12 @@ class Client:
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
         }
-        lines = [f"POST {PREDICT} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        lines = [
+            f"POST {PREDICT} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in headers.items()),
+            "",
+            "",
+        ]
         writer.write("\r\n".join(lines).encode() + body)
         line = await reader.readline()
         self.report.answers["sip", int(line.split()[1])] += 1
@@ -193,15 +242,30 @@ class Client:
 
 
 GOOD = ("v1", "v2", "openai", "stream", "job")
-KINDS = (*GOOD, "v1", "leave", "leave", "nonsense", "nonsense", "stranger", "hurry", "hurry", "drip", "sip")
+KINDS = (
+    *GOOD,
+    "v1",
+    "leave",
+    "leave",
+    "nonsense",
+    "nonsense",
+    "stranger",
+    "hurry",
+    "hurry",
+    "drip",
+    "sip",
+)
 
 
-async def soak(url: str, seconds: float, clients: int, side: int, seed: int = 0) -> Report:
-    """Let `clients` behave at random for `seconds`, then let the server come to rest, and say what was seen."""
-    report = Report()
+async def soak(url: str, seconds: float, clients: int, side: int, seed: int = 0) -> SoakReport:
+    """Let `clients` behave at random for `seconds`, then let the server come to rest, and say what
+    was seen."""
+    report = SoakReport()
     headers = {"Authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=url, timeout=120, headers=headers) as http:
-        crowd = [Client(http, random.Random(seed + index), side, report) for index in range(clients)]
+        crowd = [
+            Client(http, random.Random(seed + index), side, report) for index in range(clients)
+        ]
         ends = time.monotonic() + seconds
 
         async def behave(client: Client) -> None:
@@ -232,7 +296,9 @@ async def soak(url: str, seconds: float, clients: int, side: int, seed: int = 0)
             await asyncio.sleep(0.1)
         report.depth = found["atelier_queue_depth"]
         report.memory = report.memory[0], found["process_resident_memory_bytes"]
-        report.outcomes = {name: n for name, n in found.items() if name.startswith("atelier_requests_total")}
+        report.outcomes = {
+            name: n for name, n in found.items() if name.startswith("atelier_requests_total")
+        }
         report.shortages = found["atelier_out_of_memory_total"]
         # The good requests that chance left out, or refused, must be served now that it is quiet.
         for kind in GOOD:
@@ -243,13 +309,17 @@ async def soak(url: str, seconds: float, clients: int, side: int, seed: int = 0)
 
 
 def _metrics(text: str) -> dict[str, float]:
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    samples = [
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    ]
     return {s.name + "".join(f" {v}" for v in s.labels.values()): s.value for s in samples}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo/shapes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin/shapes")
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--side", type=int, default=128)
@@ -260,9 +330,15 @@ def main() -> None:
         print(f"{kind:10} {code} {count}")
     print("\n".join(f"{name} {count:g}" for name, count in sorted(report.outcomes.items())))
     print(f"{report.shortages:g} calls ran out of memory")
-    print(f"memory {report.memory[0] / 2**20:.0f} MiB half-way, {report.memory[1] / 2**20:.0f} MiB at the end")
+    print(
+        f"memory {report.memory[0] / 2**20:.0f} MiB half-way, {report.memory[1] / 2**20:.0f} MiB at"
+        " the end"
+    )
     for path in report.probes:
-        print(f"{path} p50 {statistics.median(report.probes[path]) * 1e3:.1f} ms, p99 {report.p99(path) * 1e3:.1f} ms")
+        print(
+            f"{path} p50 {statistics.median(report.probes[path]) * 1e3:.1f} ms, p99"
+            f" {report.p99(path) * 1e3:.1f} ms"
+        )
     sys.exit("\n".join(report.problems()) or None)
 
 

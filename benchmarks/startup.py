@@ -1,8 +1,9 @@
 """Start to ready against the imports that no server of this kind can avoid, in turn, as a ratio.
 
-    python -m benchmarks.startup [--model demo/shapes] [--pairs 5]
+    python -m benchmarks.startup [--model builtin/shapes] [--pairs 5]
 
-Both are new processes. The CPU seconds are printed too, because they depend less on what else the machine does.
+Both are new processes. The CPU seconds are printed too, because they depend less on what else the
+machine does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def imports() -> tuple[float, float]:
     began, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, stderr=subprocess.DEVNULL)
     after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    cpu = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     return time.perf_counter() - began, cpu
 
 
@@ -44,7 +47,10 @@ def start(model: str) -> tuple[float, float]:
     ]
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, env=os.environ | {"MODEL_ID": model}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=os.environ | {"MODEL_ID": model},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         with httpx.Client(base_url=url, timeout=5) as client:
@@ -68,15 +74,20 @@ def _ready(client: httpx.Client) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo/shapes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="builtin/shapes")
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     imports()  # brings the files into the page cache
     pairs = [(imports(), start(options.model)) for _ in range(options.pairs)]
     for bare, served in pairs:
-        print(f"imports {bare[0]:.2f} s ({bare[1]:.2f} s of CPU)  ready {served[0]:.2f} s ({served[1]:.2f} s of CPU)")
+        print(
+            f"imports {bare[0]:.2f} s ({bare[1]:.2f} s of CPU)  ready {served[0]:.2f} s"
+            f" ({served[1]:.2f} s of CPU)"
+        )
     for index, name in enumerate(("wall", "CPU")):
         ratio = statistics.median(served[index] / bare[index] for bare, served in pairs)
         print(f"ratio of {name} seconds, median of {len(pairs)} pairs: {ratio:.2f}")

@@ -1,8 +1,10 @@
-"""Tokens per second of the embedded text engine, in one run against what transformers offers itself.
+"""Tokens per second of the embedded text engine, in one run against what transformers offers
+itself.
 
-Three ways to answer 1, 8 and 32 requests of 64 + 128 tokens with the same model on the CPU: `atelier serve` and
-`transformers serve --continuous-batching`, both asked over HTTP with streams, and plain `generate` over one padded batch
-without any server. Usage: python benchmarks/text.py [--model demo/scenes] [--rounds 3]
+Three ways to answer 1, 8 and 32 requests of 64 + 128 tokens with the same model on the CPU:
+`atelier serve` and `transformers serve --continuous-batching`, both asked over HTTP with streams,
+and plain `generate` over one padded batch without any server. Usage: python benchmarks/text.py
+[--model builtin/scenes] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ ids = torch.randint(10, 1000, (streams, prompt), generator=torch.Generator().man
 rates = []
 for _ in range(rounds + 1):
     begun = time.perf_counter()
-    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=answer, min_new_tokens=answer, do_sample=False)
+    model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=answer, min_new_tokens=answer,
+        do_sample=False,
+    )
     rates.append(streams * answer / (time.perf_counter() - begun))
 print(json.dumps(rates[1:]))
 """
@@ -44,14 +49,20 @@ print(json.dumps(rates[1:]))
 
 def environment() -> dict[str, str]:
     """One thread an operation: on a shared machine two were measured nine times slower."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}", "HF_HUB_OFFLINE": "1"}
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 @contextlib.contextmanager
 def server(command: list[str], url: str, **settings: str) -> Iterator[None]:
     """A server process, ready when `url` answers 200."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment() | settings, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, env=environment() | settings, cwd=ROOT, stdout=log, stderr=log
+        )
         try:
             asyncio.run(_ready(url, process))
             yield
@@ -78,14 +89,19 @@ async def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
 GO_ON = {
     "atelier": {"ignore_eos": True},
     "transformers serve": {
-        "generation_config": json.dumps({"max_new_tokens": ANSWER, "eos_token_id": -1, "do_sample": False})
+        "generation_config": json.dumps(
+            {"max_new_tokens": ANSWER, "eos_token_id": -1, "do_sample": False}
+        )
     },
 }
 """How each server is told to go on past the end token."""
 
 
-async def ask(url: str, model: str, prompts: list[str], go_on: dict[str, object]) -> tuple[float, float]:
-    """Stream all prompts at once: tokens per second over all, and the median time to the first piece in seconds."""
+async def ask(
+    url: str, model: str, prompts: list[str], go_on: dict[str, object]
+) -> tuple[float, float]:
+    """Stream all prompts at once: tokens per second over all, and the median time to the first
+    piece in seconds."""
     body = {"model": model, "max_tokens": ANSWER, "temperature": 0, "stream": True} | go_on
 
     async def one(session: aiohttp.ClientSession, prompt: str) -> float:
@@ -122,8 +138,13 @@ def measure_server(
     """Median rate and first-piece time at every number of streams, after one warm-up round."""
     results = {}
     for streams in STREAMS:
-        runs = [asyncio.run(ask(url, model, prompts[:streams], go_on)) for _ in range(rounds + 1)][1:]
-        results[streams] = statistics.median(r for r, _ in runs), statistics.median(t for _, t in runs)
+        runs = [asyncio.run(ask(url, model, prompts[:streams], go_on)) for _ in range(rounds + 1)][
+            1:
+        ]
+        results[streams] = (
+            statistics.median(r for r, _ in runs),
+            statistics.median(t for _, t in runs),
+        )
     return results
 
 
@@ -131,8 +152,15 @@ def measure_generate(model: Path, rounds: int) -> dict[int, tuple[float, float]]
     """The same without a server."""
     results = {}
     for streams in STREAMS:
-        command = [sys.executable, "-c", GENERATE, *map(str, (model, streams, PROMPT, ANSWER, rounds))]
-        out = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+        command = [
+            sys.executable,
+            "-c",
+            GENERATE,
+            *map(str, (model, streams, PROMPT, ANSWER, rounds)),
+        ]
+        out = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=True
+        ).stdout
         results[streams] = statistics.median(json.loads(out)), 0.0
     return results
 
@@ -147,21 +175,49 @@ def free_port() -> int:
 def main() -> None:
     """Measure and print the table."""
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--model", type=Path, default=ROOT / "demo" / "scenes")
+    arguments.add_argument(
+        "--model", type=Path, default=ROOT / "runtime" / "atelier" / "builtin" / "scenes"
+    )
     arguments.add_argument("--rounds", type=int, default=3)
     chosen = arguments.parse_args()
     model, prompts = chosen.model.resolve(), prompts_of(chosen.model)
     results = {}
     port = free_port()
-    command = [sys.executable, "-m", "atelier", "serve", "--http_port", str(port), "--enable_grpc", "false"]
+    command = [
+        sys.executable,
+        "-m",
+        "atelier",
+        "serve",
+        "--http_port",
+        str(port),
+        "--enable_grpc",
+        "false",
+    ]
     url = f"http://127.0.0.1:{port}"
-    with server(command, f"{url}/health", MODEL_ID=str(model), MODEL_NAME="m", DTYPE="float32", LOG_LEVEL="warning"):
+    with server(
+        command,
+        f"{url}/health",
+        MODEL_ID=str(model),
+        MODEL_NAME="m",
+        DTYPE="float32",
+        LOG_LEVEL="warning",
+    ):
         results["atelier"] = measure_server(url, "m", prompts, chosen.rounds, GO_ON["atelier"])
     port = free_port()
     transformers = str(Path(sys.executable).parent / "transformers")
-    options = ["--continuous-batching", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "512", "--dtype", "float32"]
+    options = [
+        "--continuous-batching",
+        "--cb-num-blocks",
+        "512",
+        "--cb-max-batch-tokens",
+        "512",
+        "--dtype",
+        "float32",
+    ]
     url = f"http://127.0.0.1:{port}"
-    with server([transformers, "serve", str(model), "--port", str(port), *options], f"{url}/health"):
+    with server(
+        [transformers, "serve", str(model), "--port", str(port), *options], f"{url}/health"
+    ):
         results["transformers serve"] = measure_server(
             url, str(model), prompts, chosen.rounds, GO_ON["transformers serve"]
         )

@@ -1,12 +1,15 @@
-"""Training against diffusers' own Dreambooth LoRA example: steps per second and peak memory, as ratios of one run.
+"""Training against diffusers' own Dreambooth LoRA example: steps per second and peak memory, as
+ratios of one run.
 
     PYTHONPATH=runtime:. python -m benchmarks.training --model sd35-medium --out training.json
-    PYTHONPATH=runtime:. python -m benchmarks.training --model flux1-dev --processes 4 --arms ours ours-sharded
+    PYTHONPATH=runtime:. python -m benchmarks.training --model flux1-dev --processes 4 --arms ours
+    ours-sharded
 
-The models have published shapes and random weights (`random_models`), or are the checkpoint folder that --model names. Data,
-steps, batch, rank and adapted layers are the same in every arm, each arm a process of its own, or as many as --processes,
-of which the figures of the first are taken. `example` goes the way of
-the published script in its default setting (`training_example`); `ours` is this package's loop, from cache to optimizer.
+The models have published shapes and random weights (`random_models`), or are the checkpoint folder
+that --model names. Data, steps, batch, rank and adapted layers are the same in every arm, each arm
+a process of its own, or as many as --processes, of which the figures of the first are taken.
+`example` goes the way of the published script in its default setting (`training_example`); `ours`
+is this package's loop, from cache to optimizer.
 """
 
 from __future__ import annotations
@@ -26,15 +29,15 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from atelier_training.dreambooth.adaptation import build_trainee, prepare_trainee
+from atelier_training.dreambooth.buckets import View
+from atelier_training.dreambooth.cache import Cache, Sample, to_tensor
+from atelier_training.dreambooth.checkpoints import Checkpoints
+from atelier_training.dreambooth.families import Family, family_of
+from atelier_training.dreambooth.journal import Journal, peak_bytes
+from atelier_training.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.run import TrainingRun
 from benchmarks.random_models import SUBJECTS
-from pipelines.dreambooth.adaptation import build_trainee, prepare_trainee
-from pipelines.dreambooth.buckets import View
-from pipelines.dreambooth.cache import Cache, Sample, to_tensor
-from pipelines.dreambooth.checkpoints import Checkpoints
-from pipelines.dreambooth.families import Family, family_of
-from pipelines.dreambooth.journal import Journal, peak_bytes
-from pipelines.dreambooth.options import TrainOptions
-from pipelines.dreambooth.run import Run
 
 ARMS: dict[str, dict[str, Any]] = {
     "example": {},
@@ -97,7 +100,8 @@ class Setting:
 
 
 def write_configuration(pipeline: Any, folder: Path) -> Family:
-    """The folder of a checkpoint without weights, enough for a `Family` to read shapes and schedules from."""
+    """The folder of a checkpoint without weights, enough for a `Family` to read shapes and
+    schedules from."""
     index: dict[str, Any] = {"_class_name": type(pipeline).__name__}
     for name, component in pipeline.components.items():
         if hasattr(component, "save_config"):
@@ -120,7 +124,9 @@ def pictures(setting: Setting, count: int = 5) -> list[Image.Image]:
 @torch.no_grad()
 def make_cache(setting: Setting, family: Family, pipeline: Any) -> Cache:
     """What `build_cache` makes, with random text embeddings in place of an encoder's."""
-    text = {n: torch.randn(1, *shape).to(setting.dtype) for n, shape in family.text_shapes().items()}
+    text = {
+        n: torch.randn(1, *shape).to(setting.dtype) for n, shape in family.text_shapes().items()
+    }
     vae = pipeline.vae.float().to(setting.device)
     samples = []
     for index, picture in enumerate(pictures(setting)):
@@ -151,7 +157,7 @@ def run_ours(setting: Setting, folder: Path, changes: dict[str, Any]) -> tuple[f
     else:
         trainee = prepare_trainee(family, options, setting.device, denoiser)
     _forget_memory(setting)
-    run = Run(options, accelerator, trainee, cache, Unwritten(options, ""))
+    run = TrainingRun(options, accelerator, trainee, cache, Unwritten(options, ""))
     run.fit(lambda step, journal: None)
     if not accelerator.is_main_process:
         return 0.0, 0.0
@@ -171,7 +177,8 @@ def make_model(setting: Setting, folder: Path) -> tuple[Any, Family]:
 
 
 def _forget_memory(setting: Setting) -> None:
-    """What making random weights took is not what a training takes: they are made in float32, and whole."""
+    """What making random weights took is not what a training takes: they are made in float32, and
+    whole."""
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -193,7 +200,9 @@ def run_arm(arm: str, setting: Setting) -> Figures:
 
             pipeline, family = make_model(setting, folder)
             example = family, pipeline, pictures(setting), setting.device, setting.dtype
-            pace, first = run_example(*example, setting.side, setting.batch, setting.rank, setting.steps, WARM_UP)
+            pace, first = run_example(
+                *example, setting.side, setting.batch, setting.rank, setting.steps, WARM_UP
+            )
         else:
             pace, first = run_ours(setting, folder, ARMS[arm])
     return Figures(arm, round(pace, 4), round(peak_bytes() / 2**30, 3), round(first, 2))
@@ -202,7 +211,11 @@ def run_arm(arm: str, setting: Setting) -> Figures:
 def compare(setting: Setting, arms: list[str], processes: int) -> dict[str, Any]:
     """Every arm in processes of its own, and the ratios to the first."""
     results = []
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
+    )
     for arm in arms:
         began = time.monotonic()
         command = [sys.executable, *launcher, "-m", "benchmarks.training", "--arm", arm]
@@ -228,14 +241,20 @@ def compare(setting: Setting, arms: list[str], processes: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="sd35-medium", help=f"{', '.join(SUBJECTS)}, or a checkpoint folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="sd35-medium", help=f"{', '.join(SUBJECTS)}, or a checkpoint folder"
+    )
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--processes", type=int, default=1, help="one for each GPU")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["example", "ours", "ours-compiled"])
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=["example", "ours", "ours-compiled"]
+    )
     parser.add_argument("--arm", choices=ARMS, help="run one arm here and print its figures")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

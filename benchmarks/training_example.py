@@ -1,8 +1,10 @@
-"""The yardstick of `training`: the loop of diffusers' Dreambooth LoRA examples in their default setting, written anew.
+"""The yardstick of `training`: the loop of diffusers' Dreambooth LoRA examples in their default
+setting, written anew.
 
-What it does as they do: text embeddings computed once and text encoders freed; the VAE stays on the device in float32 and
-encodes every batch; pictures are opened and cropped by a loader at every step; adapter weights are float32 and the forward
-pass runs under autocast; AdamW in its plain form; the loss is read at every step. The model is the same object as ours.
+What it does as they do: text embeddings computed once and text encoders freed; the VAE stays on the
+device in float32 and encodes every batch; pictures are opened and cropped by a loader at every
+step; adapter weights are float32 and the forward pass runs under autocast; AdamW in its plain form;
+the loss is read at every step. The model is the same object as ours.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from peft import LoraConfig
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipelines.dreambooth.buckets import View
-from pipelines.dreambooth.cache import to_tensor
-from pipelines.dreambooth.families import Family, Rows
+from atelier_training.dreambooth.buckets import View
+from atelier_training.dreambooth.cache import to_tensor
+from atelier_training.dreambooth.families import Family, Rows
 
 
 def run_example(
@@ -39,7 +41,12 @@ def run_example(
     denoiser.requires_grad_(False).to(device)
     vae.requires_grad_(False)
     denoiser.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(family.attention_targets))
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            init_lora_weights="gaussian",
+            target_modules=list(family.attention_targets),
+        )
     )
     cast_training_params(denoiser, dtype=torch.float32)
     denoiser.train()
@@ -47,11 +54,16 @@ def run_example(
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, eps=1e-8)
     rate = get_scheduler("constant", optimizer, num_warmup_steps=500)
     objective = family.objective(None)
-    text = {n: torch.randn(1, *shape, device=device, dtype=dtype) for n, shape in family.text_shapes().items()}
+    text = {
+        n: torch.randn(1, *shape, device=device, dtype=dtype)
+        for n, shape in family.text_shapes().items()
+    }
     view = View(0, side, side, 0, 0, side, side, False)
     sizes = torch.tensor(family.size_condition(view, (side, side)), device=device).expand(batch, -1)
     generator = torch.Generator("cpu").manual_seed(0)
-    loader = DataLoader(range(10**6), batch_size=batch, collate_fn=lambda rows: _read(rows, pictures, view))
+    loader = DataLoader(
+        range(10**6), batch_size=batch, collate_fn=lambda rows: _read(rows, pictures, view)
+    )
     began, first = time.perf_counter(), 0.0
     for step, pixels in zip(range(steps + warm_up), loader, strict=False):
         if step == warm_up:

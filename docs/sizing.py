@@ -1,4 +1,5 @@
-"""The sizing table of docs/deploying.md, computed by the memory plan: `make sizing`. `--check` fails if it is not current.
+"""The sizing table of docs/deploying.md, computed by the memory plan: `make sizing`. `--check`
+fails if it is not current.
 
 The models and GPUs are those whose published parameter counts the tests of the memory plan hold.
 """
@@ -12,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from atelier.errors import PlanError
-from atelier.hardware.devices import Device
-from atelier.hardware.memory import plan
+from atelier.hardware.account import ModelSizes
+from atelier.hardware.choice import plan
+from atelier.hardware.machine import Device
 from atelier.hardware.plan import Wishes
-from atelier.hardware.sizes import ModelSizes
 from atelier.units import GIB
 from tests.hardware.test_memory_plan import A10G, AUTO, FLUX, H100, L40S, QWEN, SD15, SD35M, SDXL
 
@@ -35,20 +36,27 @@ WORDS = {"resident": "", "model_offload": "parts in RAM", "group_offload": "bloc
 
 
 def cell(sizes: ModelSizes, device: Device) -> str:
-    """How a model runs on a GPU at its own picture size, rows up to 64, and the pod memory that takes."""
-    native = replace(AUTO, rows=64, pixels=sizes.shapes.native_pixels if sizes.shapes else AUTO.pixels)
+    """How a model runs on a GPU at its own picture size, rows up to 64, and the pod memory that
+    takes."""
+    native = replace(
+        AUTO, rows=64, pixels=sizes.shapes.native_pixels if sizes.shapes else AUTO.pixels
+    )
     try:
         best = plan(sizes, device, replace(native, quantization="auto"))
     except PlanError:
         return "no"
-    how = [WORDS[best.placement], f"`QUANTIZATION={best.quantization}`" if best.quantization != "none" else ""]
+    how = [
+        WORDS[best.placement],
+        f"`QUANTIZATION={best.quantization}`" if best.quantization != "none" else "",
+    ]
     said = ", ".join(filter(None, how)) or "whole"
     return f"{said}; {best.max_rows} rows; {host_gib(sizes, best.placement, native)} GiB"
 
 
 def host_gib(sizes: ModelSizes, placement: str, wishes: Wishes) -> int:
-    """limits.memory in GiB: the process, and what lies in RAM. Weights go to the device part by part, so a resident
-    model needs room for its largest part; an offloaded one stays in RAM whole."""
+    """limits.memory in GiB: the process, and what lies in RAM. Weights go to the device part by
+    part, so a resident model needs room for its largest part; an offloaded one stays in RAM
+    whole."""
     parts = sizes.weights(wishes.dtype_of, "none").parts.values()
     in_ram = max(parts) if placement == "resident" else sum(parts)
     return math.ceil((in_ram / GIB + PROCESS_GIB) / 4) * 4

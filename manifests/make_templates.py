@@ -1,7 +1,8 @@
-"""Flat files for `oc apply -f`, from the overlays: `make templates`. `--check` fails if they are not current.
+"""Flat files for `oc apply -f`, from the overlays: `make templates`. `--check` fails if they are
+not current.
 
-`templates/OVERLAY.yaml` is what `kubectl kustomize` renders. `templates/openshift-ai-runtime.yaml` is the OpenShift
-Template that makes the runtime appear in OpenShift AI's dashboard.
+`templates/OVERLAY.yaml` is what `kubectl kustomize` renders. `templates/openshift-ai-runtime.yaml`
+is the OpenShift Template that makes the runtime appear in OpenShift AI's dashboard.
 """
 
 from __future__ import annotations
@@ -38,13 +39,18 @@ def overlays() -> list[str]:
 
 
 def dashboard_template() -> dict[str, Any]:
-    """The ServingRuntime of the base inside an OpenShift Template, as the dashboard lists serving runtimes."""
+    """The ServingRuntime of the base inside an OpenShift Template, as the dashboard lists serving
+    runtimes."""
     documents = yaml.safe_load_all(render(HERE / "base"))
     runtime = copy.deepcopy(next(doc for doc in documents if doc["kind"] == "ServingRuntime"))
-    # The wizard's hardware profile asks for GPUs; a CPU profile could not take back one that the runtime asks for.
+    # The wizard's hardware profile asks for GPUs; a CPU profile could not take back one that the
+    # runtime asks for.
     for amounts in runtime["spec"]["containers"][0]["resources"].values():
         amounts.pop("nvidia.com/gpu")
-    description = "Serves diffusion pipelines and language models with KServe v1 and v2, gRPC and OpenAI's protocols."
+    description = (
+        "Serves diffusion pipelines and language models with KServe v1 and v2, gRPC and OpenAI's"
+        " protocols."
+    )
     return {
         "apiVersion": "template.openshift.io/v1",
         "kind": "Template",
@@ -53,7 +59,9 @@ def dashboard_template() -> dict[str, Any]:
             "labels": {"opendatahub.io/dashboard": "true"},
             "annotations": {
                 "description": description,
-                "openshift.io/display-name": runtime["metadata"]["annotations"]["openshift.io/display-name"],
+                "openshift.io/display-name": runtime["metadata"]["annotations"][
+                    "openshift.io/display-name"
+                ],
                 "opendatahub.io/modelServingSupport": '["single"]',
                 "opendatahub.io/apiProtocol": "REST",
                 "opendatahub.io/model-type": '["generative"]',
@@ -66,11 +74,14 @@ def dashboard_template() -> dict[str, Any]:
 
 def templates() -> dict[str, str]:
     """File name (without .yaml) to content."""
-    files = {name: NOTE.format(source=f"overlays/{name}") + render(HERE / "overlays" / name) for name in overlays()}
+    files = {
+        name: NOTE.format(source=f"overlays/{name}") + render(HERE / "overlays" / name)
+        for name in overlays()
+    }
     files[RUNTIME_TEMPLATE] = (
         NOTE.format(source="base/servingruntime.yaml")
-        + "# oc apply -n redhat-ods-applications -f this, then Settings, Serving runtimes in the dashboard.\n"
-        + yaml.safe_dump(dashboard_template(), sort_keys=False, width=120)
+        + "# oc apply -n redhat-ods-applications -f this, then Settings, Serving runtimes in the"
+        " dashboard.\n" + yaml.safe_dump(dashboard_template(), sort_keys=False, width=120)
     )
     return files
 
@@ -78,7 +89,9 @@ def templates() -> dict[str, str]:
 def main() -> int:
     wanted = {TEMPLATES / f"{name}.yaml": text for name, text in templates().items()}
     there = {path: path.read_text() for path in TEMPLATES.glob("*.yaml")}
-    stale = sorted(path.name for path in wanted.keys() | there.keys() if wanted.get(path) != there.get(path))
+    stale = sorted(
+        path.name for path in wanted.keys() | there.keys() if wanted.get(path) != there.get(path)
+    )
     if "--check" in sys.argv[1:]:
         print("\n".join(f"templates/{name} is not current: run make templates" for name in stale))
         return 1 if stale else 0

@@ -17,10 +17,14 @@ def make_ca_and_server(folder: Path) -> tuple[Path, Path, Path]:
     """Files in `folder`: the CA's certificate, the server's certificate, and the server's key."""
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     identity = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
-    usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+    usage = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False
+    )
     usage |= {"digital_signature": True, "encipher_only": False, "decipher_only": False}
     authority = _builder("test CA", ca_key).add_extension(x509.BasicConstraints(True, None), True)
-    authority = authority.add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True)
+    authority = authority.add_extension(
+        x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True
+    )
     authority = authority.add_extension(identity, False)
     server = _builder("127.0.0.1", key)
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
@@ -39,7 +43,9 @@ def make_ca_and_server(folder: Path) -> tuple[Path, Path, Path]:
 
 def _builder(name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
-    made = x509.CertificateBuilder(_name("test CA"), _name(name), key.public_key(), x509.random_serial_number())
+    made = x509.CertificateBuilder(
+        _name("test CA"), _name(name), key.public_key(), x509.random_serial_number()
+    )
     return made.not_valid_before(now - DAY).not_valid_after(now + DAY)
 
 

@@ -1,4 +1,5 @@
-"""Real servers for tests: `atelier serve` in a process of its own, on free ports, stopped with SIGTERM.
+"""Real servers for tests: `atelier serve` in a process of its own, on free ports, stopped with
+SIGTERM.
 
 And the order of files and the turns of tests, for `make test` runs files in two processes.
 """
@@ -21,7 +22,9 @@ import pytest
 
 from tests.processes import Executed, Forked
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start: two threads on shared cores are slower than one
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # for what tests start: two threads on shared cores are slower than one
 START_SECONDS = 120
 STOP_SECONDS = 60
 ROOT = Path(__file__).parent.parent
@@ -30,7 +33,8 @@ FIRST = ("tests/image/test_image.py", "tests/dreambooth/test_loop.py", "tests/te
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first, those with tests that must run alone last: they wait for the other process."""
+    """The longest files come first, those with tests that must run alone last: they wait for the
+    other process."""
     timed = {item.path for item in items if item.get_closest_marker("alone")}
 
     def place(item: pytest.Item) -> int:
@@ -42,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def locked(file: Path, how: int) -> Iterator[None]:
-    """A lock among processes, `fcntl.LOCK_EX` or `fcntl.LOCK_SH`; the file itself is left as it is."""
+    """A lock among processes, `fcntl.LOCK_EX` or `fcntl.LOCK_SH`; the file itself is left as it
+    is."""
     with file.open() as opened:
         fcntl.flock(opened, how)
         try:
@@ -53,9 +58,11 @@ def locked(file: Path, how: int) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A test marked `alone` begins when the other process is between two tests, which then waits until it ends.
+    """A test marked `alone` begins when the other process is between two tests, which then waits
+    until it ends.
 
-    Running tests share the room or have it alone. Who waits for it holds the door, so that nobody slips in before.
+    Running tests share the room or have it alone. Who waits for it holds the door, so that nobody
+    slips in before.
     """
     door, room = ROOT / "pyproject.toml", Path(__file__)
     with ExitStack() as stack:
@@ -67,7 +74,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `url` is its base URL, `grpc` host:port, `model` the served name, `log` its output so far."""
+    """A running server. `url` is its base URL, `grpc` host:port, `model` the served name, `log` its
+    output so far."""
 
     url: str
     grpc: str
@@ -84,17 +92,23 @@ class Server:
         """Poll the readiness probe.
 
         Raises:
-            AssertionError: the process ended or did not become ready; the message has the end of its output.
+            AssertionError: the process ended or did not become ready; the message has the end of
+                its output.
         """
         ends = time.monotonic() + START_SECONDS
         while time.monotonic() < ends and self.process.poll() is None:
             try:
-                if httpx.get(f"{self.url}/v2/models/{self.model}/ready", timeout=5).status_code == 200:
+                if (
+                    httpx.get(f"{self.url}/v2/models/{self.model}/ready", timeout=5).status_code
+                    == 200
+                ):
                     return
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
-        raise AssertionError(f"not ready (exit code {self.process.poll()}):\n{self.log.read_text()[-4000:]}")
+        raise AssertionError(
+            f"not ready (exit code {self.process.poll()}):\n{self.log.read_text()[-4000:]}"
+        )
 
 
 StartServer = Callable[..., AbstractContextManager[Server]]
@@ -108,8 +122,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(log: Path, ready: bool = True, executed: bool = False, **environment: str) -> Iterator[Server]:
-    """A server with these environment variables (upper or lower case); leaving the block must end it with exit code 0.
+def running_server(
+    log: Path, ready: bool = True, executed: bool = False, **environment: str
+) -> Iterator[Server]:
+    """A server with these environment variables (upper or lower case); leaving the block must end
+    it with exit code 0.
 
     It is forked, or `executed` where it matters what is imported when.
     """
@@ -117,7 +134,7 @@ def running_server(log: Path, ready: bool = True, executed: bool = False, **envi
     ports = free_port(), free_port()
     arguments = ["serve", f"--http_port={ports[0]}", f"--grpc_port={ports[1]}"]
     given = {"DEVICE": "cpu"} | {key.upper(): value for key, value in environment.items()}
-    process = (Executed if executed else Forked)("atelier.cli", arguments, given, log)
+    process = (Executed if executed else Forked)("atelier.cli.main", arguments, given, log)
     server = Server(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", name, log, process)
     try:
         if ready:
@@ -133,7 +150,8 @@ def running_server(log: Path, ready: bool = True, executed: bool = False, **envi
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion 1 checkpoint with random weights: text to image, image to image, inpainting, in milliseconds a step."""
+    """A Stable Diffusion 1 checkpoint with random weights: text to image, image to image,
+    inpainting, in milliseconds a step."""
     from tests.tiny_pipelines import stable_diffusion_1
 
     return stable_diffusion_1(tmp_path_factory.mktemp("checkpoints"))
@@ -141,7 +159,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
-    """`with start_server(model_id=..., api_keys="a,b") as server:`; the log lies in a folder of its own."""
+    """`with start_server(model_id=..., api_keys="a,b") as server:`; the log lies in a folder of its
+    own."""
 
     def start(**environment: Any) -> AbstractContextManager[Server]:
         return running_server(tmp_path_factory.mktemp("server") / "log", **environment)
@@ -151,6 +170,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
 
 @pytest.fixture(scope="session")
 def server(start_server: StartServer, tiny_checkpoint: Path) -> Iterator[Server]:
-    """One server with default settings on the tiny checkpoint, shared by all tests that change nothing in it."""
+    """One server with default settings on the tiny checkpoint, shared by all tests that change
+    nothing in it."""
     with start_server(model_id=str(tiny_checkpoint)) as running:
         yield running

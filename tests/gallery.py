@@ -1,5 +1,6 @@
-"""A model behind the server's own predict route, in a thread of the test process, for tests that go through a lot of
-checkpoints: a server process for each, as `conftest.py` starts them, would take most of the tests' time."""
+"""A model behind the server's own predict route, in a thread of the test process, for tests that go
+through a lot of checkpoints: a server process for each, as `conftest.py` starts them, would take
+most of the tests' time."""
 
 from __future__ import annotations
 
@@ -23,18 +24,18 @@ from fastapi import FastAPI
 from PIL import Image
 
 from atelier.images.model import ImageModel
-from atelier.images.observer import Silent
-from atelier.protocols.faults import add_error_handlers
-from atelier.protocols.http import front
-from atelier.protocols.jobs import Jobs
-from atelier.protocols.predict import router
-from atelier.protocols.results import ResultStore
+from atelier.images.observer import SilentImageObserver
+from atelier.protocols.http.error_bodies import add_error_handlers
+from atelier.protocols.http.results import ResultStore
+from atelier.protocols.jobs.job import Jobs
+from atelier.protocols.kserve.predict import router
+from atelier.serving.middleware import front
 from atelier.settings import Settings
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class Tally(Silent):
+class Tally(SilentImageObserver):
     """Remembers by stage how many requests at most shared one module call."""
 
     def __init__(self) -> None:
@@ -76,13 +77,17 @@ class Exhibit:
         """The picture of each instance; all of them are at work in the engine at once."""
         answer = self.post(*instances, **parameters)
         assert answer.status_code == 200, answer.text
-        return [pixels(base64.b64decode(each["image"]["b64"])) for each in answer.json()["predictions"]]
+        return [
+            pixels(base64.b64decode(each["image"]["b64"])) for each in answer.json()["predictions"]
+        ]
 
 
 @contextmanager
 def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     """Load a checkpoint the way the server does, and serve it."""
-    chosen = Settings(**{"model_id": str(checkpoint), "device": "cpu", "dtype": "float32", **settings})
+    chosen = Settings(
+        **{"model_id": str(checkpoint), "device": "cpu", "dtype": "float32", **settings}
+    )
     tally, verdicts = Tally(), Verdicts()
     verifier = logging.getLogger("atelier.images.verifier")
     verifier.setLevel(logging.INFO)
@@ -91,8 +96,12 @@ def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     model.load()
     app = FastAPI()
     add_error_handlers(app)
-    app.include_router(router(model, Jobs(model, ResultStore(chosen.result_seconds, chosen.result_bytes)), chosen))
-    server = uvicorn.Server(uvicorn.Config(front(app, chosen), host="127.0.0.1", port=0, log_level="warning"))
+    app.include_router(
+        router(model, Jobs(model, ResultStore(chosen.result_seconds, chosen.result_bytes)), chosen)
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(front(app, chosen), host="127.0.0.1", port=0, log_level="warning")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -121,5 +130,7 @@ def difference(one: Pixels, other: Pixels) -> int:
 def draw_bare(pipeline: Any, seed: int, **arguments: Any) -> Pixels:
     """The same picture by diffusers alone."""
     with torch.no_grad():
-        drawn = pipeline(**arguments, generator=torch.Generator().manual_seed(seed), output_type="np")[0]
+        drawn = pipeline(
+            **arguments, generator=torch.Generator().manual_seed(seed), output_type="np"
+        )[0]
     return (drawn[0] * 255).round().clip(0, 255).astype(np.uint8)

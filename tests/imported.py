@@ -6,8 +6,8 @@ import kserve
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-import atelier.cli
-import atelier.doctor
+import atelier.cli.doctor
+import atelier.cli.main
 import atelier.images.model
 import atelier.text.model
-import pipelines.dreambooth.train
+import atelier_training.dreambooth.train

@@ -1,4 +1,5 @@
-"""A Stable Diffusion 1 folder as one file in the layout of the original training code, which single-file checkpoints have."""
+"""A Stable Diffusion 1 folder as one file in the layout of the original training code, which
+single-file checkpoints have."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-# Names in the original layout for those of a UNet of two levels with one layer each, as `tiny_pipelines` makes it.
+# Names in the original layout for those of a UNet of two levels with one layer each, as
+# `tiny_pipelines` makes it.
 UNET = {
     "conv_in": "input_blocks.0.0",
     "down_blocks.0.resnets.0": "input_blocks.1.0",
@@ -60,10 +62,17 @@ LEVELS = 2
 def save_original(folder: Path, file: Path) -> Path:
     """Write the weights of the pipeline in `folder` into `file`."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    tensors = {f"model.diffusion_model.{name}": weight for name, weight in _unet(pipeline.unet.state_dict())}
-    tensors |= {f"first_stage_model.{name}": weight for name, weight in _vae(pipeline.vae.state_dict())}
+    tensors = {
+        f"model.diffusion_model.{name}": weight
+        for name, weight in _unet(pipeline.unet.state_dict())
+    }
+    tensors |= {
+        f"first_stage_model.{name}": weight for name, weight in _vae(pipeline.vae.state_dict())
+    }
     for name, weight in pipeline.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = weight
+        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = (
+            weight
+        )
     save_file({name: weight.contiguous() for name, weight in tensors.items()}, file)
     return file
 
@@ -82,9 +91,15 @@ def _vae(weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]
     for name, weight in weights.items():
         for ours, original in VAE.items():
             name = name.replace(ours, original)
-        name = re.sub(r"down_blocks\.(\d)\.(resnets)?", lambda m: f"down.{m[1]}.{'block' if m[2] else ''}", name)
         name = re.sub(
-            r"up_blocks\.(\d)\.(resnets)?", lambda m: f"up.{LEVELS - 1 - int(m[1])}.{'block' if m[2] else ''}", name
+            r"down_blocks\.(\d)\.(resnets)?",
+            lambda m: f"down.{m[1]}.{'block' if m[2] else ''}",
+            name,
+        )
+        name = re.sub(
+            r"up_blocks\.(\d)\.(resnets)?",
+            lambda m: f"up.{LEVELS - 1 - int(m[1])}.{'block' if m[2] else ''}",
+            name,
         )
         linear = "attn_1" in name and name.endswith("weight") and weight.dim() == 2
         yield name, weight[:, :, None, None] if linear else weight

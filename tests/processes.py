@@ -1,7 +1,8 @@
-"""Processes forked from one that has imported everything: a server is there in a second, not in seven.
+"""Processes forked from one that has imported everything: a server is there in a second, not in
+seven.
 
-Apart from that they are `python -m MODULE ARGUMENTS`: with a command line, an environment and an output of their own. Where
-it matters what is imported when, a process is executed.
+Apart from that they are `python -m MODULE ARGUMENTS`: with a command line, an environment and an
+output of their own. Where it matters what is imported when, a process is executed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ READ_AT_IMPORT = ("HF_", "OMP_", "TORCH")
 class Forked:
     """A process with the part of `subprocess.Popen` that tests use."""
 
-    def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> None:
         """`environment` is added to this process's own; `module` has a function `main`."""
         late = [
             name
@@ -34,7 +37,9 @@ class Forked:
             if name.startswith(READ_AT_IMPORT) and os.environ.get(name) != environment[name]
         ]
         assert not late, f"{late} would come too late for a forked process"
-        self._process = CONTEXT.Process(target=_run, args=(module, arguments, os.environ | environment, log))
+        self._process = CONTEXT.Process(
+            target=_run, args=(module, arguments, os.environ | environment, log)
+        )
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -66,11 +71,20 @@ class Forked:
 class Executed(subprocess.Popen[bytes]):
     """The same process from its very beginning."""
 
-    def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> None:
         paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
         with log.open("wb") as output:
-            command = [sys.executable, "-c", f"import {module} as module; module.main()", *arguments]
-            super().__init__(command, env=os.environ | paths | environment, stdout=output, stderr=output)
+            command = [
+                sys.executable,
+                "-c",
+                f"import {module} as module; module.main()",
+                *arguments,
+            ]
+            super().__init__(
+                command, env=os.environ | paths | environment, stdout=output, stderr=output
+            )
 
 
 def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:

@@ -1,4 +1,5 @@
-"""The command line as its users run it: processes, exit codes, and a line instead of a traceback for what can go wrong."""
+"""The command line as its users run it: processes, exit codes, and a line instead of a traceback
+for what can go wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from atelier.cli import app
+from atelier.cli.main import app
 from tests.conftest import ROOT, free_port
 from tests.sources.checkpoints import pipeline, write_weights
 
@@ -22,10 +23,16 @@ TINY = ("--steps", "2", "--width", "32", "--height", "32")
 
 def atelier(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command; whatever happens, a traceback is a fault."""
-    paths = {"PYTHONPATH": f"{ROOT / 'runtime'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", "DEVICE": "cpu"}
+    paths = {
+        "PYTHONPATH": f"{ROOT / 'runtime'}{os.pathsep}{ROOT}",
+        "OMP_NUM_THREADS": "1",
+        "DEVICE": "cpu",
+    }
     command = [sys.executable, "-m", "atelier", *map(str, arguments)]
     given = {name.upper(): value for name, value in environment.items()}
-    done = subprocess.run(command, env=os.environ | paths | given, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=os.environ | paths | given, capture_output=True, text=True, timeout=120
+    )
     assert "Traceback" not in done.stderr + done.stdout
     return done
 
@@ -40,7 +47,10 @@ def refused(*arguments: str | Path, **environment: str) -> str:
 
 
 def test_serve_stops_at_a_bad_value() -> None:
-    assert refused("serve", max_steps="x") == "atelier: MAX_STEPS='x' is not valid: allowed: a valid integer"
+    assert (
+        refused("serve", max_steps="x")
+        == "atelier: MAX_STEPS='x' is not valid: allowed: a valid integer"
+    )
 
 
 def test_serve_refuses_several_workers() -> None:
@@ -78,7 +88,9 @@ def test_serve_ends_if_the_model_is_nowhere() -> None:
         httpx.get(f"http://127.0.0.1:{port}/health")
 
 
-def test_generate_writes_the_picture_that_its_ending_names(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_generate_writes_the_picture_that_its_ending_names(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "cat.webp"
     done = atelier("generate", "a cat", "-o", output, "-m", tiny_checkpoint, *TINY, "--seed", "7")
     assert done.returncode == 0, done.stderr
@@ -88,10 +100,20 @@ def test_generate_writes_the_picture_that_its_ending_names(tiny_checkpoint: Path
     assert [path.name for path in tmp_path.iterdir()] == ["cat.webp"]
 
 
-def test_generate_leaves_the_old_picture_if_the_model_refuses_the_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_generate_leaves_the_old_picture_if_the_model_refuses_the_size(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     (tmp_path / "cat.png").write_bytes(b"old")
     done = atelier(
-        "generate", "a cat", "-o", tmp_path / "cat.png", "-m", tiny_checkpoint, "--width", "33", log_level="error"
+        "generate",
+        "a cat",
+        "-o",
+        tmp_path / "cat.png",
+        "-m",
+        tiny_checkpoint,
+        "--width",
+        "33",
+        log_level="error",
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("atelier: width: 33 is not divisible by")
@@ -113,7 +135,9 @@ def test_generate_refuses_before_it_loads(arguments: list[str], told: str) -> No
 
 
 def test_generate_says_that_the_model_is_nowhere(tmp_path: Path) -> None:
-    done = atelier("generate", "a cat", "-o", tmp_path / "cat.png", "-m", "/nowhere", log_level="error")
+    done = atelier(
+        "generate", "a cat", "-o", tmp_path / "cat.png", "-m", "/nowhere", log_level="error"
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("atelier: MODEL_ID=/nowhere is not a path")
 

@@ -1,4 +1,5 @@
-"""Settings: every bad value is told in a line, secrets stay secret, and README's table is the class's own."""
+"""Settings: every bad value is told in a line, secrets stay secret, and README's table is the
+class's own."""
 
 from __future__ import annotations
 
@@ -9,13 +10,19 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from atelier.cli.settings_table import BEGIN, END, markdown, renew, renewed
 from atelier.errors import SettingsError
 from atelier.logs import _Json, _Text
 from atelier.settings import Settings, load_settings, rows
-from atelier.table import BEGIN, END, markdown, renew, renewed
 
 README = Path(__file__).parent.parent / "README.md"
-SECRETS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "API_KEYS")
+SECRETS = (
+    "HF_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "API_KEYS",
+)
 
 BAD = [
     ("TASK", "video", "'auto', 'image' or 'text'"),
@@ -77,8 +84,12 @@ def test_a_bad_value_is_one_line_with_variable_value_and_what_is_allowed(
     assert allowed in line
 
 
-@pytest.mark.parametrize("name", [n for n, f in Settings.model_fields.items() if f.annotation not in ANY_TEXT])
-def test_no_variable_that_is_not_text_takes_nonsense(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", [n for n, f in Settings.model_fields.items() if f.annotation not in ANY_TEXT]
+)
+def test_no_variable_that_is_not_text_takes_nonsense(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name.upper(), "?!")
     with pytest.raises(SettingsError) as told:
         load_settings()
@@ -92,10 +103,15 @@ def test_all_bad_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("DTYPE", "y")
     with pytest.raises(SettingsError) as told:
         load_settings()
-    assert sorted(line.split("=")[0] for line in told.value.message.splitlines()) == ["DTYPE", "MAX_STEPS"]
+    assert sorted(line.split("=")[0] for line in told.value.message.splitlines()) == [
+        "DTYPE",
+        "MAX_STEPS",
+    ]
 
 
-def test_options_override_variables_and_variables_override_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_override_variables_and_variables_override_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert load_settings().max_steps == 150
     monkeypatch.setenv("MAX_STEPS", "99")
     assert load_settings().max_steps == 99
@@ -125,7 +141,13 @@ def test_a_secret_is_shown_nowhere(secret: str, monkeypatch: pytest.MonkeyPatch)
     assert row.value == "set"
     record = logging.LogRecord("a", logging.INFO, "", 0, "settings %s", (settings,), None)
     record.fields = {"settings": settings}
-    shown = [str(rows(settings)), repr(settings), str(settings), settings.model_dump_json(), markdown()]
+    shown = [
+        str(rows(settings)),
+        repr(settings),
+        str(settings),
+        settings.model_dump_json(),
+        markdown(),
+    ]
     shown += [_Json().format(record), _Text().format(record)]
     assert not [text for text in shown if "hunter" in text]
 
@@ -139,14 +161,14 @@ def test_a_bad_secret_is_not_repeated() -> None:
 
 def test_the_name_in_urls_is_made_of_the_model_id() -> None:
     names = {
-        "demo/shapes": "shapes",
+        "builtin/shapes": "shapes",
         "/mnt/models/": "models",
         "s3://bucket/some/sdxl": "sdxl",
         "owner/name@v1": "name",
         "/a/my model.safetensors": "my-model",
     }
     assert {source: load_settings(model_id=source).served_name for source in names} == names
-    assert load_settings(model_id="demo/shapes", model_name="other").served_name == "other"
+    assert load_settings(model_id="builtin/shapes", model_name="other").served_name == "other"
 
 
 def test_every_variable_has_a_line_of_help() -> None:
@@ -158,7 +180,9 @@ def test_the_readme_has_the_current_table() -> None:
     assert renewed(text, "README.md") == text, "run: atelier settings --into README.md"
 
 
-def test_the_table_is_renewed_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_renewed_between_its_markers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MAX_STEPS", "99")
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -167,7 +191,9 @@ def test_the_table_is_renewed_between_its_markers(tmp_path: Path, monkeypatch: p
     assert "| `MAX_STEPS` | `150` | Largest num_inference_steps. |" in markdown()
 
 
-@pytest.mark.parametrize("text", ["none", f"{BEGIN} no end", f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+@pytest.mark.parametrize(
+    "text", ["none", f"{BEGIN} no end", f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"]
+)
 def test_a_page_without_room_for_the_table_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match=f"page.md needs the lines {BEGIN}"):
         renewed(text, "page.md")

@@ -1,4 +1,5 @@
-"""A few seconds of `benchmarks/soak.py`: a crowd of good, bad, slow and impatient clients, a device short of memory."""
+"""A few seconds of `benchmarks/soak.py`: a crowd of good, bad, slow and impatient clients, a device
+short of memory."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import server_process
+from benchmarks.arms import server_process
 from benchmarks.soak import LIMITS, soak
 from tests.conftest import ROOT
 
@@ -18,7 +19,12 @@ PROBE_SECONDS = 2.0  # p99 on a crowded machine; the benchmark reports the real 
 @pytest.mark.alone
 def test_a_crowd_leaves_the_server_as_it_was(tiny_checkpoint: Path) -> None:
     paths = f"{ROOT / 'runtime'}{os.pathsep}{ROOT}"
-    given = LIMITS | {"model_id": str(tiny_checkpoint), "device": "cpu", "pythonpath": paths, "fault_every": "25"}
+    given = LIMITS | {
+        "model_id": str(tiny_checkpoint),
+        "device": "cpu",
+        "pythonpath": paths,
+        "fault_every": "25",
+    }
     with server_process("benchmarks.faulty", **given) as url:
         report = asyncio.run(soak(url, seconds=8, clients=10, side=32))
     assert report.problems() == []

@@ -1,4 +1,5 @@
-"""What a running server tells of itself: metrics by protocol and outcome, JSON logs, prompts kept out of them, traces."""
+"""What a running server tells of itself: metrics by protocol and outcome, JSON logs, prompts kept
+out of them, traces."""
 
 from __future__ import annotations
 
@@ -33,8 +34,12 @@ class Collector:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
-                spans.extend(span for r in sent.resource_spans for s in r.scope_spans for span in s.spans)
+                sent = ExportTraceServiceRequest.FromString(
+                    self.rfile.read(int(self.headers["Content-Length"]))
+                )
+                spans.extend(
+                    span for r in sent.resource_spans for s in r.scope_spans for span in s.spans
+                )
                 self.send_response(200)
                 self.end_headers()
 
@@ -57,7 +62,9 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def told(start_server: StartServer, tiny_checkpoint: Path, collector: Collector) -> Iterator[Server]:
+def told(
+    start_server: StartServer, tiny_checkpoint: Path, collector: Collector
+) -> Iterator[Server]:
     """A server that logs in JSON and sends traces."""
     traces = {"otel_exporter_otlp_endpoint": collector.url, "otel_bsp_schedule_delay": "100"}
     with start_server(
@@ -68,7 +75,9 @@ def told(start_server: StartServer, tiny_checkpoint: Path, collector: Collector)
 
 def predict(server: Server, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
     body = {"instances": [{"prompt": SECRET_PROMPT} | FIELDS | fields]}
-    return httpx.post(f"{server.url}/v1/models/{server.model}:predict", json=body, headers=headers, timeout=60)
+    return httpx.post(
+        f"{server.url}/v1/models/{server.model}:predict", json=body, headers=headers, timeout=60
+    )
 
 
 def metrics(server: Server) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
@@ -82,12 +91,18 @@ def metrics(server: Server) -> dict[str, dict[frozenset[tuple[str, str]], float]
 
 def outcomes(server: Server, protocol: str) -> dict[str, float]:
     counted = metrics(server).get("atelier_requests_total", {})
-    return {dict(labels)["outcome"]: n for labels, n in counted.items() if dict(labels)["protocol"] == protocol}
+    return {
+        dict(labels)["outcome"]: n
+        for labels, n in counted.items()
+        if dict(labels)["protocol"] == protocol
+    }
 
 
 def log_lines(server: Server) -> list[dict[str, Any]]:
     """Every line on standard error; what is printed on standard output, the hint, is left out."""
-    return [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    return [
+        json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")
+    ]
 
 
 def request_lines(server: Server) -> list[dict[str, Any]]:
@@ -109,13 +124,19 @@ def test_what_manifests_count_on_is_exported_with_its_labels(told: Server) -> No
             assert each in found, f"{each} is not exported"
             if metric.labels:
                 labels = {frozenset(dict(labels)) - OWN_LABELS for labels in found[each]}
-                assert all(metric.labels <= given for given in labels), f"{each} has labels {labels}"
+                assert all(metric.labels <= given for given in labels), (
+                    f"{each} has labels {labels}"
+                )
 
 
 def test_names_carry_their_units(told: Server) -> None:
     names = {name for name in metrics(told) if name.startswith("atelier_")}
     assert {name for name in names if not re.fullmatch(r"atelier_[a-z_]+", name)} == set()
-    for family, unit in {"load": "seconds", "request": "seconds", "device_memory_used": "bytes"}.items():
+    for family, unit in {
+        "load": "seconds",
+        "request": "seconds",
+        "device_memory_used": "bytes",
+    }.items():
         assert any(name.startswith(f"atelier_{family}_{unit}") for name in names), family
 
 
@@ -129,12 +150,20 @@ def test_ended_requests_are_counted_by_protocol_and_outcome(told: Server) -> Non
     body = {"inputs": [tensor], "parameters": FIELDS}
     assert httpx.post(f"{told.url}/v2/models/tiny/infer", json=body, timeout=60).status_code == 200
     openai = {"prompt": "a cat", "size": "32x32", "steps": 2, "model": "tiny"}
-    assert httpx.post(f"{told.url}/v1/images/generations", json=openai, timeout=60).status_code == 200
-    assert httpx.post(f"{told.url}/v1/images/generations", json=openai | {"n": 0}).status_code == 400
+    assert (
+        httpx.post(f"{told.url}/v1/images/generations", json=openai, timeout=60).status_code == 200
+    )
+    assert (
+        httpx.post(f"{told.url}/v1/images/generations", json=openai | {"n": 0}).status_code == 400
+    )
 
     def grown(protocol: str) -> dict[str, float]:
         now, old = outcomes(told, protocol), before[protocol]
-        return {name: value - old.get(name, 0) for name, value in now.items() if value > old.get(name, 0)}
+        return {
+            name: value - old.get(name, 0)
+            for name, value in now.items()
+            if value > old.get(name, 0)
+        }
 
     assert grown("v1") == {"ok": 1, "invalid_value": 2, "deadline_exceeded": 1}
     assert grown("v2") == {"ok": 1}
@@ -154,7 +183,10 @@ def test_the_queue_is_seen_to_fill_and_to_empty(told: Server) -> None:
     def depth() -> float:
         return metrics(told)["atelier_queue_depth"][frozenset()]
 
-    threads = [threading.Thread(target=predict, args=(told,), kwargs={"num_inference_steps": 30}) for _ in range(8)]
+    threads = [
+        threading.Thread(target=predict, args=(told,), kwargs={"num_inference_steps": 30})
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     until(lambda: depth() >= 2)
@@ -164,7 +196,10 @@ def test_the_queue_is_seen_to_fill_and_to_empty(told: Server) -> None:
 
 
 def test_each_stage_of_the_start_is_measured(told: Server) -> None:
-    stages = {dict(labels)["stage"]: value for labels, value in metrics(told)["atelier_load_seconds"].items()}
+    stages = {
+        dict(labels)["stage"]: value
+        for labels, value in metrics(told)["atelier_load_seconds"].items()
+    }
     assert stages.keys() == {"source", "weights", "warmup"}
     assert all(0 <= value < 120 for value in stages.values()) and stages["weights"] > 0
 
@@ -192,7 +227,9 @@ def test_an_id_that_could_forge_a_log_line_is_replaced(told: Server) -> None:
 
 def test_every_line_on_standard_error_is_json(told: Server) -> None:
     text = told.log.read_text()
-    hint = text[text.find("\nTry it:") :].partition("picture.png\n")[0] if "\nTry it:" in text else ""
+    hint = (
+        text[text.find("\nTry it:") :].partition("picture.png\n")[0] if "\nTry it:" in text else ""
+    )
     rest = text.replace(hint + "picture.png\n", "") if hint else text
     assert [line for line in rest.splitlines() if line.strip() and not line.startswith("{")] == []
 
@@ -205,22 +242,31 @@ def test_prompts_are_not_logged(told: Server) -> None:
 
 
 def test_prompts_are_logged_if_asked_for(start_server: StartServer, tiny_checkpoint: Path) -> None:
-    with start_server(model_id=str(tiny_checkpoint), log_format="json", log_prompts="true") as server:
+    with start_server(
+        model_id=str(tiny_checkpoint), log_format="json", log_prompts="true"
+    ) as server:
         assert predict(server).status_code == 200
-        assert [line["prompt"] for line in request_lines(server) if line["protocol"] == "v1"] == [SECRET_PROMPT]
+        assert [line["prompt"] for line in request_lines(server) if line["protocol"] == "v1"] == [
+            SECRET_PROMPT
+        ]
 
 
 def test_a_request_is_a_span_with_its_stages_inside(told: Server, collector: Collector) -> None:
     predict(told, {"X-Request-ID": "traced"}, prompt="a prompt that no cache has")
 
     def request() -> list[Span]:
-        return [s for s in collector.spans if any(a.value.string_value == "traced" for a in s.attributes)]
+        return [
+            s
+            for s in collector.spans
+            if any(a.value.string_value == "traced" for a in s.attributes)
+        ]
 
     until(lambda: request())
     [span] = request()
     until(lambda: len([s for s in collector.spans if s.parent_span_id == span.span_id]) == 4)
     inside = sorted(
-        (s for s in collector.spans if s.parent_span_id == span.span_id), key=lambda s: s.start_time_unix_nano
+        (s for s in collector.spans if s.parent_span_id == span.span_id),
+        key=lambda s: s.start_time_unix_nano,
     )
     assert [child.name for child in inside] == ["queue", "encode", "denoise", "decode"]
     assert {child.trace_id for child in inside} == {span.trace_id}
@@ -236,5 +282,7 @@ def test_a_request_is_a_span_with_its_stages_inside(told: Server, collector: Col
 
 def test_refused_lines_name_no_prompt_in_their_reason(told: Server) -> None:
     predict(told, timeout=0.001, num_inference_steps=30)
-    reasons = [line["reason"] for line in request_lines(told) if line["outcome"] == "deadline_exceeded"]
+    reasons = [
+        line["reason"] for line in request_lines(told) if line["outcome"] == "deadline_exceeded"
+    ]
     assert reasons and not [reason for reason in reasons if "walrus" in reason]

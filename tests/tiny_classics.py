@@ -1,4 +1,5 @@
-"""More families for `tiny_pipelines`: cross-attention transformers, unCLIP pairs, few-step and autoregressive models."""
+"""More families for `tiny_pipelines`: cross-attention transformers, unCLIP pairs, few-step and
+autoregressive models."""
 
 from __future__ import annotations
 
@@ -35,7 +36,14 @@ from diffusers import (
 
 from tests import tiny_encoders as encoders
 from tests.tiny_families import deep_vae, save
-from tests.tiny_pipelines import TEXT_WIDTH, clip_text_model, clip_tokenizer, t5_encoder, t5_tokenizer, vae
+from tests.tiny_pipelines import (
+    TEXT_WIDTH,
+    clip_text_model,
+    clip_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+    vae,
+)
 
 
 def pixart_sigma(root: Path, seed: int = 0) -> Path:
@@ -77,7 +85,9 @@ def sana(root: Path, seed: int = 0) -> Path:
     )
     pipeline = SanaPipeline(
         transformer=transformer,
-        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
         vae=AutoencoderDC(
             latent_channels=4,
             attention_head_dim=4,
@@ -136,7 +146,9 @@ def _movq() -> VQModel:
         num_vq_embeddings=12,
         vq_embed_dim=4,
     )
-    movq.decoder.conv_out.weight.data *= 0.1  # or its values lie far outside of -1..1, and rounding shows
+    movq.decoder.conv_out.weight.data *= (
+        0.1  # or its values lie far outside of -1..1, and rounding shows
+    )
     return movq
 
 
@@ -144,7 +156,11 @@ def kandinsky_22(root: Path, seed: int = 0) -> Path:
     """Prior and decoder in one pipeline, which holds the two as pipelines of their own."""
     torch.manual_seed(seed)
     prior = PriorTransformer(
-        num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=TEXT_WIDTH, num_embeddings=77
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        embedding_dim=TEXT_WIDTH,
+        num_embeddings=77,
     )
     torch.nn.init.ones_(prior.clip_std)
     unet = UNet2DConditionModel(
@@ -245,7 +261,9 @@ def latent_consistency(root: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     pipeline = LatentConsistencyModelPipeline(
         unet=_guided_unet(time_cond_proj_dim=32),
-        scheduler=LCMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False),
+        scheduler=LCMScheduler(
+            beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
+        ),
         vae=vae(),
         text_encoder=clip_text_model(),
         tokenizer=clip_tokenizer(),
@@ -275,7 +293,8 @@ def perturbed_attention(root: Path, seed: int = 0) -> Path:
 
 
 def glm_image(root: Path, seed: int = 0) -> Path:
-    """GLM-Image: a language model writes picture tokens, a diffusion decoder draws them. Fixed factors: 32 pixels a token."""
+    """GLM-Image: a language model writes picture tokens, a diffusion decoder draws them. Fixed
+    factors: 32 pixels a token."""
     torch.manual_seed(seed)
     transformer = GlmImageTransformer2DModel(
         patch_size=2,
@@ -296,7 +315,9 @@ def glm_image(root: Path, seed: int = 0) -> Path:
         vision_language_encoder=encoders.glm_image(codes=64),
         vae=deep_vae(latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75
+        ),
     )
     return save(pipeline, root, "glm-image")
 

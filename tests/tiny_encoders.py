@@ -1,4 +1,5 @@
-"""Tokenizers and language-model text encoders of the newer families, with random weights and an alphabet of bytes."""
+"""Tokenizers and language-model text encoders of the newer families, with random weights and an
+alphabet of bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ from transformers.models.glm_image.image_processing_pil_glm_image import GlmImag
 from tests.tiny_pipelines import TEXT_WIDTH
 
 CHAT = """{% for message in messages %}<|im_start|>{{ message['role'] }}
-{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
+{% if message['content'] is string %}{{ message['content'] }}{% else %}\
+{% for part in message['content'] %}\
 {{ part['text'] if part['type'] == 'text' else '<|image_pad|>' }}{% endfor %}{% endif %}<|im_end|>
 {% endfor %}"""
 PICTURE_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -66,11 +68,14 @@ def byte_tokenizer() -> Qwen2Tokenizer:
 
 
 def glm_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
-    """One token a byte after a first one that is always there, so that an empty prompt is not nothing."""
+    """One token a byte after a first one that is always there, so that an empty prompt is not
+    nothing."""
     core = Tokenizer(BPE(vocab=_vocabulary(), merges=[]))
     core.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     first = SPECIAL[1]
-    core.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, SPECIAL.index(first))])
+    core.post_processor = TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, SPECIAL.index(first))]
+    )
     core.add_special_tokens(list(SPECIAL))
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -85,14 +90,32 @@ def glm_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
 
 
 def gemma_tokenizer() -> GemmaTokenizer:
-    symbols = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    symbols = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<mask>",
+        "▁",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+    ]
     return GemmaTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
 
 
 def bert_tokenizer() -> BertTokenizer:
     letters = [chr(code) for code in range(33, 127)]
-    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    return BertTokenizer(vocab={symbol: index for index, symbol in enumerate(symbols)}, model_max_length=77)
+    symbols = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+    ]
+    return BertTokenizer(
+        vocab={symbol: index for index, symbol in enumerate(symbols)}, model_max_length=77
+    )
 
 
 def _decoder(width: int, layers: int, **more: Any) -> dict[str, Any]:
@@ -134,7 +157,12 @@ def glm() -> GlmModel:
 
 def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
     """The encoder of Qwen-Image and Kandinsky 5."""
-    rope = {"type": "default", "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    rope = {
+        "type": "default",
+        "rope_type": "default",
+        "mrope_section": [1, 1, 2],
+        "rope_theta": 1e6,
+    }
     special = {token: index for index, token in enumerate(SPECIAL)}
     text = _decoder(TEXT_WIDTH, 2, rope_parameters=rope)
     text.pop("head_dim")
@@ -173,14 +201,18 @@ def bert() -> BertModel:
 
 def umt5() -> UMT5EncoderModel:
     """AuraFlow's encoder."""
-    return UMT5EncoderModel(UMT5Config(vocab_size=128, d_model=TEXT_WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4))
+    return UMT5EncoderModel(
+        UMT5Config(vocab_size=128, d_model=TEXT_WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+    )
 
 
 def byt5() -> T5EncoderModel:
     """GLM-Image's encoder of the words that are to be written into the picture."""
     vocabulary = len(ByT5Tokenizer())
     return T5EncoderModel(
-        T5Config(vocab_size=vocabulary, d_model=TEXT_WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+        T5Config(
+            vocab_size=vocabulary, d_model=TEXT_WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4
+        )
     )
 
 
@@ -204,7 +236,12 @@ def clip_image_processor() -> CLIPImageProcessor:
 def mistral3(layers: int, width: int) -> Mistral3ForConditionalGeneration:
     """FLUX.2-dev's encoder, a language model that could look at pictures too."""
     vision = PixtralVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
     config = Mistral3Config(
         text_config=MistralConfig(**_decoder(width, layers, sliding_window=None)),
@@ -215,9 +252,11 @@ def mistral3(layers: int, width: int) -> Mistral3ForConditionalGeneration:
 
 
 def strengthened(model: torch.nn.Module) -> torch.nn.Module:
-    """Redraw the linear layers with unit gain and what starts as zeros (gates, last layers) with a little noise.
+    """Redraw the linear layers with unit gain and what starts as zeros (gates, last layers) with a
+    little noise.
 
-    The usual small weights would let a prompt change a picture by less than a grey level, and a mix-up go unseen.
+    The usual small weights would let a prompt change a picture by less than a grey level, and a
+    mix-up go unseen.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
@@ -229,16 +268,33 @@ def strengthened(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def glm_image(codes: int) -> GlmImageForConditionalGeneration:
-    """GLM-Image's writer of picture tokens: the first `codes` tokens are pictures, then start and end of a picture.
+    """GLM-Image's writer of picture tokens: the first `codes` tokens are pictures, then start and
+    end of a picture.
 
-    The end of the text lies outside what it can write, so that random weights do not stop before the picture is full.
+    The end of the text lies outside what it can write, so that random weights do not stop before
+    the picture is full.
     """
-    text = _decoder(16, 1, rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4})
-    text |= {"vocab_size": 512, "vision_vocab_size": codes + 2, "eos_token_id": 511, "pad_token_id": 0}
+    text = _decoder(
+        16,
+        1,
+        rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
+    )
+    text |= {
+        "vocab_size": 512,
+        "vision_vocab_size": codes + 2,
+        "eos_token_id": 511,
+        "pad_token_id": 0,
+    }
     text.pop("head_dim")
     config = GlmImageConfig(
         text_config=text,
-        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "image_size": 64},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 64,
+        },
         vq_config={"embed_dim": 8, "num_embeddings": codes, "latent_channels": 16},
         image_token_id=SPECIAL.index("<|image_pad|>"),
         image_start_token_id=codes,
@@ -249,6 +305,8 @@ def glm_image(codes: int) -> GlmImageForConditionalGeneration:
 
 def glm_image_processor() -> GlmImageProcessor:
     tokenizer = glm_tokenizer(
-        image_token="<|image_pad|>", grid_bos_token="<|vision_start|>", grid_eos_token="<|vision_end|>"
+        image_token="<|image_pad|>",
+        grid_bos_token="<|vision_start|>",
+        grid_eos_token="<|vision_end|>",
     )
     return GlmImageProcessor(GlmImageImageProcessorPil(), tokenizer, chat_template=CHAT)

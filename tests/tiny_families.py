@@ -1,4 +1,5 @@
-"""More families for `tiny_pipelines`: flow-matching transformers with language models as text encoders."""
+"""More families for `tiny_pipelines`: flow-matching transformers with language models as text
+encoders."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ from diffusers import (
 from tests import tiny_encoders as encoders
 from tests.tiny_pipelines import TEXT_WIDTH, t5_encoder, t5_tokenizer, vae
 
-FLOW_VAE = {"shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False}
+FLOW_VAE = {
+    "shift_factor": 0.06,
+    "scaling_factor": 1.5,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 
 
 def save(pipeline: DiffusionPipeline, root: Path, name: str) -> Path:
@@ -116,7 +122,9 @@ def cogview_4(root: Path, seed: int = 0) -> Path:
     )
     pipeline = CogView4Pipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75
+        ),
         vae=vae(**FLOW_VAE),
         text_encoder=encoders.glm(),
         tokenizer=encoders.glm_tokenizer(),

@@ -1,4 +1,5 @@
-"""More families for `tiny_pipelines`: FLUX.1 Kontext, both kinds of FLUX.2, and Stable Diffusion 3.5."""
+"""More families for `tiny_pipelines`: FLUX.1 Kontext, both kinds of FLUX.2, and Stable Diffusion
+3.5."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from diffusers import (
 
 from tests import tiny_encoders as encoders
 from tests.tiny_families import FLOW_VAE, save
-from tests.tiny_pipelines import TEXT_WIDTH, clip_text_model, clip_tokenizer, t5_encoder, t5_tokenizer, vae
+from tests.tiny_pipelines import (
+    TEXT_WIDTH,
+    clip_text_model,
+    clip_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+    vae,
+)
 
 
 def flux_parts(seed: int) -> dict[str, object]:
@@ -55,7 +63,8 @@ def flux_kontext(root: Path, seed: int = 0) -> Path:
 
 
 def stable_diffusion_35(root: Path, seed: int = 0) -> Path:
-    """Stable Diffusion 3.5 medium: a second attention in the first blocks; no T5, as many deployments leave it out."""
+    """Stable Diffusion 3.5 medium: a second attention in the first blocks; no T5, as many
+    deployments leave it out."""
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(
         sample_size=32,
@@ -114,8 +123,8 @@ def _flux_2_vae() -> AutoencoderKLFlux2:
 
 
 def flux_2(root: Path, seed: int = 0) -> Path:
-    """FLUX.2-dev: Mistral Small 3 as encoder, states of layers 10, 20 and 30; a tokenizer stands in for its processor,
-    which needs torchvision."""
+    """FLUX.2-dev: Mistral Small 3 as encoder, states of layers 10, 20 and 30; a tokenizer stands in
+    for its processor, which needs torchvision."""
     torch.manual_seed(seed)
     pipeline = Flux2Pipeline(
         transformer=_flux_2_transformer(3 * 16, guidance=True),

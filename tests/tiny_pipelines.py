@@ -1,7 +1,9 @@
-"""Checkpoints of real pipeline classes with random weights and the fewest parameters that still run, made from configs.
+"""Checkpoints of real pipeline classes with random weights and the fewest parameters that still
+run, made from configs.
 
-One function per family; each saves a folder under `root` and returns it. Nothing is downloaded: tokenizers are built here.
-The weights are drawn from `seed`; the pictures are noise, but every code path is the family's own.
+One function per family; each saves a folder under `root` and returns it. Nothing is downloaded:
+tokenizers are built here. The weights are drawn from `seed`; the pictures are noise, but every code
+path is the family's own.
 """
 
 from __future__ import annotations
@@ -42,8 +44,15 @@ MAX_TOKENS = 77
 def clip_tokenizer() -> CLIPTokenizer:
     """One token per byte, no merges; any text can be written with it."""
     letters = sorted(ByteLevel.alphabet())
-    symbols = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={s: i for i, s in enumerate(symbols)}, merges=[], model_max_length=MAX_TOKENS)
+    symbols = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizer(
+        vocab={s: i for i, s in enumerate(symbols)}, merges=[], model_max_length=MAX_TOKENS
+    )
 
 
 def t5_tokenizer() -> T5TokenizerFast:
@@ -70,7 +79,14 @@ def clip_text_model(with_projection: bool = False) -> CLIPTextModel | CLIPTextMo
 
 
 def t5_encoder() -> T5EncoderModel:
-    config = T5Config(vocab_size=len(t5_tokenizer()), d_model=TEXT_WIDTH, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()),
+        d_model=TEXT_WIDTH,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=4,
+    )
     return T5EncoderModel(config)
 
 
@@ -186,12 +202,21 @@ def stable_diffusion_3(root: Path, seed: int = 0) -> Path:
         qk_norm="rms_norm",
     )
     t5 = T5EncoderModel(
-        T5Config(vocab_size=len(t5_tokenizer()), d_model=2 * TEXT_WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+        T5Config(
+            vocab_size=len(t5_tokenizer()),
+            d_model=2 * TEXT_WIDTH,
+            d_kv=8,
+            d_ff=37,
+            num_layers=1,
+            num_heads=4,
+        )
     )
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(
+            shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False
+        ),
         text_encoder=clip_text_model(with_projection=True),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip_text_model(with_projection=True),
@@ -220,7 +245,9 @@ def flux_1(root: Path, seed: int = 0) -> Path:
     pipeline = FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(
+            shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False
+        ),
         text_encoder=clip_text_model(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5_encoder(),

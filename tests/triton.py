@@ -1,7 +1,7 @@
 """Triton's gRPC client beside KServe's in one process.
 
-Both packages bring the Open Inference Protocol's messages under the same names, and protobuf's default pool takes a name
-once. So Triton's are built in a pool of their own.
+Both packages bring the Open Inference Protocol's messages under the same names, and protobuf's
+default pool takes a name once. So Triton's are built in a pool of their own.
 """
 
 from __future__ import annotations

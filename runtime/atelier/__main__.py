@@ -1,6 +1,6 @@
 """`python -m atelier`: the same command line as `atelier`."""
 
-from atelier.cli import main
+from atelier.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,8 @@
 """Every error a caller can meet, and the one table that says how each protocol reports it.
 
-Raise the most specific class with a sentence that names the bad value and the remedy. Handlers look the class up in
-`report()`; nobody maps an exception to a status by hand. This module knows no web framework.
+Raise the most specific class with a sentence that names the bad value and the remedy. Handlers look
+the class up in `report()`; nobody maps an exception to a status by hand. This module knows no web
+framework.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 
 
 class AtelierError(Exception):
-    """Base of all errors of this package. The message is written for the person who sent the request."""
+    """Base of all errors of this package. The message is written for the person who sent the
+    request."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -18,7 +20,8 @@ class AtelierError(Exception):
 
 
 class InvalidRequest(AtelierError):
-    """The request cannot be served as written. `field` names the part of the body that is wrong, if one does."""
+    """The request cannot be served as written. `field` names the part of the body that is wrong, if
+    one does."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -74,7 +77,8 @@ class GenerationFailed(AtelierError):
 
 
 class StartError(AtelierError):
-    """The server, or a command, cannot begin: what follows is a fault of configuration or of the checkpoint."""
+    """The server, or a command, cannot begin: what follows is a fault of configuration or of the
+    checkpoint."""
 
 
 class SettingsError(StartError):
@@ -94,8 +98,9 @@ class PlanError(StartError):
 
 
 @dataclass(frozen=True)
-class Report:
-    """How one error class is told to clients: HTTP status, OpenAI error type and code, gRPC status code name."""
+class ErrorReport:
+    """How one error class is told to clients: HTTP status, OpenAI error type and code, gRPC status
+    code name."""
 
     status: int
     openai_type: str
@@ -103,25 +108,27 @@ class Report:
     grpc: str
 
 
-REPORTS: dict[type[AtelierError], Report] = {
-    InvalidRequest: Report(400, "invalid_request_error", "invalid_value", "INVALID_ARGUMENT"),
-    Unauthorized: Report(401, "authentication_error", "invalid_api_key", "UNAUTHENTICATED"),
-    ModelUnknown: Report(404, "invalid_request_error", "model_not_found", "NOT_FOUND"),
-    NotFound: Report(404, "invalid_request_error", "not_found", "NOT_FOUND"),
-    PayloadTooLarge: Report(413, "invalid_request_error", "payload_too_large", "RESOURCE_EXHAUSTED"),
-    Busy: Report(429, "rate_limit_error", "queue_full", "RESOURCE_EXHAUSTED"),
-    Cancelled: Report(499, "request_cancelled", "cancelled", "CANCELLED"),
-    DeviceOutOfMemory: Report(503, "server_error", "out_of_memory", "RESOURCE_EXHAUSTED"),
-    NotReady: Report(503, "server_error", "not_ready", "UNAVAILABLE"),
-    Draining: Report(503, "server_error", "draining", "UNAVAILABLE"),
-    DeadlineExceeded: Report(504, "timeout_error", "deadline_exceeded", "DEADLINE_EXCEEDED"),
-    GenerationFailed: Report(500, "server_error", "generation_failed", "INTERNAL"),
-    StartError: Report(503, "server_error", "not_ready", "UNAVAILABLE"),
-    AtelierError: Report(500, "server_error", "internal_error", "INTERNAL"),
+REPORTS: dict[type[AtelierError], ErrorReport] = {
+    InvalidRequest: ErrorReport(400, "invalid_request_error", "invalid_value", "INVALID_ARGUMENT"),
+    Unauthorized: ErrorReport(401, "authentication_error", "invalid_api_key", "UNAUTHENTICATED"),
+    ModelUnknown: ErrorReport(404, "invalid_request_error", "model_not_found", "NOT_FOUND"),
+    NotFound: ErrorReport(404, "invalid_request_error", "not_found", "NOT_FOUND"),
+    PayloadTooLarge: ErrorReport(
+        413, "invalid_request_error", "payload_too_large", "RESOURCE_EXHAUSTED"
+    ),
+    Busy: ErrorReport(429, "rate_limit_error", "queue_full", "RESOURCE_EXHAUSTED"),
+    Cancelled: ErrorReport(499, "request_cancelled", "cancelled", "CANCELLED"),
+    DeviceOutOfMemory: ErrorReport(503, "server_error", "out_of_memory", "RESOURCE_EXHAUSTED"),
+    NotReady: ErrorReport(503, "server_error", "not_ready", "UNAVAILABLE"),
+    Draining: ErrorReport(503, "server_error", "draining", "UNAVAILABLE"),
+    DeadlineExceeded: ErrorReport(504, "timeout_error", "deadline_exceeded", "DEADLINE_EXCEEDED"),
+    GenerationFailed: ErrorReport(500, "server_error", "generation_failed", "INTERNAL"),
+    StartError: ErrorReport(503, "server_error", "not_ready", "UNAVAILABLE"),
+    AtelierError: ErrorReport(500, "server_error", "internal_error", "INTERNAL"),
 }
 
 
-def report(error: BaseException) -> Report:
+def report(error: BaseException) -> ErrorReport:
     """The row of `REPORTS` for the error's nearest class; anything unknown is an internal error."""
     for cls in type(error).__mro__:
         if cls in REPORTS:

@@ -1,7 +1,8 @@
 """What an engine says while it works on a request: small immutable events, in order, over a queue.
 
-A stream begins with `Queued`, then `Started`, any number of `Step`, `Preview`, `Image` or `Token`, and ends with
-exactly one `Finished` or `Failed`. Events carry plain data only, so that an engine may live in another process.
+A stream begins with `Queued`, then `Started`, any number of `Step`, `Preview`, `Image` or `Token`,
+and ends with exactly one `Finished` or `Failed`. Events carry plain data only, so that an engine
+may live in another process.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from atelier.errors import AtelierError
 
 @dataclass(frozen=True)
 class Queued:
-    """The request was admitted. `position` counts the requests ahead; `wait_s` is the estimate in seconds."""
+    """The request was admitted. `position` counts the requests ahead; `wait_s` is the estimate in
+    seconds."""
 
     position: int
     wait_s: float
@@ -36,7 +38,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Preview:
-    """A small picture of the unfinished latents after step `step`: `pixels` is height x width x 3, uint8, row-major."""
+    """A small picture of the unfinished latents after step `step`: `pixels` is height x width x 3,
+    uint8, row-major."""
 
     step: int
     width: int
@@ -46,7 +49,8 @@ class Preview:
 
 @dataclass(frozen=True)
 class Image:
-    """A finished picture, `index` of its request: `pixels` is height x width x `channels` (3 or 4), uint8 rows."""
+    """A finished picture, `index` of its request: `pixels` is height x width x `channels` (3 or 4),
+    uint8 rows."""
 
     index: int
     seed: int
@@ -58,7 +62,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log probability of a token, and of the likeliest tokens in its place, as (id, log probability), best first."""
+    """Log probability of a token, and of the likeliest tokens in its place, as (id, log
+    probability), best first."""
 
     id: int
     logprob: float
@@ -77,7 +82,8 @@ class Token:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a text request: of the prompt, of the prompt but found in the cache, and generated for all choices."""
+    """Tokens of a text request: of the prompt, of the prompt but found in the cache, and generated
+    for all choices."""
 
     prompt: int
     cached: int
@@ -86,9 +92,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a request that succeeded. `timings` are seconds by stage (queue, encode, denoise, decode).
+    """The last event of a request that succeeded. `timings` are seconds by stage (queue, encode,
+    denoise, decode).
 
-    A text request also has its `usage` and, by choice, the `reasons` why generation ended: stop or length.
+    A text request also has its `usage` and, by choice, the `reasons` why generation ended: stop or
+    length.
     """
 
     timings: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,5 @@
-"""Log lines as text or JSON, each with the id of the request it belongs to. Prompts are not logged unless LOG_PROMPTS."""
+"""Log lines as text or JSON, each with the id of the request it belongs to. Prompts are not logged
+unless LOG_PROMPTS."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def set_request_id(request_id: str) -> None:
 def set_up(settings: Settings) -> None:
     """Send every logger's lines to standard error in the form that LOG_FORMAT names.
 
-    Call before the heavy libraries are imported: their remarks on packages that are not needed here are silenced.
+    Call before the heavy libraries are imported: their remarks on packages that are not needed here
+    are silenced.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -37,8 +39,12 @@ def set_up(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn.access").addFilter(lambda record: not any(p in record.getMessage() for p in PROBES))
-    logging.captureWarnings(True)  # Python's warnings become lines of this log, and those of libraries are left out
+    logging.getLogger("uvicorn.access").addFilter(
+        lambda record: not any(p in record.getMessage() for p in PROBES)
+    )
+    logging.captureWarnings(
+        True
+    )  # Python's warnings become lines of this log, and those of libraries are left out
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     for chatty in ("httpx", "httpcore", "botocore", "urllib3", "kserve.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -54,7 +60,10 @@ class _Text(logging.Formatter):
         name = record.name.removeprefix("atelier.")
         request = getattr(record, "request_id", "") or current_request_id()
         told = "".join(f" {key}={value}" for key, value in _fields(record).items())
-        line = f"{when} {record.levelname:<7} {name}: {record.getMessage()}{told}{f' [{request}]' if request else ''}"
+        line = (
+            f"{when} {record.levelname:<7} {name}:"
+            f" {record.getMessage()}{told}{f' [{request}]' if request else ''}"
+        )
         return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
 
 

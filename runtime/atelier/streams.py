@@ -1,4 +1,5 @@
-"""The bridge from an engine thread to a handler: events go in from any thread and come out with `async for`."""
+"""The bridge from an engine thread to a handler: events go in from any thread and come out with
+`async for`."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from atelier.events import Event, Failed, Finished, Token
 class EventStream:
     """The events of one request, in order, for one reader in the event loop that made this object.
 
-    Leaving the loop early (an exception, a cancelled handler, a `break` followed by `cancel()`) cancels the request.
-    Tokens of one choice that wait together come out as one: a reader that falls behind catches up with fewer writes.
+    Leaving the loop early (an exception, a cancelled handler, a `break` followed by `cancel()`)
+    cancels the request. Tokens of one choice that wait together come out as one: a reader that
+    falls behind catches up with fewer writes.
     """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
@@ -24,12 +26,14 @@ class EventStream:
         self._ended = False
 
     def put(self, event: Event) -> None:
-        """Add an event; called from the engine's thread. A closed loop means that nobody listens any more."""
+        """Add an event; called from the engine's thread. A closed loop means that nobody listens
+        any more."""
         self.put_all([(self, event)])
 
     @staticmethod
     def put_all(pairs: list[tuple[EventStream, Event]]) -> None:
-        """Add events to many streams, waking each event loop once; for engines that emit an event a row and step."""
+        """Add events to many streams, waking each event loop once; for engines that emit an event a
+        row and step."""
         loops: dict[asyncio.AbstractEventLoop, list[tuple[EventStream, Event]]] = {}
         for stream, event in pairs:
             loops.setdefault(stream._loop, []).append((stream, event))
@@ -63,7 +67,10 @@ class EventStream:
                 break
             self._waiting.popleft()
             event = Token(
-                event.choice, event.text + other.text, event.ids + other.ids, event.likelihoods + other.likelihoods
+                event.choice,
+                event.text + other.text,
+                event.ids + other.ids,
+                event.likelihoods + other.likelihoods,
             )
         return event
 

@@ -1,6 +1,7 @@
 """Metrics of the server, named `atelier_*` with their units; Prometheus reads them on `/metrics`.
 
-`Metrics` implements what the image engine reports (`images.observer.Observer`); it is made by the server and handed down.
+`Metrics` implements what the image engine reports (`images.observer.Observer`); it is made by the
+server and handed down.
 """
 
 from __future__ import annotations
@@ -39,20 +40,35 @@ class Metrics:
             ["protocol", "outcome"],
             buckets=SECONDS,
         )
-        self.wait = Histogram("atelier_queue_wait_seconds", "From admission to the first work.", buckets=SECONDS)
+        self.wait = Histogram(
+            "atelier_queue_wait_seconds", "From admission to the first work.", buckets=SECONDS
+        )
         self.first_preview = Histogram(
             "atelier_first_preview_seconds", "From admission to the first preview.", buckets=SECONDS
         )
         self.images = Counter("atelier_images", "Pictures drawn.")
         self.pixels = Counter("atelier_pixels", "Pixels drawn.")
         self.steps = Histogram(
-            "atelier_step_seconds", "One module call, batched.", ["stage", "shape"], buckets=STEP_SECONDS
+            "atelier_step_seconds",
+            "One module call, batched.",
+            ["stage", "shape"],
+            buckets=STEP_SECONDS,
         )
-        self.rows = Histogram("atelier_batch_rows", "Rows of a module call.", ["stage"], buckets=ROWS)
-        self.shared = Histogram("atelier_batch_requests", "Requests that share a module call.", ["stage"], buckets=ROWS)
-        self.embeddings = Counter("atelier_embedding_cache", "Prompt embeddings asked for.", ["result"])
-        self.out_of_memories = Counter("atelier_out_of_memory", "Module calls that ran out of memory.")
-        self.load = Gauge("atelier_load_seconds", "Seconds that a stage of the start took.", ["stage"])
+        self.rows = Histogram(
+            "atelier_batch_rows", "Rows of a module call.", ["stage"], buckets=ROWS
+        )
+        self.shared = Histogram(
+            "atelier_batch_requests", "Requests that share a module call.", ["stage"], buckets=ROWS
+        )
+        self.embeddings = Counter(
+            "atelier_embedding_cache", "Prompt embeddings asked for.", ["result"]
+        )
+        self.out_of_memories = Counter(
+            "atelier_out_of_memory", "Module calls that ran out of memory."
+        )
+        self.load = Gauge(
+            "atelier_load_seconds", "Seconds that a stage of the start took.", ["stage"]
+        )
         self.depth = Gauge("atelier_queue_depth", "Requests waiting or running.")
         self.memory_used = Gauge("atelier_device_memory_used_bytes", "Device memory in use.")
         self.memory_free = Gauge("atelier_device_memory_free_bytes", "Device memory not in use.")
@@ -141,4 +157,6 @@ class _Request:
             fields["reason"] = reason
         log.info("request", extra={"fields": fields, "request_id": self.request_id})
         if self.tracer:
-            self.tracer.record(self.protocol, outcome, self.request_id, self.began, seconds, timings)
+            self.tracer.record(
+                self.protocol, outcome, self.request_id, self.began, seconds, timings
+            )

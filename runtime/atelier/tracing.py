@@ -1,4 +1,5 @@
-"""OpenTelemetry traces, when OTEL_EXPORTER_OTLP_ENDPOINT is set: a span a request, with its stages inside."""
+"""OpenTelemetry traces, when OTEL_EXPORTER_OTLP_ENDPOINT is set: a span a request, with its stages
+inside."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ STAGES = ("queue", "encode", "denoise", "decode")
 
 
 class Tracer:
-    """Records finished requests. Spans are made at the end, with the times that were measured on the way."""
+    """Records finished requests. Spans are made at the end, with the times that were measured on
+    the way."""
 
     def __init__(self, tracer: Any) -> None:
         self._tracer = tracer
@@ -41,12 +43,23 @@ class Tracer:
         return cls(provider.get_tracer("atelier"))
 
     def record(
-        self, protocol: str, outcome: str, request_id: str, began: float, seconds: float, timings: Mapping[str, float]
+        self,
+        protocol: str,
+        outcome: str,
+        request_id: str,
+        began: float,
+        seconds: float,
+        timings: Mapping[str, float],
     ) -> None:
-        """One request: `began` in seconds since the epoch, `timings` in seconds by stage, laid end to end."""
+        """One request: `began` in seconds since the epoch, `timings` in seconds by stage, laid end
+        to end."""
         from opentelemetry import trace
 
-        attributes = {"atelier.protocol": protocol, "atelier.outcome": outcome, "atelier.request_id": request_id}
+        attributes = {
+            "atelier.protocol": protocol,
+            "atelier.outcome": outcome,
+            "atelier.request_id": request_id,
+        }
         span = self._tracer.start_span("request", start_time=_ns(began), attributes=attributes)
         inside, at = trace.set_span_in_context(span), began
         for stage in STAGES:

@@ -1,7 +1,8 @@
-"""A Kubernetes API server with KServe's InferenceService, for the real client: discovery, server-side apply, pods, logs.
+"""A Kubernetes API server with KServe's InferenceService, for the real client: discovery,
+server-side apply, pods, logs.
 
-It keeps applied objects and plays a scene: each time the InferenceService is read, the scene's next status, pods and
-events are the cluster's. The last one stays.
+It keeps applied objects and plays a scene: each time the InferenceService is read, the scene's next
+status, pods and events are the cluster's. The last one stays.
 """
 
 from __future__ import annotations
@@ -89,15 +90,21 @@ class FakeApi:
         length = int(request.headers.get("Content-Length") or 0)
         body = json.loads(request.rfile.read(length)) if length else None
         self.requests.append(f"{method} {address.path}")
-        code, answer = self.answer(method, address.path, query, body, request.headers.get("Content-Type", ""))
+        code, answer = self.answer(
+            method, address.path, query, body, request.headers.get("Content-Type", "")
+        )
         data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         request.send_response(code)
-        request.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
+        request.send_header(
+            "Content-Type", "text/plain" if isinstance(answer, str) else "application/json"
+        )
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
         request.wfile.write(data)
 
-    def answer(self, method: str, path: str, query: Object, body: Any, content_type: str) -> tuple[int, Any]:
+    def answer(
+        self, method: str, path: str, query: Object, body: Any, content_type: str
+    ) -> tuple[int, Any]:
         if path in DISCOVERY:
             if not self.has_kserve and path in ("/apis", SERVICES):
                 return 200, {"kind": "APIGroupList", "groups": []}
@@ -105,15 +112,31 @@ class FakeApi:
         if found := re.fullmatch(rf"{SERVICES}/namespaces/([^/]+)/inferenceservices/([^/]+)", path):
             return self.service(method, found[2], body, content_type)
         if found := re.fullmatch(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/log", path):
-            key = found[1], query.get("container", ""), query.get("previous", "") in ("true", "True")
+            key = (
+                found[1],
+                query.get("container", ""),
+                query.get("previous", "") in ("true", "True"),
+            )
             return (
-                (200, self.logs[key]) if key in self.logs else (400, status("previous terminated container not found"))
+                (200, self.logs[key])
+                if key in self.logs
+                else (400, status("previous terminated container not found"))
             )
         if path.endswith("/pods"):
             assert query["labelSelector"].startswith("serving.kserve.io/inferenceservice=")
-            return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.scene[0].pods}
+            return 200, {
+                "kind": "PodList",
+                "apiVersion": "v1",
+                "metadata": {},
+                "items": self.scene[0].pods,
+            }
         if path.endswith("/events"):
-            return 200, {"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": self.scene[0].events}
+            return 200, {
+                "kind": "EventList",
+                "apiVersion": "v1",
+                "metadata": {},
+                "items": self.scene[0].events,
+            }
         return 404, status(f"{path} is not here")
 
     def service(self, method: str, name: str, body: Any, content_type: str) -> tuple[int, Any]:
@@ -121,8 +144,14 @@ class FakeApi:
             assert content_type == "application/apply-patch+yaml"
             if errors := self.check(body):
                 return 422, status("; ".join(errors))
-            generation = self.services.get(name, {"metadata": {"generation": 0}})["metadata"]["generation"] + 1
-            self.services[name] = {**body, "metadata": {**body["metadata"], "generation": generation}}
+            generation = (
+                self.services.get(name, {"metadata": {"generation": 0}})["metadata"]["generation"]
+                + 1
+            )
+            self.services[name] = {
+                **body,
+                "metadata": {**body["metadata"], "generation": generation},
+            }
             return 200, self.services[name]
         if name not in self.services:
             return 404, status(f"inferenceservices {name} not found")
@@ -132,7 +161,11 @@ class FakeApi:
             self.scene.pop(0)
         moment, found = self.scene[0], self.services[name]
         conditions = [{"type": "Ready", "status": "True" if moment.ready else "False"}]
-        shown = {"observedGeneration": found["metadata"]["generation"], "conditions": conditions, **moment.status}
+        shown = {
+            "observedGeneration": found["metadata"]["generation"],
+            "conditions": conditions,
+            **moment.status,
+        }
         if moment.ready:
             shown.setdefault("url", f"https://{name}.example.com")
         return 200, {**found, "status": shown}
@@ -155,8 +188,20 @@ DISCOVERY: dict[str, Object] = {
         "kind": "APIResourceList",
         "groupVersion": "v1",
         "resources": [
-            {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": VERBS},
-            {"name": "events", "singularName": "event", "namespaced": True, "kind": "Event", "verbs": VERBS},
+            {
+                "name": "pods",
+                "singularName": "pod",
+                "namespaced": True,
+                "kind": "Pod",
+                "verbs": VERBS,
+            },
+            {
+                "name": "events",
+                "singularName": "event",
+                "namespaced": True,
+                "kind": "Event",
+                "verbs": VERBS,
+            },
         ],
     },
     "/apis": {"kind": "APIGroupList", "groups": [GROUP]},

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""A cluster that fits into a folder: stands in for `oc` on PATH, records every call and answers as a cluster would.
+"""A cluster that fits into a folder: stands in for `oc` on PATH, records every call and answers as
+a cluster would.
 
-FAKE_CLUSTER names the folder. `facts.json` in it says what the cluster is like; `objects.json` is what was applied;
-`calls.txt` gets one line a call. `kustomize` is the one command that the real kubectl does.
+FAKE_CLUSTER names the folder. `facts.json` in it says what the cluster is like; `objects.json` is
+what was applied; `calls.txt` gets one line a call. `kustomize` is the one command that the real
+kubectl does.
 """
 
 import json
@@ -27,12 +29,16 @@ def apply(text: str, must_be_new: bool) -> int:
     import yaml  # most calls do without
 
     there = load()
-    for doc in filter(None, yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
+    for doc in filter(
+        None, yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    ):
         name = key(doc["kind"], doc["metadata"]["name"])
         if must_be_new and name in there:
             print(f"AlreadyExists {name}", file=sys.stderr)
             return 1
-        state = "unchanged" if there.get(name) == doc else "configured" if name in there else "created"
+        state = (
+            "unchanged" if there.get(name) == doc else "configured" if name in there else "created"
+        )
         there[name] = doc
         print(f"{name} {state}")
     OBJECTS.write_text(json.dumps(there))
@@ -57,7 +63,11 @@ def get(kind: str, name: str, output: str) -> int:
         return 0
     there = load()
     if kind == "inferenceservice" and not name:
-        print("\n".join(found.split("/")[1] for found in there if found.startswith("inferenceservice/")))
+        print(
+            "\n".join(
+                found.split("/")[1] for found in there if found.startswith("inferenceservice/")
+            )
+        )
         return 0
     if key(kind, name) not in there and f"{kind}/{name}" not in FACTS["existing"]:
         return 1
@@ -98,7 +108,9 @@ def main(words: list[str]) -> int:
         case ["create", "-f", "-"]:
             return apply(sys.stdin.read(), must_be_new=True)
         case ["start-build", *_]:
-            return apply("{kind: ImageStreamTag, metadata: {name: 'atelier:0.1.0'}}", must_be_new=True)
+            return apply(
+                "{kind: ImageStreamTag, metadata: {name: 'atelier:0.1.0'}}", must_be_new=True
+            )
         case ["delete", kind, name, *_]:
             there = load()
             there.pop(key(kind, name), None)

@@ -1,4 +1,5 @@
-"""docs/deploying.md names only what exists, and its sizing table is what the memory plan says today."""
+"""docs/deploying.md names only what exists, and its sizing table is what the memory plan says
+today."""
 
 from __future__ import annotations
 
@@ -10,13 +11,15 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from atelier.cli import app as atelier
-from atelier.deploy.cli import app as deploy
+from atelier.cli.deploy import app as deploy
+from atelier.cli.main import app as atelier
 from tests.manifests.rendering import MANIFESTS, ROOT
 
 PAGE = (ROOT / "docs/deploying.md").read_text()
 COMMANDS = [
-    line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for line in block.replace("\\\n", "").splitlines()
+    line
+    for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.replace("\\\n", "").splitlines()
 ]
 
 
@@ -28,7 +31,9 @@ def test_the_sizing_table_is_current() -> None:
     assert PAGE.count("GiB |") >= 5
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`?((?:manifests|components)/[\w./-]+[\w])", PAGE))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`?((?:manifests|components)/[\w./-]+[\w])", PAGE)))
+)
 def test_a_path_that_is_named_exists(path: str) -> None:
     assert (ROOT / path).exists() or (MANIFESTS / path).exists()
 
@@ -41,7 +46,9 @@ def test_every_overlay_is_described() -> None:
 
 
 def test_the_commands_take_the_options_that_are_shown() -> None:
-    usage = subprocess.run(["bash", str(ROOT / "setup.sh"), "--help"], capture_output=True, text=True).stdout
+    usage = subprocess.run(
+        ["bash", str(ROOT / "setup.sh"), "--help"], capture_output=True, text=True
+    ).stdout
     for line in COMMANDS:
         words = line.split("#")[0].split()
         options = {word for word in words if word.startswith("--")}
@@ -57,7 +64,9 @@ def test_the_commands_take_the_options_that_are_shown() -> None:
 def test_the_make_targets_that_are_shown_exist() -> None:
     named = set(re.findall(r"(?:^|`|&& )make ([a-z-]+)\b", PAGE, re.MULTILINE))
     assert {"image", "push", "sizing"} <= named
-    makefiles = "".join(path.read_text() for path in [ROOT / "Makefile", *sorted((ROOT / "make").glob("*.mk"))])
+    makefiles = "".join(
+        path.read_text() for path in [ROOT / "Makefile", *sorted((ROOT / "make").glob("*.mk"))]
+    )
     for target in named:
         assert re.search(rf"^{target}:", makefiles, re.MULTILINE), target
 

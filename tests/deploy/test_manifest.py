@@ -1,4 +1,5 @@
-"""What `atelier deploy render` writes: valid for KServe, and the same as manifests/ says by hand."""
+"""What `atelier deploy render` writes: valid for KServe, and the same as manifests/ says by
+hand."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from tests.manifests.rendering import combine, needs_kubectl, objects, of_kind
 SOURCES = {
     "black-forest-labs/FLUX.1-dev": {},
     "owner/name@0123abc": {},
-    "demo/shapes": {},
+    "builtin/shapes": {},
     "s3://models/sd35": {"storage": {"key": "atelier-models", "path": "sd35"}},
     "pvc://weights/sdxl": {"storageUri": "pvc://weights/sdxl"},
-    "oci://registry.example/models/sdxl:1.0": {"storageUri": "oci://registry.example/models/sdxl:1.0"},
+    "oci://registry.example/models/sdxl:1.0": {
+        "storageUri": "oci://registry.example/models/sdxl:1.0"
+    },
 }
 
 
@@ -25,13 +28,24 @@ def model_of(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def env_of(endpoint: Endpoint) -> dict[str, Any]:
-    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in model_of(endpoint)["env"]}
+    return {
+        entry["name"]: entry.get("value", entry.get("valueFrom"))
+        for entry in model_of(endpoint)["env"]
+    }
 
 
 @pytest.mark.parametrize("gpu", ["cpu", *GPUS])
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_is_rendered_is_valid(source: str, gpu: str) -> None:
-    endpoint = Endpoint("sdxl", source, gpu=gpu, connection="atelier-models", profile="sdxl", expose=True, token=True)
+    endpoint = Endpoint(
+        "sdxl",
+        source,
+        gpu=gpu,
+        connection="atelier-models",
+        profile="sdxl",
+        expose=True,
+        token=True,
+    )
     assert validation.errors([render(endpoint)]) == []
 
 
@@ -47,15 +61,19 @@ def test_a_source_reaches_the_server_by_storage_or_by_name(source: str) -> None:
 @needs_kubectl
 @pytest.mark.parametrize("gpu", GPUS)
 def test_a_gpu_asks_for_the_same_as_its_component(gpu: str, tmp_path: Any) -> None:
-    by_hand = of_kind(combine(tmp_path, "base", [f"gpu-{gpu}"]), "InferenceService")[0]["spec"]["predictor"]
-    ours = render(Endpoint("m", "demo/shapes", gpu=gpu))["spec"]["predictor"]
+    by_hand = of_kind(combine(tmp_path, "base", [f"gpu-{gpu}"]), "InferenceService")[0]["spec"][
+        "predictor"
+    ]
+    ours = render(Endpoint("m", "builtin/shapes", gpu=gpu))["spec"]["predictor"]
     assert ours["model"]["resources"] == by_hand["model"]["resources"]
     assert ours["tolerations"] == by_hand["tolerations"]
     size = {"name": "MAX_BATCH_SIZE", "value": str(GPUS[gpu].max_batch_size)}
     assert size in by_hand["model"]["env"] and size in ours["model"]["env"]
     wanted = by_hand.get("nodeSelector", {}).get("nvidia.com/gpu.product")
     terms = (by_hand if wanted is None else ours)["affinity"]["nodeAffinity"]
-    values = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"][0]["matchExpressions"][0]
+    values = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"][0][
+        "matchExpressions"
+    ][0]
     assert tuple(values["values"]) == GPUS[gpu].products
     assert wanted in (None, *GPUS[gpu].products)
 
@@ -63,27 +81,32 @@ def test_a_gpu_asks_for_the_same_as_its_component(gpu: str, tmp_path: Any) -> No
 @needs_kubectl
 def test_a_cpu_endpoint_is_the_dev_overlays() -> None:
     by_hand = of_kind(objects("overlays/dev"), "InferenceService")[0]
-    assert render(Endpoint("shapes", "demo/shapes", expose=True)) == by_hand
+    assert render(Endpoint("shapes", "builtin/shapes", expose=True)) == by_hand
 
 
 def test_adapters_on_s3_give_the_server_the_connections_keys() -> None:
     env = {"LORA_PATHS": "s3://models/loras/ring"}
-    given = env_of(Endpoint("m", "demo/shapes", connection="atelier-models", env=env))
+    given = env_of(Endpoint("m", "builtin/shapes", connection="atelier-models", env=env))
     key = given["AWS_SECRET_ACCESS_KEY"]["secretKeyRef"]
     assert (key["name"], key["key"]) == ("atelier-models", "AWS_SECRET_ACCESS_KEY")
     with pytest.raises(DeployError, match="connection"):
-        render(Endpoint("m", "demo/shapes", env=env))
+        render(Endpoint("m", "builtin/shapes", env=env))
 
 
 def test_several_gpus_are_asked_for_and_told_to_the_engine() -> None:
-    endpoint = Endpoint("m", "zai-org/GLM-4.7-Flash", gpu="a10g", gpus=2, profile="glm-4.7-flash-awq")
+    endpoint = Endpoint(
+        "m", "zai-org/GLM-4.7-Flash", gpu="a10g", gpus=2, profile="glm-4.7-flash-awq"
+    )
     assert model_of(endpoint)["resources"]["limits"]["nvidia.com/gpu"] == "2"
     assert env_of(endpoint)["TENSOR_PARALLEL_SIZE"] == "2"
     assert env_of(endpoint)["PROFILE"] == "glm-4.7-flash-awq"
 
 
 def test_a_variable_given_by_the_caller_wins() -> None:
-    assert env_of(Endpoint("m", "a/b", gpu="l40s", env={"MAX_BATCH_SIZE": "2"}))["MAX_BATCH_SIZE"] == "2"
+    assert (
+        env_of(Endpoint("m", "a/b", gpu="l40s", env={"MAX_BATCH_SIZE": "2"}))["MAX_BATCH_SIZE"]
+        == "2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,4 +124,4 @@ def test_a_variable_given_by_the_caller_wins() -> None:
 )
 def test_a_value_that_cannot_work_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DeployError, match=message):
-        Endpoint(**{"name": "m", "source": "demo/shapes", **fields})
+        Endpoint(**{"name": "m", "source": "builtin/shapes", **fields})

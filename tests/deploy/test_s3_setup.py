@@ -1,4 +1,5 @@
-"""The Job that makes the demo's S3 credentials: run as in the cluster, against an API server and an S3 server."""
+"""The Job that makes the demo's S3 credentials: run as in the cluster, against an API server and an
+S3 server."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SCRIPT = MANIFESTS / "setup/storage/s3_setup.py"
 
 
 class SecretsApi:
-    """The part of the API server that the Job may use: create and read Secrets, and list API groups."""
+    """The part of the API server that the Job may use: create and read Secrets, and list API
+    groups."""
 
     def __init__(self) -> None:
         self.secrets: dict[str, dict[str, Any]] = {}
@@ -46,7 +48,9 @@ class SecretsApi:
                 if name in api.secrets:
                     return self.answer(409, {"kind": "Status", "message": f"{name} already exists"})
                 plain = body.pop("stringData")
-                body["data"] = {key: base64.b64encode(value.encode()).decode() for key, value in plain.items()}
+                body["data"] = {
+                    key: base64.b64encode(value.encode()).decode() for key, value in plain.items()
+                }
                 api.secrets[name] = body
                 self.answer(201, body)
 
@@ -97,18 +101,31 @@ def job(api: SecretsApi, s3: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     spec.loader.exec_module(module)
 
     def inside_the_cluster() -> None:
-        client.Configuration.set_default(client.Configuration(host=f"http://127.0.0.1:{api.server.server_port}"))
+        client.Configuration.set_default(
+            client.Configuration(host=f"http://127.0.0.1:{api.server.server_port}")
+        )
 
     monkeypatch.setattr(module.config, "load_incluster_config", inside_the_cluster)
     return module
 
 
-def test_it_makes_connections_that_open_the_buckets(job: ModuleType, api: SecretsApi, s3: str) -> None:
+def test_it_makes_connections_that_open_the_buckets(
+    job: ModuleType, api: SecretsApi, s3: str
+) -> None:
     job.main()
     connection = api.secrets["atelier-models"]
-    assert connection["metadata"]["labels"] == {"opendatahub.io/dashboard": "true", "opendatahub.io/managed": "true"}
+    assert connection["metadata"]["labels"] == {
+        "opendatahub.io/dashboard": "true",
+        "opendatahub.io/managed": "true",
+    }
     assert connection["metadata"]["annotations"]["opendatahub.io/connection-type"] == "s3"
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION", "AWS_S3_BUCKET")
+    names = (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_S3_ENDPOINT",
+        "AWS_DEFAULT_REGION",
+        "AWS_S3_BUCKET",
+    )
     given = {name: api.value("atelier-models", name) for name in names}
     reader: Any = boto3.client(
         "s3",
@@ -117,7 +134,10 @@ def test_it_makes_connections_that_open_the_buckets(job: ModuleType, api: Secret
         aws_secret_access_key=given["AWS_SECRET_ACCESS_KEY"],
         region_name=given["AWS_DEFAULT_REGION"],
     )
-    assert {bucket["Name"] for bucket in reader.list_buckets()["Buckets"]} == {"models", "pipelines"}
+    assert {bucket["Name"] for bucket in reader.list_buckets()["Buckets"]} == {
+        "models",
+        "pipelines",
+    }
     assert given["AWS_S3_BUCKET"] == "models"
     (identity,) = json.loads(api.value("s3-server", "s3.json"))["identities"]
     assert identity["credentials"] == [
@@ -132,7 +152,9 @@ def test_a_second_run_keeps_keys_and_buckets(job: ModuleType, api: SecretsApi) -
     assert json.dumps(api.secrets) == before
 
 
-def test_nothing_secret_is_printed(job: ModuleType, api: SecretsApi, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_secret_is_printed(
+    job: ModuleType, api: SecretsApi, capsys: pytest.CaptureFixture[str]
+) -> None:
     job.main()
     printed = capsys.readouterr().out
     for key in ("access_key", "secret_key"):
@@ -140,7 +162,9 @@ def test_nothing_secret_is_printed(job: ModuleType, api: SecretsApi, capsys: pyt
         assert api.value("s3-server", key) not in printed
 
 
-def test_kserve_alone_gets_its_own_form_and_openshift_ai_makes_it_itself(job: ModuleType, api: SecretsApi) -> None:
+def test_kserve_alone_gets_its_own_form_and_openshift_ai_makes_it_itself(
+    job: ModuleType, api: SecretsApi
+) -> None:
     job.main()
     entry = json.loads(api.value("storage-config", "atelier-models"))
     assert (entry["type"], entry["bucket"]) == ("s3", "models")
@@ -151,7 +175,9 @@ def test_kserve_alone_gets_its_own_form_and_openshift_ai_makes_it_itself(job: Mo
 
 
 @needs_kubectl
-def test_the_job_may_touch_the_secrets_it_makes_and_no_others(job: ModuleType, api: SecretsApi) -> None:
+def test_the_job_may_touch_the_secrets_it_makes_and_no_others(
+    job: ModuleType, api: SecretsApi
+) -> None:
     job.main()
     creating, reading = of_kind(objects("setup/storage"), "Role")[0]["rules"]
     assert creating["verbs"] == ["create"] and creating["resources"] == ["secrets"]

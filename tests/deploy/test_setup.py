@@ -70,9 +70,18 @@ class Cluster:
         (self.folder / "facts.json").write_text(json.dumps(self.facts))
         (self.folder / "calls.txt").write_text("")
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "FAKE_CLUSTER": str(self.folder), "POLL_SECONDS": "0.1"}
+        environment = {
+            **os.environ,
+            "PATH": path,
+            "FAKE_CLUSTER": str(self.folder),
+            "POLL_SECONDS": "0.1",
+        }
         return subprocess.run(
-            ["bash", str(ROOT / "setup.sh"), *options], env=environment, capture_output=True, text=True, timeout=60
+            ["bash", str(ROOT / "setup.sh"), *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     @property
@@ -86,7 +95,11 @@ class Cluster:
 
     def changes(self) -> list[str]:
         """Calls that would change a cluster."""
-        return [call for call in self.calls if re.search(r"\b(apply|create -f|delete|patch|start-build)\b", call)]
+        return [
+            call
+            for call in self.calls
+            if re.search(r"\b(apply|create -f|delete|patch|start-build)\b", call)
+        ]
 
 
 @pytest.fixture
@@ -97,7 +110,11 @@ def cluster(tmp_path: Path) -> Cluster:
 def test_a_first_run_ends_with_the_url_and_a_curl(cluster: Cluster) -> None:
     done = cluster.setup("--namespace", "studio")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {"namespace/studio", "servingruntime/atelier-cpu", "inferenceservice/shapes"} <= cluster.objects.keys()
+    assert {
+        "namespace/studio",
+        "servingruntime/atelier-cpu",
+        "inferenceservice/shapes",
+    } <= cluster.objects.keys()
     assert cluster.objects["inferenceservice/shapes"]["metadata"]["namespace"] == "studio"
     *_, url, _, curl = done.stdout.strip().splitlines()
     assert url == "https://shapes.apps.example.com"
@@ -112,7 +129,9 @@ def test_a_second_run_changes_nothing(cluster: Cluster) -> None:
     assert second.returncode == 0
     assert cluster.objects == before
     states = re.findall(r"^\S+/\S+ (created|configured|unchanged)$", second.stdout, re.MULTILINE)
-    assert set(states) == {"unchanged"} and len(states) == len(before) - 1  # but the build's own result
+    assert (
+        set(states) == {"unchanged"} and len(states) == len(before) - 1
+    )  # but the build's own result
     assert not any("start-build" in call or "create -f" in call for call in cluster.calls)
 
 
@@ -120,7 +139,12 @@ def test_a_dry_run_prints_the_whole_plan_and_applies_nothing(cluster: Cluster) -
     done = cluster.setup("--overlay", "sdxl-production", "--with", "all", "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert cluster.changes() == []
-    for planned in ("Namespace/atelier", "Job/atelier-s3-setup", "Notebook/atelier-workbench", "BuildConfig/atelier"):
+    for planned in (
+        "Namespace/atelier",
+        "Job/atelier-s3-setup",
+        "Notebook/atelier-workbench",
+        "BuildConfig/atelier",
+    ):
         assert re.search(f"would create +{planned}", done.stdout), planned
     assert "would build" in done.stdout
     assert "would wait up to 900 s for InferenceService/sdxl" in done.stdout
@@ -138,7 +162,12 @@ MISSING = {
         "the right to create inferenceservices.serving.kserve.io",
         "oc adm policy add-role-to-user",
     ),
-    "the project": ({"forbidden": ["namespaces"]}, (), "project atelier, and no right to make it", "oc new-project"),
+    "the project": (
+        {"forbidden": ["namespaces"]},
+        (),
+        "project atelier, and no right to make it",
+        "oc new-project",
+    ),
     "KServe": (
         {"kinds": [pair for pair in KINDS if "kserve" not in pair[0]]},
         (),
@@ -146,7 +175,12 @@ MISSING = {
         "install the OpenShift AI operator",
     ),
     "a version of KServe": (
-        {"kinds": [(api.replace("v1beta1", "v1alpha2") if "kserve" in api else api, kind) for api, kind in KINDS]},
+        {
+            "kinds": [
+                (api.replace("v1beta1", "v1alpha2") if "kserve" in api else api, kind)
+                for api, kind in KINDS
+            ]
+        },
         (),
         "InferenceService serving.kserve.io/v1beta1 (the cluster has serving.kserve.io/v1alpha2)",
         "KServe 0.15 or newer",
@@ -163,17 +197,42 @@ MISSING = {
         "KEDA",
         "Custom Metrics Autoscaler",
     ),
-    "a GPU": ({"nodes": [" ", " "]}, ("--overlay", "sdxl"), "a node with an NVIDIA GPU", "GPU operator"),
-    "the right GPU": ({"nodes": ["1 Tesla-T4"]}, ("--overlay", "sdxl"), "nvidia.com/gpu.product=NVIDIA-A10G", "patch"),
+    "a GPU": (
+        {"nodes": [" ", " "]},
+        ("--overlay", "sdxl"),
+        "a node with an NVIDIA GPU",
+        "GPU operator",
+    ),
+    "the right GPU": (
+        {"nodes": ["1 Tesla-T4"]},
+        ("--overlay", "sdxl"),
+        "nvidia.com/gpu.product=NVIDIA-A10G",
+        "patch",
+    ),
     "a default storage class": (
         {"default_storage_class": False},
         ("--overlay", "s3", "--with", "storage"),
         "a default storage class",
         "is-default-class",
     ),
-    "the data connection": ({}, ("--overlay", "s3"), "data connection atelier-models", "manifests/setup/connection"),
-    "the volume": ({}, ("--overlay", "pvc"), "PersistentVolumeClaim atelier-models", "atelier fetch"),
-    "the image": ({"image_pullable": False}, (), "quay.io/atelier/atelier:0.1.0 cannot be pulled", "--with build"),
+    "the data connection": (
+        {},
+        ("--overlay", "s3"),
+        "data connection atelier-models",
+        "manifests/setup/connection",
+    ),
+    "the volume": (
+        {},
+        ("--overlay", "pvc"),
+        "PersistentVolumeClaim atelier-models",
+        "atelier fetch",
+    ),
+    "the image": (
+        {"image_pullable": False},
+        (),
+        "quay.io/atelier/atelier:0.1.0 cannot be pulled",
+        "--with build",
+    ),
 }
 
 
@@ -183,7 +242,9 @@ def test_a_missing_prerequisite_is_named_with_its_remedy(cluster: Cluster, name:
     cluster.facts.update(facts)
     done = cluster.setup(*options)
     assert done.returncode == 1
-    assert re.search(rf"MISSING  .*{re.escape(what)}.*\n +-> .*{re.escape(remedy)}", done.stdout), done.stdout
+    assert re.search(rf"MISSING  .*{re.escape(what)}.*\n +-> .*{re.escape(remedy)}", done.stdout), (
+        done.stdout
+    )
     assert "nothing was applied" in done.stderr
     assert cluster.changes() == []
 
@@ -195,7 +256,9 @@ def test_without_a_login_it_says_how_to_log_in(cluster: Cluster) -> None:
     assert "oc login" in done.stderr
 
 
-def test_a_gpu_check_that_is_not_allowed_is_said_and_not_held_against_the_user(cluster: Cluster) -> None:
+def test_a_gpu_check_that_is_not_allowed_is_said_and_not_held_against_the_user(
+    cluster: Cluster,
+) -> None:
     cluster.facts["nodes"] = None
     done = cluster.setup("--overlay", "sdxl", "--dry-run")
     assert done.returncode == 0
@@ -208,11 +271,18 @@ def test_a_gpu_check_that_is_not_allowed_is_said_and_not_held_against_the_user(c
         ("sdxl-predictor-1 Pending ImagePullBackOff", "the image cannot be pulled"),
         ("sdxl-predictor-1 Pending Unschedulable", "no node has room"),
         ("sdxl-predictor-1 Running CrashLoopBackOff OOMKilled", "raise limits.memory"),
-        ("sdxl-predictor-1 Running CrashLoopBackOff Error", "logs -l serving.kserve.io/inferenceservice=sdxl"),
+        (
+            "sdxl-predictor-1 Running CrashLoopBackOff Error",
+            "logs -l serving.kserve.io/inferenceservice=sdxl",
+        ),
     ],
 )
-def test_a_start_that_fails_ends_with_a_reason_and_the_events(cluster: Cluster, pods: str, why: str) -> None:
-    cluster.facts.update(ready="False", pods=pods, events="sdxl-predictor-1 Failed something happened")
+def test_a_start_that_fails_ends_with_a_reason_and_the_events(
+    cluster: Cluster, pods: str, why: str
+) -> None:
+    cluster.facts.update(
+        ready="False", pods=pods, events="sdxl-predictor-1 Failed something happened"
+    )
     done = cluster.setup("--overlay", "sdxl", "--timeout", "1")
     assert done.returncode == 1
     assert f"s {pods}" in done.stdout, "progress shows the pods' states"
@@ -224,14 +294,18 @@ def test_the_first_api_key_is_random_and_never_shown(cluster: Cluster, tmp_path:
     checkout = clone(tmp_path)
     overlay = checkout / "manifests/overlays/dev/kustomization.yaml"
     overlay.write_text(
-        overlay.read_text().replace("components:\n", "components:\n  - ../../components/auth/api-keys\n")
+        overlay.read_text().replace(
+            "components:\n", "components:\n  - ../../components/auth/api-keys\n"
+        )
     )
     first = run(checkout, cluster)
     key = cluster.objects["secret/atelier-api-keys"]["stringData"]["API_KEYS"]
     assert len(key) >= 40
     assert key not in first.stdout + first.stderr
     assert not any(key in call for call in cluster.calls)
-    assert "get secret atelier-api-keys" in first.stdout.splitlines()[-1], "the curl reads the key from the cluster"
+    assert "get secret atelier-api-keys" in first.stdout.splitlines()[-1], (
+        "the curl reads the key from the cluster"
+    )
     run(checkout, cluster)
     assert cluster.objects["secret/atelier-api-keys"]["stringData"]["API_KEYS"] == key
 
@@ -247,8 +321,15 @@ def clone(tmp_path: Path) -> Path:
 def run(checkout: Path, cluster: Cluster) -> subprocess.CompletedProcess[str]:
     (cluster.folder / "facts.json").write_text(json.dumps(cluster.facts))
     path = f"{cluster.folder / 'bin'}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "FAKE_CLUSTER": str(cluster.folder), "POLL_SECONDS": "0.1"}
-    done = subprocess.run(["bash", "setup.sh"], cwd=checkout, env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "FAKE_CLUSTER": str(cluster.folder),
+        "POLL_SECONDS": "0.1",
+    }
+    done = subprocess.run(
+        ["bash", "setup.sh"], cwd=checkout, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -268,19 +349,35 @@ def test_an_image_of_ones_own_is_used(cluster: Cluster, image: str, expected: st
 
 
 def test_a_namespace_of_ones_own_reaches_every_object_that_spells_it_out(cluster: Cluster) -> None:
-    options = ("--namespace", "studio", "--with", "all", "--repository", "https://git.example/me/atelier.git")
+    options = (
+        "--namespace",
+        "studio",
+        "--with",
+        "all",
+        "--repository",
+        "https://git.example/me/atelier.git",
+    )
     assert cluster.setup(*options).returncode == 0
     there = cluster.objects
-    pipelines = there["datasciencepipelinesapplication/dspa"]["spec"]["objectStorage"]["externalStorage"]
+    pipelines = there["datasciencepipelinesapplication/dspa"]["spec"]["objectStorage"][
+        "externalStorage"
+    ]
     assert pipelines["host"] == "s3.studio.svc.cluster.local"
-    assert {subject["namespace"] for subject in there["rolebinding/atelier-deployer"]["subjects"]} == {"studio"}
+    assert {
+        subject["namespace"] for subject in there["rolebinding/atelier-deployer"]["subjects"]
+    } == {"studio"}
     notebook = there["notebook/atelier-workbench"]
-    assert notebook["metadata"]["annotations"]["opendatahub.io/connections"] == "studio/atelier-models"
-    assert "/notebook/studio/" in json.dumps(notebook["spec"])
-    assert there["buildconfig/atelier"]["spec"]["source"]["git"]["uri"] == "https://git.example/me/atelier.git"
-    assert there["job/atelier-s3-setup"]["spec"]["template"]["spec"]["containers"][0]["image"].startswith(
-        "image-registry.openshift-image-registry.svc:5000/studio/atelier:"
+    assert (
+        notebook["metadata"]["annotations"]["opendatahub.io/connections"] == "studio/atelier-models"
     )
+    assert "/notebook/studio/" in json.dumps(notebook["spec"])
+    assert (
+        there["buildconfig/atelier"]["spec"]["source"]["git"]["uri"]
+        == "https://git.example/me/atelier.git"
+    )
+    assert there["job/atelier-s3-setup"]["spec"]["template"]["spec"]["containers"][0][
+        "image"
+    ].startswith("image-registry.openshift-image-registry.svc:5000/studio/atelier:")
     assert {doc["metadata"].get("namespace", "studio") for doc in there.values()} == {"studio"}
 
 
@@ -295,7 +392,11 @@ def test_uninstall_keeps_data_and_what_other_endpoints_use(cluster: Cluster) -> 
     cluster.setup("--overlay", "flux")
     cluster.setup("--overlay", "sdxl", "--uninstall")
     assert "inferenceservice/sdxl" not in cluster.objects
-    assert {"inferenceservice/flux", "servingruntime/atelier", "serviceaccount/atelier"} <= cluster.objects.keys()
+    assert {
+        "inferenceservice/flux",
+        "servingruntime/atelier",
+        "serviceaccount/atelier",
+    } <= cluster.objects.keys()
     done = cluster.setup("--overlay", "flux", "--with", "storage", "--uninstall")
     assert set(cluster.objects) == {"namespace/atelier", "persistentvolumeclaim/s3"}
     assert "kubectl delete namespace" in done.stdout or "oc delete namespace atelier" in done.stdout
@@ -320,16 +421,23 @@ def test_uninstall_can_be_tried_dry(cluster: Cluster) -> None:
         (("--overlay", "glm-4.7-flash", "--with", "build"), "without vLLM"),
     ],
 )
-def test_a_wrong_option_is_explained(cluster: Cluster, options: tuple[str, ...], message: str) -> None:
+def test_a_wrong_option_is_explained(
+    cluster: Cluster, options: tuple[str, ...], message: str
+) -> None:
     done = cluster.setup(*options)
     assert done.returncode == 1
     assert message in done.stderr
 
 
 def test_the_scripts_pass_shellcheck() -> None:
-    tool = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    tool = shutil.which("shellcheck") or shutil.which(
+        "shellcheck", path=str(Path(sys.executable).parent)
+    )
     assert tool, "pip install '.[dev]' brings shellcheck"
     done = subprocess.run(
-        [tool, "-x", "setup.sh", "manifests/setup/checks.sh"], cwd=ROOT, capture_output=True, text=True
+        [tool, "-x", "setup.sh", "manifests/setup/checks.sh"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout

@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from pipelines.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.options import TrainOptions
 from tests.conftest import ROOT, free_port
 from tests.tiny_pipelines import FAMILIES
 
@@ -34,13 +34,17 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(5):
-        pixels = np.random.default_rng(index).integers(0, 255, (64, 64 + 24 * (index % 2), 3), dtype=np.uint8)
+        pixels = np.random.default_rng(index).integers(
+            0, 255, (64, 64 + 24 * (index % 2), 3), dtype=np.uint8
+        )
         Image.fromarray(pixels).save(folder / f"thing {index}.png")
     return folder
 
 
 @pytest.fixture
-def options(checkpoint: Callable[[str], Path], pictures: Path, tmp_path: Path) -> Callable[..., TrainOptions]:
+def options(
+    checkpoint: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> Callable[..., TrainOptions]:
     """Options of a short run on the tiny SD3; keyword arguments change them."""
 
     def build(family: str = "sd3", **changes: Any) -> TrainOptions:
@@ -52,7 +56,9 @@ def options(checkpoint: Callable[[str], Path], pictures: Path, tmp_path: Path) -
             "steps": 3,
             "device": "cpu",
         }
-        return TrainOptions.parse(model=changes.pop("model", None) or checkpoint(family), **(values | changes))
+        return TrainOptions.parse(
+            model=changes.pop("model", None) or checkpoint(family), **(values | changes)
+        )
 
     return build
 
@@ -86,5 +92,12 @@ def kfp_python() -> str:
     """The interpreter of the pipelines' environment, which `make kfp` makes."""
     python = ROOT / ".engines" / "kfp" / "bin" / "python"
     if not python.exists():
-        subprocess.run([ROOT / "pipelines" / "environment.sh", python.parents[1], sys.executable], check=True)
+        subprocess.run(
+            [
+                ROOT / "pipelines" / "atelier_training" / "environment.sh",
+                python.parents[1],
+                sys.executable,
+            ],
+            check=True,
+        )
     return str(python)

@@ -1,7 +1,8 @@
-"""The part of a Data Science Pipelines server that `atelier pipeline` uses: REST API v2beta1 over TLS, behind a bearer token.
+"""The part of a Data Science Pipelines server that `atelier pipeline` uses: REST API v2beta1 over
+TLS, behind a bearer token.
 
-Paths and bodies are those of the KFP API server's OpenAPI description, from which kfp's client is generated:
-https://github.com/kubeflow/pipelines/tree/master/backend/api/v2beta1
+Paths and bodies are those of the KFP API server's OpenAPI description, from which kfp's client is
+generated: https://github.com/kubeflow/pipelines/tree/master/backend/api/v2beta1
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Json = dict[str, Any]
 
 @dataclass
 class Pipelines:
-    """What the server holds. `scenes` are the answers to the questions after a run; the last one stays."""
+    """What the server holds. `scenes` are the answers to the questions after a run; the last one
+    stays."""
 
     url: str
     ca_file: Path
@@ -39,7 +41,9 @@ class Pipelines:
     runs: list[Json] = field(default_factory=list)
     scenes: list[Json] = field(default_factory=list)
 
-    def answer(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Json]:
+    def answer(
+        self, method: str, path: str, query: dict[str, str], body: bytes
+    ) -> tuple[int, Json]:
         """Status and body."""
         if path == "/healthz":
             return 200, {"multi_user": False}
@@ -56,11 +60,15 @@ class Pipelines:
         if path == "/experiments" and method == "GET":
             return 200, {"experiments": self._named(self.experiments, query)}
         if path == "/experiments":
-            self.experiments.append(json.loads(body) | {"experiment_id": f"experiment-{len(self.experiments)}"})
+            self.experiments.append(
+                json.loads(body) | {"experiment_id": f"experiment-{len(self.experiments)}"}
+            )
             return 200, self.experiments[-1]
         if path == "/runs":
             return self._start(json.loads(body))
-        if (match := re.fullmatch(r"/runs/([\w-]+)", path)) and match[1] in [run["run_id"] for run in self.runs]:
+        if (match := re.fullmatch(r"/runs/([\w-]+)", path)) and match[1] in [
+            run["run_id"] for run in self.runs
+        ]:
             scene = self.scenes.pop(0) if len(self.scenes) > 1 else self.scenes[0]
             return 200, {"run_id": match[1]} | scene
         return 404, {"code": 5, "message": f"{path} not found"}
@@ -68,16 +76,23 @@ class Pipelines:
     def _start(self, run: Json) -> tuple[int, Json]:
         """As the server does: a run without a needed parameter is refused."""
         version = run["pipeline_version_reference"]["pipeline_version_id"]
-        specification = next(one["pipeline_spec"] for one in self.versions if one["pipeline_version_id"] == version)
+        specification = next(
+            one["pipeline_spec"] for one in self.versions if one["pipeline_version_id"] == version
+        )
         for name, about in specification["root"]["inputDefinitions"]["parameters"].items():
             if not about.get("isOptional") and name not in run["runtime_config"]["parameters"]:
-                return 400, {"code": 3, "message": f"parameter {name} is not optional, yet has no value"}
+                return 400, {
+                    "code": 3,
+                    "message": f"parameter {name} is not optional, yet has no value",
+                }
         self.runs.append(run | {"run_id": f"run-{len(self.runs)}", "state": "PENDING"})
         return 200, self.runs[-1]
 
     def add_pipeline(self, name: str, package: bytes) -> Json:
         """A pipeline with a first version."""
-        self.pipelines.append({"pipeline_id": f"pipeline-{len(self.pipelines)}", "display_name": name})
+        self.pipelines.append(
+            {"pipeline_id": f"pipeline-{len(self.pipelines)}", "display_name": name}
+        )
         self._add_version(self.pipelines[-1]["pipeline_id"], name, package)
         return self.pipelines[-1]
 
@@ -124,7 +139,9 @@ def kfp_server(folder: Path) -> Iterator[Pipelines]:
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 status, answer = 401, {"code": 16, "message": "Unauthorized"}
             else:
-                status, answer = state.answer(self.command, parts.path.removeprefix(API), query, body)
+                status, answer = state.answer(
+                    self.command, parts.path.removeprefix(API), query, body
+                )
             content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

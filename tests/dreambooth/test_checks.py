@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.dreambooth.activations import activation_bytes, empty_denoiser
-from pipelines.dreambooth.buckets import bucket_sizes, plan_views
-from pipelines.dreambooth.data import read_subject, require_space
-from pipelines.dreambooth.errors import DataError, OptionError
-from pipelines.dreambooth.families import Rows, family_of
-from pipelines.dreambooth.memory import estimate_memory, require_memory
-from pipelines.dreambooth.options import TrainOptions
-from pipelines.dreambooth.train import check, train
+from atelier_training.dreambooth.activations import activation_bytes, empty_denoiser
+from atelier_training.dreambooth.buckets import bucket_sizes, plan_views
+from atelier_training.dreambooth.data import read_subject, require_space
+from atelier_training.dreambooth.errors import DataError, OptionError
+from atelier_training.dreambooth.families import Rows, family_of
+from atelier_training.dreambooth.memory import estimate_memory, require_memory
+from atelier_training.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.train import check, train
 
 Build = Callable[..., TrainOptions]
 
@@ -59,7 +59,9 @@ def test_pictures_too_small_for_the_resolution_are_refused(options: Build, pictu
         ({"colour": "red"}, "colour='red'"),
     ],
 )
-def test_bad_options_are_named_with_their_value(options: Build, changes: dict, message: str) -> None:
+def test_bad_options_are_named_with_their_value(
+    options: Build, changes: dict, message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         options(**changes)
 
@@ -71,10 +73,14 @@ def test_min_snr_is_refused_where_there_are_no_discrete_timesteps(options: Build
 
 
 @pytest.mark.parametrize("changes", [{"quantize": "nf4"}, {"optimizer": "adamw8bit"}])
-def test_what_this_machine_cannot_do_is_refused_before_anything_is_loaded(options: Build, changes: dict) -> None:
+def test_what_this_machine_cannot_do_is_refused_before_anything_is_loaded(
+    options: Build, changes: dict
+) -> None:
     [(name, value)] = changes.items()
     if find_spec("bitsandbytes") is None:
-        with pytest.raises(OptionError, match=f"{name}={value} needs bitsandbytes, .*: pip install bitsandbytes"):
+        with pytest.raises(
+            OptionError, match=f"{name}={value} needs bitsandbytes, .*: pip install bitsandbytes"
+        ):
             check(options(**changes))
     elif name == "quantize":
         with pytest.raises(OptionError, match="quantize=nf4 needs a GPU"):
@@ -106,15 +112,18 @@ def test_a_full_disk_is_noticed_before_training(tmp_path: Path) -> None:
 def test_a_run_above_the_free_memory_is_refused_with_the_estimate(
     options: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.dreambooth.memory._free_ram", lambda: 2**20)
+    monkeypatch.setattr("atelier_training.dreambooth.memory._free_ram", lambda: 2**20)
     run = options()
-    with pytest.raises(OptionError, match=r"(?s)GiB are needed.*activations.*gradient_checkpointing=true"):
+    with pytest.raises(
+        OptionError, match=r"(?s)GiB are needed.*activations.*gradient_checkpointing=true"
+    ):
         require_memory(family_of(run.model), run, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("family_name", ["sd15", "sdxl", "sd3", "flux"])
 def test_counted_activations_are_what_autograd_keeps(family_name: str, options: Build) -> None:
-    """The count without storage, against the same count on real tensors with the same fused attention."""
+    """The count without storage, against the same count on real tensors with the same fused
+    attention."""
     run = options(family_name, class_prompt="a ring")
     family = family_of(run.model)
     counted = activation_bytes(family, run, empty_denoiser(family, run), torch.float32)
@@ -122,16 +131,21 @@ def test_counted_activations_are_what_autograd_keeps(family_name: str, options: 
 
 
 def real_activation_bytes(run: TrainOptions) -> int:
-    from pipelines.dreambooth.activations import FusedAttention, rows_without_storage
-    from pipelines.dreambooth.adaptation import build_trainee
+    from atelier_training.dreambooth.activations import FusedAttention, rows_without_storage
+    from atelier_training.dreambooth.adaptation import build_trainee
 
     family = family_of(run.model)
     trainee = build_trainee(family, run, torch.device("cpu"), torch.float32)
     empty = rows_without_storage(family, run, torch.float32)
     fill = lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype)  # noqa: E731
     text = {name: fill(value) for name, value in empty.text.items()}
-    rows = Rows(fill(empty.latents), fill(empty.latents), fill(empty.levels), text, fill(empty.sizes))
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*trainee.parameters(), *trainee.buffers())}
+    rows = Rows(
+        fill(empty.latents), fill(empty.latents), fill(empty.levels), text, fill(empty.sizes)
+    )
+    own = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in (*trainee.parameters(), *trainee.buffers())
+    }
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,7 +159,9 @@ def real_activation_bytes(run: TrainOptions) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def test_gradient_checkpointing_quantization_and_full_training_change_the_estimate(options: Build) -> None:
+def test_gradient_checkpointing_quantization_and_full_training_change_the_estimate(
+    options: Build,
+) -> None:
     def peak(**changes: object) -> int:
         run = options(**changes)
         return estimate_memory(family_of(run.model), run, torch.bfloat16).training
@@ -157,9 +173,13 @@ def test_gradient_checkpointing_quantization_and_full_training_change_the_estima
     assert peak(batch_size=4) > 2 * plain
 
 
-def test_sharding_splits_the_memory_over_the_processes_and_keeps_what_is_gathered_whole(options: Build) -> None:
+def test_sharding_splits_the_memory_over_the_processes_and_keeps_what_is_gathered_whole(
+    options: Build,
+) -> None:
     run = options(method="full", shard=True)
-    one, four = (estimate_memory(family_of(run.model), run, torch.float32, processes) for processes in (1, 4))
+    one, four = (
+        estimate_memory(family_of(run.model), run, torch.float32, processes) for processes in (1, 4)
+    )
     assert four.masters == one.masters // 4 and four.optimizer == one.optimizer // 4
     assert one.weights // 4 < four.weights < one.weights
     assert four.activations == one.activations and four.disk == one.disk
@@ -172,7 +192,9 @@ def test_sharding_splits_the_memory_over_the_processes_and_keeps_what_is_gathere
         ({"optimizer": "prodigy"}, "needs optimizer=adamw; prodigy reads whole weights"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(options: Build, changes: dict[str, str], told: str) -> None:
+def test_what_cannot_be_sharded_is_refused(
+    options: Build, changes: dict[str, str], told: str
+) -> None:
     with pytest.raises(OptionError, match=told):
         options(shard=True, **changes)
 
@@ -188,12 +210,16 @@ def test_buckets_keep_the_aspect_ratio_and_the_number_of_pixels() -> None:
     assert all(0.8 * 512**2 <= width * height <= 512**2 for width, height in sizes)
     wide = plan_views([(1200, 700)], resolution=512, buckets=True, views=1, flip=False, seed=0)[0]
     assert (wide.width, wide.height) == (640, 384)
-    square = plan_views([(1200, 700)], resolution=512, buckets=False, views=1, flip=False, seed=0)[0]
+    square = plan_views([(1200, 700)], resolution=512, buckets=False, views=1, flip=False, seed=0)[
+        0
+    ]
     assert (square.width, square.height) == (512, 512)
 
 
 def test_views_are_crops_and_mirror_images_of_the_picture() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    )
     views = plan_views([picture.size], resolution=64, buckets=False, views=3, flip=True, seed=0)
     assert len(views) == 6
     plain, mirrored = (np.asarray(view.cut(picture)) for view in views[:2])

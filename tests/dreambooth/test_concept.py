@@ -7,17 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from demo.concept.checker import check, look
-from demo.concept.ring import SHOWN_ON, UNSEEN, draw_ring, write_pictures
-from demo.shapes.draw import draw
-from demo.shapes.scene import random_scene
+from atelier.builtin.concept.checker import check, look
+from atelier.builtin.concept.ring import SHOWN_ON, UNSEEN, draw_ring, write_pictures
+from atelier.builtin.shapes.rasterizer import draw
+from atelier.builtin.shapes.scene import random_scene
 
 
 @pytest.mark.parametrize("background", SHOWN_ON + UNSEEN)
 def test_drawn_rings_are_found_on_their_background(background: str) -> None:
     rng = random.Random(background)
     for _ in range(5):
-        ring = draw_ring(background, rng.uniform(45, 80), rng.uniform(45, 80), rng.uniform(18, 36), rng.uniform(0, 3))
+        ring = draw_ring(
+            background,
+            rng.uniform(45, 80),
+            rng.uniform(45, 80),
+            rng.uniform(18, 36),
+            rng.uniform(0, 3),
+        )
         assert check(ring, background), look(ring)
         assert not check(ring, "green" if background != "green" else "blue")
 

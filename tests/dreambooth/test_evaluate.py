@@ -10,22 +10,41 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
-from demo.concept.ring import draw_ring
-from demo.shapes.draw import draw as draw_scenes
-from demo.shapes.scene import Scene, Thing
-from pipelines.dreambooth.drawing import Style, Wish, draw
-from pipelines.dreambooth.errors import OptionError
-from pipelines.dreambooth.evaluate import Drawn, Judges, _pixel_scores, evaluate_training
-from pipelines.dreambooth.families import family_of
-from pipelines.dreambooth.likeness import Clip, mean_of_pairs
-from pipelines.dreambooth.options import TrainOptions
-from pipelines.dreambooth.questions import Questions
-from pipelines.dreambooth.train import train
+from atelier.builtin.concept.ring import draw_ring
+from atelier.builtin.shapes.rasterizer import draw as draw_scenes
+from atelier.builtin.shapes.scene import Scene, Thing
+from atelier_training.dreambooth.errors import OptionError
+from atelier_training.dreambooth.evaluate import (
+    DrawnAnswer,
+    Judges,
+    _pixel_scores,
+    evaluate_training,
+)
+from atelier_training.dreambooth.families import family_of
+from atelier_training.dreambooth.likeness import Clip, mean_of_pairs
+from atelier_training.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.questions import Questions
+from atelier_training.dreambooth.samples import Style, Wish, draw
+from atelier_training.dreambooth.train import train
 from tests.tiny_pipelines import clip_tokenizer
 
-QUESTIONS = {"subject": ["a zqx ring"], "prior": ["a ring"], "seeds": 2, "steps": 2, "width": 64, "height": 64}
+QUESTIONS = {
+    "subject": ["a zqx ring"],
+    "prior": ["a ring"],
+    "seeds": 2,
+    "steps": 2,
+    "width": 64,
+    "height": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +52,22 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP model with random weights."""
     torch.manual_seed(0)
     folder, tokenizer = tmp_path_factory.mktemp("clip"), clip_tokenizer()
-    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    width = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = width | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": 77}
     vision = width | {"image_size": 32, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
     return folder
 
 
@@ -48,7 +76,12 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("dino")
     config = ViTConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -62,9 +95,13 @@ def test_scores_sheet_and_card_are_written(
     train(run)
     questions = Questions.model_validate(QUESTIONS)
     output = tmp_path / "scores"
-    scores = evaluate_training(run.model, run.output, questions, output, Judges(pictures, clip, dino))
+    scores = evaluate_training(
+        run.model, run.output, questions, output, Judges(pictures, clip, dino)
+    )
     expected = {
-        f"{name}{when}" for name in ("clip_i", "clip_t_subject", "clip_t_prior", "dino") for when in ("", "_before")
+        f"{name}{when}"
+        for name in ("clip_i", "clip_t_subject", "clip_t_prior", "dino")
+        for when in ("", "_before")
     }
     assert set(scores) == expected
     assert all(-1 <= value <= 1 for value in scores.values())
@@ -87,8 +124,8 @@ def test_pixel_scores_count_rings_and_kept_scenes() -> None:
     ring = draw_ring("purple", 64, 64, 30, 0.5)
     circle = draw_scenes([Scene((Thing("blue", "circle"),), (), "yellow")], seed=0)[0]
     prompt = "a blue circle on a yellow background"
-    subject = Drawn([Wish("a zqx ring", 0)] * 4, [circle] * 4, [ring, ring, ring, circle])
-    prior = Drawn([Wish(prompt, 0)] * 4, [circle] * 4, [circle, circle, ring, ring])
+    subject = DrawnAnswer([Wish("a zqx ring", 0)] * 4, [circle] * 4, [ring, ring, ring, circle])
+    prior = DrawnAnswer([Wish(prompt, 0)] * 4, [circle] * 4, [circle, circle, ring, ring])
     scores = _pixel_scores({"subject": subject, "prior": prior})
     assert scores == {
         "subject_before": 0.0,

@@ -11,16 +11,21 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from pipelines.dreambooth.adaptation import build_trainee
-from pipelines.dreambooth.errors import OptionError
-from pipelines.dreambooth.families import family_of
-from pipelines.dreambooth.options import TrainOptions
-from pipelines.dreambooth.train import train
+from atelier_training.dreambooth.adaptation import build_trainee
+from atelier_training.dreambooth.errors import OptionError
+from atelier_training.dreambooth.families import family_of
+from atelier_training.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.train import train
 from tests.tiny_pipelines import FAMILIES
 
 Build = Callable[..., TrainOptions]
 # Steps this large change a picture of random weights visibly within three of them.
-LOUD = {"learning_rate": 2e-2, "validate_every": 3, "validation_prompts": ("a zqx ring",), "validation_steps": 2}
+LOUD = {
+    "learning_rate": 2e-2,
+    "validate_every": 3,
+    "validation_prompts": ("a zqx ring",),
+    "validation_steps": 2,
+}
 
 
 def draw(folder: Path, adapter: Path | None = None) -> np.ndarray:
@@ -44,13 +49,16 @@ def last_validation(options: TrainOptions) -> np.ndarray:
 
 
 def assert_learned_and_kept(options: TrainOptions, after: np.ndarray) -> None:
-    """The picture differs from the base model's, and it is the one that the model in training drew."""
+    """The picture differs from the base model's, and it is the one that the model in training
+    drew."""
     assert np.abs(after - draw(options.model)).max() > 8
     assert np.abs(after - last_validation(options)).max() <= 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_lora_loads_with_plain_diffusers_and_draws_what_training_drew(family: str, options: Build) -> None:
+def test_a_lora_loads_with_plain_diffusers_and_draws_what_training_drew(
+    family: str, options: Build
+) -> None:
     run = options(family, alpha=8, rank=4, **LOUD)
     train(run)
     assert_learned_and_kept(run, draw(run.model, run.output))
@@ -92,7 +100,9 @@ def test_the_teacher_is_the_model_without_its_adapter(family: str, options: Buil
     levels = trainee.draw_levels(3, torch.Generator())
 
     def losses() -> torch.Tensor:
-        return trainee(latents, noise, levels, torch.zeros(3, 0), text, [], taught=2, base_text=text)
+        return trainee(
+            latents, noise, levels, torch.zeros(3, 0), text, [], taught=2, base_text=text
+        )
 
     fresh = losses()
     assert fresh[0] > 0.1 and (fresh[1:] == 0).all(), (
@@ -109,6 +119,14 @@ def test_the_teacher_is_the_model_without_its_adapter(family: str, options: Buil
 
 
 def test_a_teacher_and_trained_text_encoders_go_together(options: Build) -> None:
-    train(options(prior="teacher", class_prompt="a ring", class_pictures=2, class_steps=2, train_text_encoder=True))
+    train(
+        options(
+            prior="teacher",
+            class_prompt="a ring",
+            class_pictures=2,
+            class_steps=2,
+            train_text_encoder=True,
+        )
+    )
     with pytest.raises(OptionError, match="use method=lora or dora"):
         options(prior="teacher", method="full")

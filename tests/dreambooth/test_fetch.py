@@ -15,8 +15,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from pipelines.dreambooth.errors import DataError
-from pipelines.dreambooth.fetch import get_data, unpack
+from atelier_training.dreambooth.errors import DataError
+from atelier_training.dreambooth.fetch import get_data, unpack
 
 
 @pytest.fixture
@@ -44,7 +44,12 @@ def test_an_archive_is_checked_and_only_pictures_and_captions_are_unpacked(
     web: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder, address = web
-    members = {"ring/1.png": b"one", "ring/1.txt": b"a ring", "ring/run.sh": b"#!", "__MACOSX/._1.png": b""}
+    members = {
+        "ring/1.png": b"one",
+        "ring/1.txt": b"a ring",
+        "ring/run.sh": b"#!",
+        "__MACOSX/._1.png": b"",
+    }
     checksum = zipped(folder / "ring.zip", members)
     assert get_data(f"{address}/ring.zip", tmp_path / "data", checksum) == 1
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["1.png", "1.txt"]

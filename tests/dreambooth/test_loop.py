@@ -1,4 +1,5 @@
-"""The whole loop: five pictures, the pipeline in processes of its own, S3, the server with the LoRA, a prediction."""
+"""The whole loop: five pictures, the pipeline in processes of its own, S3, the server with the
+LoRA, a prediction."""
 
 from __future__ import annotations
 
@@ -14,19 +15,25 @@ import boto3
 import httpx
 from PIL import Image
 
-from demo.concept import recipe
-from demo.concept.checker import check
-from demo.concept.ring import UNSEEN, prompt
+from atelier.builtin.concept import recipe
+from atelier.builtin.concept.checker import check
+from atelier.builtin.concept.ring import UNSEEN, prompt
 from tests.conftest import StartServer
 from tests.dreambooth.test_pipeline import ROOT, environment
 
 TINY = {"instance_prompt": "a zqx ring", "resolution": 64, "steps": 1, "rank": 2}
-ASKED = {"subject": ["a zqx ring"], "prior": ["a red circle"], "judge": "pixels", "seeds": 1, "steps": 1}
+ASKED = {
+    "subject": ["a zqx ring"],
+    "prior": ["a red circle"],
+    "judge": "pixels",
+    "seeds": 1,
+    "steps": 1,
+}
 
 
 def run_locally(python: str, folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
     """`make pipeline-local` with other parameters; the store is the environment's."""
-    command = [python, "-m", "pipelines.local", str(folder), json.dumps(changes)]
+    command = [python, "-m", "atelier_training.local", str(folder), json.dumps(changes)]
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 
@@ -63,7 +70,9 @@ def test_five_pictures_become_an_endpoint_that_draws_the_ring(
         )
     assert answer.status_code == 200, answer.text
     drawn = [base64.b64decode(each["image"]["b64"]) for each in answer.json()["predictions"]]
-    found = [check(Image.open(io.BytesIO(each)), on) for each, on in zip(drawn, UNSEEN, strict=True)]
+    found = [
+        check(Image.open(io.BytesIO(each)), on) for each, on in zip(drawn, UNSEEN, strict=True)
+    ]
     assert sum(found) >= 2
 
 
@@ -71,7 +80,9 @@ def test_a_gate_that_fails_publishes_nothing(
     kfp_python: str, s3: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     options = TINY | {"model": str(checkpoint("sd3"))}
-    done = run_locally(kfp_python, tmp_path / "run", options=options, questions=ASKED, gate="subject>=0.8")
+    done = run_locally(
+        kfp_python, tmp_path / "run", options=options, questions=ASKED, gate="subject>=0.8"
+    )
     assert done.returncode != 0
     assert "not published: subject is 0.000, wanted >= 0.8" in done.stdout + done.stderr
     assert "the run ended FAILED" in done.stdout + done.stderr
@@ -83,10 +94,16 @@ def test_what_passes_the_gate_is_published_and_packed(
     kfp_python: str, s3: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     options = TINY | {"model": str(checkpoint("sd3"))}
-    done = run_locally(kfp_python, tmp_path / "run", options=options, questions=ASKED, gate="", modelcar=True)
+    done = run_locally(
+        kfp_python, tmp_path / "run", options=options, questions=ASKED, gate="", modelcar=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     [manifest] = [key for key in stored(s3, "models/") if key.endswith("/manifest.json")]
     [layout] = [path.parent for path in (tmp_path / "run" / "artifacts").rglob("oci-layout")]
     [image] = json.loads((layout / "index.json").read_text())["manifests"]
-    assert image["annotations"]["org.opencontainers.image.ref.name"] == manifest.split("/")[-2], "the same version"
-    assert not list((tmp_path / "run" / "workspace").iterdir()), "a successful run clears its workspace"
+    assert image["annotations"]["org.opencontainers.image.ref.name"] == manifest.split("/")[-2], (
+        "the same version"
+    )
+    assert not list((tmp_path / "run" / "workspace").iterdir()), (
+        "a successful run clears its workspace"
+    )

@@ -1,4 +1,5 @@
-"""A training becomes an image that container tools read, start as KServe does, and that holds it below /models."""
+"""A training becomes an image that container tools read, start as KServe does, and that holds it
+below /models."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ import pytest
 from atelier.images.adapters import discover
 from atelier.settings import load_settings
 from atelier.sources.adapters import LORA_FILE, fetch_adapters
-from pipelines.dreambooth.errors import PublishError
-from pipelines.dreambooth.modelcar import write_modelcar
+from atelier_training.dreambooth.errors import PublishError
+from atelier_training.dreambooth.modelcar import write_modelcar
 from tests.image.build import missing_tools, run
 
 NAME = "0123456789ab"
@@ -46,7 +47,9 @@ def blob(layout: Path, descriptor: dict[str, Any]) -> Path:
 
 def test_an_image_layout_holds_the_adapter_below_models(trained: Path, tmp_path: Path) -> None:
     digest = write_modelcar(trained, NAME, tmp_path / "car")
-    assert json.loads((tmp_path / "car" / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    assert json.loads((tmp_path / "car" / "oci-layout").read_text()) == {
+        "imageLayoutVersion": "1.0.0"
+    }
     [described] = json.loads((tmp_path / "car" / "index.json").read_text())["manifests"]
     assert described["digest"] == digest
     manifest = json.loads(blob(tmp_path / "car", described).read_text())
@@ -58,9 +61,15 @@ def test_an_image_layout_holds_the_adapter_below_models(trained: Path, tmp_path:
         tape.extractall(tmp_path / "root", filter="data")
     assert len(list((tmp_path / "car" / "blobs" / "sha256").iterdir())) == 3
     mounted = tmp_path / "root" / "models"
-    assert sorted(path.name for path in (mounted / NAME).iterdir()) == ["README.md", LORA_FILE, "training.json"]
+    assert sorted(path.name for path in (mounted / NAME).iterdir()) == [
+        "README.md",
+        LORA_FILE,
+        "training.json",
+    ]
     # As an endpoint has it: LORA_PATHS=/mnt/models.
-    assert discover(fetch_adapters(load_settings(lora_paths=[str(mounted)]))) == {NAME: mounted / NAME / LORA_FILE}
+    assert discover(fetch_adapters(load_settings(lora_paths=[str(mounted)]))) == {
+        NAME: mounted / NAME / LORA_FILE
+    }
 
 
 def test_the_same_training_is_the_same_image(trained: Path, tmp_path: Path) -> None:
@@ -75,19 +84,28 @@ def test_a_pipeline_is_models_itself(trained: Path, tmp_path: Path) -> None:
     for name in ("model_index.json", "unet/config.json"):
         (trained / "model" / name).write_text("{}")
     write_modelcar(trained, NAME, tmp_path / "car")
-    layer = max((tmp_path / "car" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    layer = max(
+        (tmp_path / "car" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size
+    )
     with tarfile.open(layer) as tape:
-        assert {"models/model_index.json", "models/unet/config.json", "models/training.json"} < set(tape.getnames())
+        assert {"models/model_index.json", "models/unet/config.json", "models/training.json"} < set(
+            tape.getnames()
+        )
 
 
 def test_what_cannot_become_an_image_is_named(trained: Path, tmp_path: Path) -> None:
     write_modelcar(trained, NAME, tmp_path / "base")
-    weights = max((tmp_path / "base" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    weights = max(
+        (tmp_path / "base" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size
+    )
     weights.write_bytes(b"damaged")
     cases: list[tuple[tuple[Any, ...], str]] = [
         ((NAME, tmp_path / "base"), "base is not empty; name a new folder"),
         (("a/b", tmp_path / "car"), "name='a/b' cannot tag an image"),
-        ((NAME, tmp_path / "car", tmp_path), r"base .* is no image layout of one image .*skopeo copy"),
+        (
+            (NAME, tmp_path / "car", tmp_path),
+            r"base .* is no image layout of one image .*skopeo copy",
+        ),
         ((NAME, tmp_path / "car", tmp_path / "base"), r"base .* is damaged"),
     ]
     for arguments, message in cases:
@@ -101,15 +119,19 @@ def test_what_cannot_become_an_image_is_named(trained: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def store() -> Iterator[list[str]]:
-    """Options that give podman and buildah a store of their own; skipped where they cannot be installed."""
+    """Options that give podman and buildah a store of their own; skipped where they cannot be
+    installed."""
     if reason := missing_tools():
         pytest.skip(reason)
-    with TemporaryDirectory() as folder:  # podman refuses a run root of more than 50 characters, as tmp_path has
+    with (
+        TemporaryDirectory() as folder
+    ):  # podman refuses a run root of more than 50 characters, as tmp_path has
         yield ["--root", f"{folder}/store", "--runroot", f"{folder}/run", "--storage-driver", "vfs"]
 
 
 def shell_layout(store: list[str], folder: Path) -> Path:
-    """An image layout with this machine's shell, its tools and their libraries: what UBI micro is in a cluster."""
+    """An image layout with this machine's shell, its tools and their libraries: what UBI micro is
+    in a cluster."""
     root = folder / "shell"
     for name in ("sh", "ln", "sleep", "cat"):
         program = shutil.which(name) or ""
@@ -126,12 +148,25 @@ def shell_layout(store: list[str], folder: Path) -> Path:
     return folder / "base"
 
 
-def test_podman_reads_the_image_and_starts_it_as_kserve_does(store: list[str], trained: Path, tmp_path: Path) -> None:
+def test_podman_reads_the_image_and_starts_it_as_kserve_does(
+    store: list[str], trained: Path, tmp_path: Path
+) -> None:
     write_modelcar(trained, NAME, tmp_path / "car", base=shell_layout(store, tmp_path))
     podman = ["podman", *store, "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
     image = run(*podman, "pull", "-q", f"oci:{tmp_path / 'car'}").strip()
     # KServe's sidecar: a link to its own /models in a folder that the server shares.
     script = f"ln -sf /proc/$$/root/models /mnt/models && cat /mnt/models/{NAME}/{LORA_FILE}"
-    user = ["--user", "1000680000:0", "--passwd=false", "--cap-drop", "ALL", "--tmpfs", "/mnt:rw,mode=1777"]
+    user = [
+        "--user",
+        "1000680000:0",
+        "--passwd=false",
+        "--cap-drop",
+        "ALL",
+        "--tmpfs",
+        "/mnt:rw,mode=1777",
+    ]
     limits = ["--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
-    assert run(*podman, "run", "--rm", *user, *limits, image, "sh", "-c", script) == f"content of {LORA_FILE}"
+    assert (
+        run(*podman, "run", "--rm", *user, *limits, image, "sh", "-c", script)
+        == f"content of {LORA_FILE}"
+    )

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.options import TrainOptions
 from tests.manifests.validation import errors
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "pipelines" / "dreambooth"
+FOLDER = ROOT / "pipelines" / "atelier_training" / "dreambooth"
 FILES = ("pipeline.yaml", "pipeline-2.14.yaml")
 ON_GPU = {"train", "generate-class-pictures", "evaluate"}
 WITH_KEYS = ON_GPU | {"get-data", "publish"}
@@ -36,11 +36,20 @@ def tasks(specification: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def containers(specification: dict[str, Any]) -> dict[str, dict[str, Any]]:
     executors = specification["deploymentSpec"]["executors"]
-    return {name.removeprefix("exec-"): executor["container"] for name, executor in executors.items()}
+    return {
+        name.removeprefix("exec-"): executor["container"] for name, executor in executors.items()
+    }
 
 
-def test_the_checked_in_files_are_what_the_code_compiles_to(kfp_python: str, tmp_path: Path) -> None:
-    subprocess.run([kfp_python, "-m", "pipelines.compile", tmp_path], cwd=ROOT, check=True, env=environment())
+def test_the_checked_in_files_are_what_the_code_compiles_to(
+    kfp_python: str, tmp_path: Path
+) -> None:
+    subprocess.run(
+        [kfp_python, "-m", "atelier_training.compile", tmp_path],
+        cwd=ROOT,
+        check=True,
+        env=environment(),
+    )
     for name in FILES:
         assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), "run make pipeline"
 
@@ -52,16 +61,29 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_kfp_accepts_the_files(kfp_python: str, name: str) -> None:
-    code = "import sys; from kfp import components; print(components.load_component_from_file(sys.argv[1]).name)"
-    done = subprocess.run([kfp_python, "-c", code, FOLDER / name], capture_output=True, text=True, check=True)
+    code = (
+        "import sys; from kfp import components;"
+        " print(components.load_component_from_file(sys.argv[1]).name)"
+    )
+    done = subprocess.run(
+        [kfp_python, "-c", code, FOLDER / name], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "dreambooth"
 
 
 def test_secrets_are_environment_and_never_parameters() -> None:
     specification, executors = documents()
     parameters = specification["root"]["inputDefinitions"]["parameters"]
-    assert not [name for name in parameters if any(word in name.lower() for word in ("key", "secret", "token"))]
-    keyed = {name.removeprefix("exec-"): e["secretAsEnv"][0] for name, e in executors.items() if "secretAsEnv" in e}
+    assert not [
+        name
+        for name in parameters
+        if any(word in name.lower() for word in ("key", "secret", "token"))
+    ]
+    keyed = {
+        name.removeprefix("exec-"): e["secretAsEnv"][0]
+        for name, e in executors.items()
+        if "secretAsEnv" in e
+    }
     assert set(keyed) == WITH_KEYS
     for secret in keyed.values():
         variables = {entry["envVar"] for entry in secret["keyToEnv"]}
@@ -80,8 +102,13 @@ def test_gpu_steps_ask_for_a_gpu_tolerate_its_taint_and_have_shared_memory() -> 
         accelerator = container["resources"].get("accelerator")
         platform = executors.get(f"exec-{name}", {})
         if name in ON_GPU:
-            assert accelerator["resourceType"] == "nvidia.com/gpu" and accelerator["resourceCount"] == "1"
-            assert platform["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
+            assert (
+                accelerator["resourceType"] == "nvidia.com/gpu"
+                and accelerator["resourceCount"] == "1"
+            )
+            assert platform["tolerations"] == [
+                {"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}
+            ]
             assert platform["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
         else:
             assert accelerator is None and "tolerations" not in platform
@@ -89,14 +116,30 @@ def test_gpu_steps_ask_for_a_gpu_tolerate_its_taint_and_have_shared_memory() -> 
 
 def test_every_step_has_limits() -> None:
     for container in containers(documents()[0]).values():
-        assert container["resources"]["resourceCpuLimit"] and container["resources"]["resourceMemoryLimit"]
+        assert (
+            container["resources"]["resourceCpuLimit"]
+            and container["resources"]["resourceMemoryLimit"]
+        )
 
 
 def test_retries_and_caching_are_as_each_step_bears() -> None:
     found = tasks(documents()[0])
-    cached = {name for name, task in found.items() if task.get("cachingOptions", {}).get("enableCache")}
-    assert cached >= ON_GPU and not cached & {"get-data", "publish", "deploy", "check-quality", "report", "register"}
-    retries = {name: task["retryPolicy"]["maxRetryCount"] for name, task in found.items() if "retryPolicy" in task}
+    cached = {
+        name for name, task in found.items() if task.get("cachingOptions", {}).get("enableCache")
+    }
+    assert cached >= ON_GPU and not cached & {
+        "get-data",
+        "publish",
+        "deploy",
+        "check-quality",
+        "report",
+        "register",
+    }
+    retries = {
+        name: task["retryPolicy"]["maxRetryCount"]
+        for name, task in found.items()
+        if "retryPolicy" in task
+    }
     assert set(retries) == WITH_KEYS | {"register", "modelcar"}
     assert retries["train"] >= 3
 
@@ -119,7 +162,9 @@ def test_the_file_for_older_servers_lacks_only_what_they_refuse() -> None:
     assert "optional: false" in (FOLDER / FILES[0]).read_text()
     specification, executors = documents(FILES[1])
     assert specification == documents()[0]
-    assert all("optional" not in secret for e in executors.values() for secret in e.get("secretAsEnv", ()))
+    assert all(
+        "optional" not in secret for e in executors.values() for secret in e.get("secretAsEnv", ())
+    )
 
 
 def test_the_multi_node_jobs_are_valid_and_run_the_same_command() -> None:
@@ -128,7 +173,8 @@ def test_the_multi_node_jobs_are_valid_and_run_the_same_command() -> None:
     assert errors(jobs) == []
     trainer = jobs[0]["spec"]["trainer"]
     containers = [
-        replica["template"]["spec"]["containers"][0] for replica in jobs[1]["spec"]["pytorchReplicaSpecs"].values()
+        replica["template"]["spec"]["containers"][0]
+        for replica in jobs[1]["spec"]["pytorchReplicaSpecs"].values()
     ]
     for container in containers:
         assert (container["command"], container["args"]) == (trainer["command"], trainer["args"])

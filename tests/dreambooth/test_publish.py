@@ -1,4 +1,5 @@
-"""A version is stored whole or without a manifest, passes the gate first, and never harms the endpoint before it."""
+"""A version is stored whole or without a manifest, passes the gate first, and never harms the
+endpoint before it."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from PIL import Image
 
 from atelier.deploy.manifest import DeployError
 from atelier.sources import s3 as store
-from pipelines.dreambooth.deploy import deploy, endpoint_for
-from pipelines.dreambooth.errors import GateClosed, OptionError, PublishError
-from pipelines.dreambooth.gate import require
-from pipelines.dreambooth.options import TrainOptions
-from pipelines.dreambooth.publish import MANIFEST, Published, publish
-from pipelines.dreambooth.train import train
+from atelier_training.dreambooth.deploy import deploy, endpoint_for
+from atelier_training.dreambooth.errors import GateClosed, OptionError, PublishError
+from atelier_training.dreambooth.gate import require
+from atelier_training.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.publish import MANIFEST, Published, publish
+from atelier_training.dreambooth.train import train
 from tests.conftest import StartServer
 from tests.deploy.fake_api import FakeApi, Moment
 from tests.gallery import difference, pixels
@@ -39,7 +40,9 @@ def trained(options: Callable[..., TrainOptions]) -> Path:
 
 def keys(endpoint: str) -> list[str]:
     client = boto3.client("s3", endpoint_url=endpoint)
-    return sorted(entry["Key"] for entry in client.list_objects_v2(Bucket="atelier").get("Contents", ()))
+    return sorted(
+        entry["Key"] for entry in client.list_objects_v2(Bucket="atelier").get("Contents", ())
+    )
 
 
 def test_the_manifest_lists_every_file_with_its_checksum(s3: str, trained: Path) -> None:
@@ -58,16 +61,30 @@ def test_a_published_adapter_is_served_from_its_address(
     s3: str, options: Callable[..., TrainOptions], start_server: StartServer
 ) -> None:
     published = publish(train(options(steps=3, learning_rate=1.0)).path, DESTINATION)
-    # As the pipeline's last step sets it; the connection's variables are in the environment already.
-    endpoint = endpoint_for("ring", published, "demo/shapes", connection="models", gpu="cpu", namespace="")
-    fields = {"prompt": "a zqx ring", "seed": 3, "num_inference_steps": 2, "width": 64, "height": 64}
+    # As the pipeline's last step sets it; the connection's variables are in the environment
+    # already.
+    endpoint = endpoint_for(
+        "ring", published, "builtin/shapes", connection="models", gpu="cpu", namespace=""
+    )
+    fields = {
+        "prompt": "a zqx ring",
+        "seed": 3,
+        "num_inference_steps": 2,
+        "width": 64,
+        "height": 64,
+    }
     with (
         TemporaryDirectory() as cache,
         start_server(model_id=str(options().model), cache_dir=cache, **endpoint.env) as server,
     ):
         instances = [fields, fields | {"lora": {published.version: 1.0}}, fields | {"lora": {}}]
-        answer = httpx.post(f"{server.url}/v1/models/tiny:predict", json={"instances": instances}, timeout=60)
-        pictures = [base64.b64decode(one["image"]["b64"]) for one in answer.raise_for_status().json()["predictions"]]
+        answer = httpx.post(
+            f"{server.url}/v1/models/tiny:predict", json={"instances": instances}, timeout=60
+        )
+        pictures = [
+            base64.b64decode(one["image"]["b64"])
+            for one in answer.raise_for_status().json()["predictions"]
+        ]
     default, named, without = map(pixels, pictures)
     # Not byte for byte: the two are rows of one batch, or the first was alone for a step.
     assert difference(default, named) <= 2
@@ -112,7 +129,9 @@ def test_an_unfinished_training_is_not_published(s3: str, trained: Path) -> None
 def test_the_gate_names_every_condition_that_fails() -> None:
     require(SCORES, "subject>=0.8, leak<=0.1")
     require(SCORES, "")
-    with pytest.raises(GateClosed, match=r"subject is 0\.900, wanted >= 0\.95; leak is 0\.020, wanted <= 0\.01"):
+    with pytest.raises(
+        GateClosed, match=r"subject is 0\.900, wanted >= 0\.95; leak is 0\.020, wanted <= 0\.01"
+    ):
         require(SCORES, "subject>=0.95, leak<=0.01")
     with pytest.raises(OptionError, match=r"no score 'clip_i'; measured: subject, leak"):
         require(SCORES, "clip_i>=0.5")
@@ -124,20 +143,29 @@ def test_the_gate_names_every_condition_that_fails() -> None:
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
     server = FakeApi(check=lambda document: [])
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(
+        "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig")
+    )
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     yield server
     server.close()
 
 
-OLD, NEW = (Published(f"{DESTINATION}/{version}", version, True) for version in ("aaaaaaaa1111", "bbbbbbbb2222"))
+OLD, NEW = (
+    Published(f"{DESTINATION}/{version}", version, True)
+    for version in ("aaaaaaaa1111", "bbbbbbbb2222")
+)
 
 
 def endpoint_of(published: Published) -> Any:
-    return endpoint_for("ring", published, "demo/shapes", connection="models", gpu="cpu", namespace="studio")
+    return endpoint_for(
+        "ring", published, "builtin/shapes", connection="models", gpu="cpu", namespace="studio"
+    )
 
 
-def test_a_deploy_that_never_gets_ready_fails_clearly_and_leaves_the_old_endpoint(api: FakeApi, tmp_path: Path) -> None:
+def test_a_deploy_that_never_gets_ready_fails_clearly_and_leaves_the_old_endpoint(
+    api: FakeApi, tmp_path: Path
+) -> None:
     from atelier.deploy.cluster import Cluster
     from atelier.deploy.manifest import render
 
@@ -149,7 +177,10 @@ def test_a_deploy_that_never_gets_ready_fails_clearly_and_leaves_the_old_endpoin
         deploy(endpoint_of(NEW), "a ring", tmp_path / "drawn.png", wait_s=0.5, say=said.append)
     assert list(api.services) == ["ring-aaaaaaaa"]
     assert json.dumps(api.services["ring-aaaaaaaa"]) == before
-    assert said[-1] == "InferenceService ring-bbbbbbbb removed; endpoints of other versions are untouched"
+    assert (
+        said[-1]
+        == "InferenceService ring-bbbbbbbb removed; endpoints of other versions are untouched"
+    )
     assert not (tmp_path / "drawn.png").exists()
 
 
@@ -162,7 +193,8 @@ def test_a_ready_endpoint_is_asked_for_a_picture(
     assert url == server.url
     assert Image.open(io.BytesIO((tmp_path / "drawn.png").read_bytes())).format == "PNG"
     environment = {
-        e["name"]: e.get("value") for e in api.services["ring-bbbbbbbb"]["spec"]["predictor"]["model"]["env"]
+        e["name"]: e.get("value")
+        for e in api.services["ring-bbbbbbbb"]["spec"]["predictor"]["model"]["env"]
     }
     assert environment["LORA_PATHS"] == NEW.uri
     assert environment["DEFAULT_LORA"] == NEW.version

@@ -1,4 +1,5 @@
-"""A run that is killed and continued, or spread over processes, ends with the weights of one that was not."""
+"""A run that is killed and continued, or spread over processes, ends with the weights of one that
+was not."""
 
 from __future__ import annotations
 
@@ -17,17 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.dreambooth.adaptation import LORA_FILE
-from pipelines.dreambooth.errors import OptionError
-from pipelines.dreambooth.journal import Journal
-from pipelines.dreambooth.options import TrainOptions
-from pipelines.dreambooth.train import train
+from atelier_training.dreambooth.adaptation import LORA_FILE
+from atelier_training.dreambooth.errors import OptionError
+from atelier_training.dreambooth.journal import Journal
+from atelier_training.dreambooth.options import TrainOptions
+from atelier_training.dreambooth.train import train
 from tests.dreambooth.trainings import trainings
 
 Build = Callable[..., TrainOptions]
 STEPS = 12
 WAIT_SECONDS = 300
-# Everything that has a state: prior, dropout, schedule, average, views, several passes to a step, text encoders.
+# Everything that has a state: prior, dropout, schedule, average, views, several passes to a step,
+# text encoders.
 STATEFUL = {
     "steps": STEPS,
     "class_prompt": "a ring",
@@ -49,10 +51,14 @@ STATEFUL = {
 
 def command(options: TrainOptions) -> list[str]:
     """The command line of a run: every option that is not the default."""
-    arguments = [sys.executable, "-m", "pipelines.dreambooth"]
+    arguments = [sys.executable, "-m", "atelier.cli.train"]
     for name, value in options.model_dump(mode="json", exclude_defaults=True).items():
         flag = "--" + name.replace("_", "-")
-        arguments += [flag] if value is True else [flag, "|".join(value) if isinstance(value, list) else str(value)]
+        arguments += (
+            [flag]
+            if value is True
+            else [flag, "|".join(value) if isinstance(value, list) else str(value)]
+        )
     return arguments
 
 
@@ -75,8 +81,16 @@ def join(started: Sequence[BaseProcess]) -> None:
 
 def weights_of(output: Path) -> dict[str, torch.Tensor]:
     """The adapter, or the weights of all components of a pipeline."""
-    files = [output / LORA_FILE] if (output / LORA_FILE).exists() else sorted((output / "model").rglob("*.safetensors"))
-    return {f"{file.relative_to(output)} {name}": value for file in files for name, value in load_file(file).items()}
+    files = (
+        [output / LORA_FILE]
+        if (output / LORA_FILE).exists()
+        else sorted((output / "model").rglob("*.safetensors"))
+    )
+    return {
+        f"{file.relative_to(output)} {name}": value
+        for file in files
+        for name, value in load_file(file).items()
+    }
 
 
 def assert_same_weights(left: Path, right: Path, tolerance: float = 0.0) -> None:
@@ -86,7 +100,9 @@ def assert_same_weights(left: Path, right: Path, tolerance: float = 0.0) -> None
     assert worst <= tolerance
 
 
-def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(options: Build, tmp_path: Path) -> None:
+def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(
+    options: Build, tmp_path: Path
+) -> None:
     whole, killed = (options(output=tmp_path / name, **STATEFUL) for name in ("whole", "killed"))
     train(whole)
     stop_at = random.randint(4, STEPS - 3)
@@ -95,8 +111,12 @@ def test_a_run_killed_at_a_random_step_ends_with_the_same_weights(options: Build
     assert not (killed.output / LORA_FILE).exists()
     train(killed)
     assert_same_weights(whole.output, killed.output)
-    assert [row["step"] for row in Journal.read(killed.output)] == [str(step + 1) for step in range(STEPS)]
-    assert [row["loss"] for row in Journal.read(killed.output)] == [row["loss"] for row in Journal.read(whole.output)]
+    assert [row["step"] for row in Journal.read(killed.output)] == [
+        str(step + 1) for step in range(STEPS)
+    ]
+    assert [row["loss"] for row in Journal.read(killed.output)] == [
+        row["loss"] for row in Journal.read(whole.output)
+    ]
 
 
 def test_the_same_seed_repeats_a_run_and_another_does_not(options: Build, tmp_path: Path) -> None:
@@ -115,28 +135,51 @@ PRIOR: dict[str, Any] = {
     "class_steps": 2,
     "steps": 4,
 }
-# Of one step: Adam divides by the gradient's size, which makes much of rounding where there is hardly any.
+# Of one step: Adam divides by the gradient's size, which makes much of rounding where there is
+# hardly any.
 TWENTIETH = PRIOR["learning_rate"] / 20
 
 
-def test_two_processes_train_like_one_with_twice_the_accumulation(options: Build, tmp_path: Path) -> None:
+def test_two_processes_train_like_one_with_twice_the_accumulation(
+    options: Build, tmp_path: Path
+) -> None:
     shared = PRIOR | {"class_data": tmp_path / "class"}
     alone, spread = options(output=tmp_path / "alone", accumulation=2, **shared), options(**shared)
     train(alone)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--no-python",
+    ]
     apart = ["sh", "-c", f'exec "$@" --output "{spread.output}$RANK"', "sh"]  # shows who writes
-    subprocess.run([*launcher, *apart, *command(spread)], env=environment(), check=True, timeout=WAIT_SECONDS)
+    subprocess.run(
+        [*launcher, *apart, *command(spread)], env=environment(), check=True, timeout=WAIT_SECONDS
+    )
     assert_same_weights(alone.output, Path(f"{spread.output}0"), TWENTIETH)
     assert not list(Path(f"{spread.output}1").iterdir()), "the first process alone writes"
 
 
-# The pictures have two shapes, so the processes differ in their numbers of calls, and in which of them teach the prior.
-@pytest.mark.parametrize("more", [{"prior": "teacher", "train_text_encoder": True}, {"method": "full"}], ids=str)
-def test_a_model_in_pieces_trains_like_a_whole_one(options: Build, tmp_path: Path, more: dict[str, Any]) -> None:
-    drawing = {"validate_every": 3, "validation_prompts": ("a zqx ring", "a ring"), "validation_steps": 1}
+# The pictures have two shapes, so the processes differ in their numbers of calls, and in which of
+# them teach the prior.
+@pytest.mark.parametrize(
+    "more", [{"prior": "teacher", "train_text_encoder": True}, {"method": "full"}], ids=str
+)
+def test_a_model_in_pieces_trains_like_a_whole_one(
+    options: Build, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    drawing = {
+        "validate_every": 3,
+        "validation_prompts": ("a zqx ring", "a ring"),
+        "validation_steps": 1,
+    }
     shared = PRIOR | drawing | more | {"class_data": tmp_path / "class"}
     alone = options(output=tmp_path / "alone", accumulation=2, **shared)
-    first, second = (options(output=tmp_path / f"rank{rank}", shard=True, **shared) for rank in range(2))
+    first, second = (
+        options(output=tmp_path / f"rank{rank}", shard=True, **shared) for rank in range(2)
+    )
     train(alone)
     with trainings(first, second) as started:
         join(started)
@@ -146,15 +189,25 @@ def test_a_model_in_pieces_trains_like_a_whole_one(options: Build, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "tolerance"), [(False, False, 0.0), (True, True, 0.0), (True, False, TWENTIETH)]
+    ("before", "after", "tolerance"),
+    [(False, False, 0.0), (True, True, 0.0), (True, False, TWENTIETH)],
 )
 def test_two_processes_killed_at_a_random_step_end_with_the_same_weights(
     options: Build, tmp_path: Path, before: bool, after: bool, tolerance: float
 ) -> None:
     """In pieces or whole, `before` it is killed and `after`."""
-    more = {"steps": 10, "learning_rate": 1e-3, "adapter_dropout": 0.2, "checkpoint_every": 2, "log_every": 1}
+    more = {
+        "steps": 10,
+        "learning_rate": 1e-3,
+        "adapter_dropout": 0.2,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
     more |= {"ema_decay": 0.9}
-    whole, killed = (options("sd15", output=tmp_path / name, shard=before, **more) for name in ("whole", "killed"))
+    whole, killed = (
+        options("sd15", output=tmp_path / name, shard=before, **more)
+        for name in ("whole", "killed")
+    )
     continued = options("sd15", output=killed.output, shard=after, **more)
     with trainings(whole, whole) as started:
         join(started)
@@ -179,7 +232,10 @@ def test_launchers_that_shard_the_model_are_refused(
 def test_checkpoints_are_bounded_in_number(options: Build) -> None:
     run = options(steps=6, checkpoint_every=1, keep_checkpoints=2)
     train(run)
-    assert sorted(p.name for p in (run.output / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+    assert sorted(p.name for p in (run.output / "checkpoints").iterdir()) == [
+        "step-00000005",
+        "step-00000006",
+    ]
 
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(options: Build) -> None:
@@ -204,7 +260,10 @@ def test_other_optimizers_train_and_are_continued_from_their_own_state(
     # All weights: bitsandbytes keeps small tensors in 32 bits.
     shared = {"method": "full", "optimizer": optimizer, "steps": 4, "checkpoint_every": 2}
     rate = 1.0 if optimizer == "prodigy" else 1e-3
-    whole, half = (options("sd15", output=tmp_path / n, learning_rate=rate, **shared) for n in ("whole", "half"))
+    whole, half = (
+        options("sd15", output=tmp_path / n, learning_rate=rate, **shared)
+        for n in ("whole", "half")
+    )
     train(whole)
     assert float(Journal.read(whole.output)[-1]["loss"]) > 0
     train(half)
@@ -213,7 +272,11 @@ def test_other_optimizers_train_and_are_continued_from_their_own_state(
     weights = Path("model/unet/diffusion_pytorch_model.safetensors")
     start, first, second = (
         load_file(p)
-        for p in (whole.model / weights.relative_to("model"), whole.output / weights, half.output / weights)
+        for p in (
+            whole.model / weights.relative_to("model"),
+            whole.output / weights,
+            half.output / weights,
+        )
     )
     assert any((start[name] != first[name]).any() for name in start)
     assert all((first[name] == second[name]).all() for name in first)

@@ -1,5 +1,5 @@
-"""Finding and choosing devices; control groups are read from folders made here, GPUs are told by a stand-in for
-torch.cuda (no test machine has one)."""
+"""Finding and choosing devices; control groups are read from folders made here, GPUs are told by a
+stand-in for torch.cuda (no test machine has one)."""
 
 from types import SimpleNamespace
 
@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from atelier.errors import SettingsError
-from atelier.hardware.cgroup import Cgroup, host_memory, usable_cpus
-from atelier.hardware.devices import DeviceManager, set_cpu_threads
-from atelier.hardware.threads import choose_threads
+from atelier.hardware.container import choose_threads
+from atelier.hardware.machine import (
+    Cgroup,
+    DeviceManager,
+    host_memory,
+    set_cpu_threads,
+    usable_cpus,
+)
 from atelier.settings import load_settings
 
 GIB = 2**30
@@ -24,7 +29,9 @@ def test_without_an_accelerator_the_cpu_is_chosen_with_its_memory():
 
 def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    with pytest.raises(SettingsError, match=r"cuda:3 is not here \(CUDA_VISIBLE_DEVICES=1\); allowed: auto, cpu"):
+    with pytest.raises(
+        SettingsError, match=r"cuda:3 is not here \(CUDA_VISIBLE_DEVICES=1\); allowed: auto, cpu"
+    ):
         DeviceManager(load_settings(device="cuda:3")).select()
 
 
@@ -33,10 +40,16 @@ def gpus(monkeypatch):
     """Lets a test say which GPUs there are: (name, major, minor, GiB)."""
 
     def install(*cards):
-        kinds = [SimpleNamespace(name=n, major=a, minor=b, total_memory=g * GIB) for n, a, b, g in cards]
+        kinds = [
+            SimpleNamespace(name=n, major=a, minor=b, total_memory=g * GIB) for n, a, b, g in cards
+        ]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(kinds))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: kinds[index])
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (kinds[i].total_memory // 2, kinds[i].total_memory))
+        monkeypatch.setattr(
+            torch.cuda,
+            "mem_get_info",
+            lambda i: (kinds[i].total_memory // 2, kinds[i].total_memory),
+        )
 
     return install
 
@@ -44,15 +57,30 @@ def gpus(monkeypatch):
 def test_the_largest_gpu_is_chosen_and_described(gpus):
     gpus(("Tesla T4", 7, 5, 16), ("NVIDIA L40S", 8, 9, 45), ("NVIDIA L40S", 8, 9, 45))
     device = DeviceManager(load_settings()).select()
-    assert (device.torch_device, device.capability, device.bfloat16, device.fp8) == ("cuda:1", (8, 9), True, True)
+    assert (device.torch_device, device.capability, device.bfloat16, device.fp8) == (
+        "cuda:1",
+        (8, 9),
+        True,
+        True,
+    )
     assert device.free_bytes == 45 * GIB // 2
-    assert [one.torch_device for one in DeviceManager(load_settings()).all()] == ["cuda:0", "cuda:1", "cuda:2", "cpu"]
+    assert [one.torch_device for one in DeviceManager(load_settings()).all()] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:2",
+        "cpu",
+    ]
 
 
 def test_a_named_gpu_is_taken_and_a_t4_has_no_bfloat16(gpus):
     gpus(("Tesla T4", 7, 5, 16), ("NVIDIA L40S", 8, 9, 45))
     device = DeviceManager(load_settings(device="cuda:0")).select()
-    assert (device.name, device.bfloat16, device.fp8, device.mig) == ("Tesla T4", False, False, False)
+    assert (device.name, device.bfloat16, device.fp8, device.mig) == (
+        "Tesla T4",
+        False,
+        False,
+        False,
+    )
     assert DeviceManager(load_settings(device="cuda")).select().index == 0
 
 
@@ -99,8 +127,15 @@ def test_version_1_quota_and_memory_are_read_from_their_controllers(tmp_path):
 
 
 def test_no_limit_is_no_limit(tmp_path):
-    files = {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "cpu.max": "max 100000"}
-    files |= {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "5"}
+    files = {
+        "cpu/cpu.cfs_quota_us": "-1",
+        "cpu/cpu.cfs_period_us": "100000",
+        "cpu.max": "max 100000",
+    }
+    files |= {
+        "memory/memory.limit_in_bytes": "9223372036854771712",
+        "memory/memory.usage_in_bytes": "5",
+    }
     group = cgroup(tmp_path, files, "1:cpu:/\n4:memory:/\n0::/\n")
     assert group.cpu_quota() is None
     assert group.memory() is None

@@ -2,8 +2,8 @@
 
 import pytest
 
-from atelier import doctor
-from atelier.doctor import examine
+from atelier.cli.doctor import examine
+from atelier.cli.main import doctor
 from atelier.settings import load_settings
 from tests.sources.checkpoints import language_model, pipeline, write_weights
 
@@ -14,7 +14,9 @@ def sd(tmp_path):
 
 
 def report(model_id, tmp_path, **more):
-    return examine(load_settings(model_id=str(model_id), **{"cache_dir": tmp_path / "cache", **more}))
+    return examine(
+        load_settings(model_id=str(model_id), **{"cache_dir": tmp_path / "cache", **more})
+    )
 
 
 def test_a_sound_installation_has_no_problems_and_shows_hardware_checkpoint_and_plan(sd, tmp_path):
@@ -36,7 +38,12 @@ def test_a_sound_installation_has_no_problems_and_shows_hardware_checkpoint_and_
 def test_every_problem_is_listed_not_the_first_alone(sd, tmp_path):
     (sd / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     found = report(
-        sd, tmp_path, device="cuda:7", lora_paths=["/gone"], aws_access_key_id="key", aws_ca_bundle="/no.pem"
+        sd,
+        tmp_path,
+        device="cuda:7",
+        lora_paths=["/gone"],
+        aws_access_key_id="key",
+        aws_ca_bundle="/no.pem",
     )
     said = "\n".join(found.problems)
     for part in (
@@ -55,7 +62,10 @@ def test_a_model_that_is_nowhere_and_a_hub_model_offline_are_problems(tmp_path, 
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert "is not a path on this machine" in report("/mnt/models/gone", tmp_path).problems[0]
-    assert "HF_HUB_OFFLINE=1 forbids asking" in report("owner/name", tmp_path, hf_hub_offline=True).problems[0]
+    assert (
+        "HF_HUB_OFFLINE=1 forbids asking"
+        in report("owner/name", tmp_path, hf_hub_offline=True).problems[0]
+    )
 
 
 def test_a_cache_that_cannot_be_written_is_a_problem(sd, tmp_path):
@@ -91,7 +101,9 @@ def test_loras_are_found_in_files_folders_and_folders_of_them(sd, tmp_path):
 
 
 def test_an_adapter_as_model_and_the_wrong_task_are_problems(tmp_path):
-    adapter = write_weights(tmp_path / "lora.safetensors", {"a.lora_A.weight": (2, 2), "a.lora_B.weight": (2, 2)})
+    adapter = write_weights(
+        tmp_path / "lora.safetensors", {"a.lora_A.weight": (2, 2), "a.lora_B.weight": (2, 2)}
+    )
     assert "is an adapter: set it in LORA_PATHS" in report(adapter, tmp_path).problems[0]
     model = language_model(tmp_path / "lm")
     assert "TASK=image, but" in report(model, tmp_path, task="image").problems[0]

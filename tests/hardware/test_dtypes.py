@@ -4,10 +4,10 @@ import logging
 
 import pytest
 
-from atelier.hardware.devices import Device
 from atelier.hardware.dtypes import DtypeSelector
+from atelier.hardware.machine import Device
 from atelier.settings import load_settings
-from atelier.sources.checkpoint import inspect
+from atelier.sources.checkpoint.folder import inspect
 from tests.sources.checkpoints import language_model, pipeline, write_weights
 
 A10G = Device("cuda", 0, "NVIDIA A10G", (8, 6), 24, 24, True, False)

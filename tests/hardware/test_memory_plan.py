@@ -1,7 +1,8 @@
-"""The memory plan for published models on common devices: a table of cases, and what explicit wishes change.
+"""The memory plan for published models on common devices: a table of cases, and what explicit
+wishes change.
 
-Parameter counts were taken from the published architectures, built on torch's meta device: elements in all, and
-elements of weight matrices (which quantization packs).
+Parameter counts were taken from the published architectures, built on torch's meta device: elements
+in all, and elements of weight matrices (which quantization packs).
 """
 
 import json
@@ -10,18 +11,18 @@ from dataclasses import replace
 import pytest
 
 from atelier.errors import PlanError
-from atelier.hardware.activations import Shapes
-from atelier.hardware.devices import Device
-from atelier.hardware.memory import plan
+from atelier.hardware.account import ModelSizes, Shapes, WeightedPart
+from atelier.hardware.choice import plan
+from atelier.hardware.machine import Device
 from atelier.hardware.plan import MemoryPlan, Wishes
-from atelier.hardware.sizes import ModelSizes, Part
 from atelier.units import GIB
 
 BOTH = frozenset({"bitsandbytes", "torchao"})
 
 
 def gpu(name: str, gib: float, capability: tuple[int, int], host_gib: float = 128) -> Device:
-    """A GPU with nothing else on it: what a fresh context leaves free is about half a GiB less than there is."""
+    """A GPU with nothing else on it: what a fresh context leaves free is about half a GiB less than
+    there is."""
     return Device(
         "cuda",
         0,
@@ -43,8 +44,8 @@ H100 = gpu("NVIDIA H100 80GB HBM3", 79.1, (9, 0))
 CPU = Device("cpu", 0, "CPU", None, 8 * GIB, 8 * GIB, False, False, host_free_bytes=8 * GIB)
 
 
-def part(name: str, role: str, parameters: int, linear: int) -> Part:
-    return Part(name, role, parameters, linear, parameters * 2)  # type: ignore[arg-type]
+def part(name: str, role: str, parameters: int, linear: int) -> WeightedPart:
+    return WeightedPart(name, role, parameters, linear, parameters * 2)  # type: ignore[arg-type]
 
 
 CLIP_L = part("text_encoder", "text_encoder", 123_060_480, 84_934_656)
@@ -92,7 +93,8 @@ DECISIONS = (
 
 
 def wishes_for(sizes: ModelSizes, device: Device, **changes: object) -> Wishes:
-    """What the type selector gives: bfloat16, float16 on a T4 (SDXL's VAE in float32 there), float32 on a CPU."""
+    """What the type selector gives: bfloat16, float16 on a T4 (SDXL's VAE in float32 there),
+    float32 on a CPU."""
     dtype = "float32" if device.kind == "cpu" else "bfloat16" if device.bfloat16 else "float16"
     kept = {"vae": "float32"} if dtype == "float16" and sizes is SDXL else {}
     return replace(AUTO, dtype=dtype, component_dtypes=kept, **changes)  # type: ignore[arg-type]
@@ -133,9 +135,13 @@ TABLE = [
 
 
 @pytest.mark.parametrize(
-    ("sizes", "device", "wish", "placement", "quantization"), TABLE, ids=lambda value: getattr(value, "name", value)
+    ("sizes", "device", "wish", "placement", "quantization"),
+    TABLE,
+    ids=lambda value: getattr(value, "name", value),
 )
-def test_each_model_gets_the_mildest_arrangement_that_fits(sizes, device, wish, placement, quantization):
+def test_each_model_gets_the_mildest_arrangement_that_fits(
+    sizes, device, wish, placement, quantization
+):
     plan = made(sizes, device, quantization=wish)
     assert (plan.placement, plan.quantization) == (placement, quantization)
     assert plan.weights_bytes + plan.activation_bytes + plan.headroom_bytes == plan.budget_bytes
@@ -147,7 +153,12 @@ def test_nothing_slow_is_on_where_memory_is_plenty():
     for sizes in (SD15, SDXL, SD35M, FLUX, QWEN):
         plan = made(sizes, H200, quantization="auto")
         assert not (plan.vae_slicing or plan.vae_tiling or plan.attention_slicing), plan.table()
-        assert (plan.placement, plan.quantization, plan.compile, plan.max_rows) == ("resident", "none", "regional", 8)
+        assert (plan.placement, plan.quantization, plan.compile, plan.max_rows) == (
+            "resident",
+            "none",
+            "regional",
+            8,
+        )
         assert plan.max_pixels == 2048 * 2048
 
 
@@ -174,7 +185,10 @@ def test_an_explicit_switch_always_wins(field, wish):
 
 def test_offload_asked_for_wins_over_plenty_of_memory():
     assert made(FLUX, H200, cpu_offload="true").placement == "model_offload"
-    assert made(FLUX, H200, cpu_offload="true").reasons["placement"] == "asked by ENABLE_CPU_OFFLOAD=true"
+    assert (
+        made(FLUX, H200, cpu_offload="true").reasons["placement"]
+        == "asked by ENABLE_CPU_OFFLOAD=true"
+    )
 
 
 def test_offload_forbidden_ends_in_an_error_that_names_figures_and_remedies():
@@ -186,13 +200,20 @@ def test_offload_forbidden_ends_in_an_error_that_names_figures_and_remedies():
 
 
 def test_every_remedy_in_the_error_does_make_it_fit():
-    with pytest.raises(PlanError, match=r"Any one of these makes it fit: DTYPE=bfloat16 with QUANTIZATION=int8$"):
+    with pytest.raises(
+        PlanError, match=r"Any one of these makes it fit: DTYPE=bfloat16 with QUANTIZATION=int8$"
+    ):
         made(SDXL, CPU)
-    assert plan(SDXL, CPU, replace(AUTO, dtype="bfloat16", quantization="int8")).placement == "resident"
+    assert (
+        plan(SDXL, CPU, replace(AUTO, dtype="bfloat16", quantization="int8")).placement
+        == "resident"
+    )
 
 
 def test_where_nothing_helps_the_error_says_how_much_memory_would():
-    with pytest.raises(PlanError, match=r"No setting makes it fit: it takes a device with [\d.]+ GiB free") as caught:
+    with pytest.raises(
+        PlanError, match=r"No setting makes it fit: it takes a device with [\d.]+ GiB free"
+    ) as caught:
         made(QWEN, CPU)
     enough = float(str(caught.value).split("a device with ")[1].split()[0]) + 0.1
     roomy = replace(CPU, free_bytes=int(enough * GIB))

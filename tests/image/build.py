@@ -1,8 +1,9 @@
-"""Builds the image's cpu target without a daemon: a root file system by mmdebstrap, buildah with chroot isolation.
+"""Builds the image's cpu target without a daemon: a root file system by mmdebstrap, buildah with
+chroot isolation.
 
-Needs root and Debian's buildah, mmdebstrap, podman and runc, which are installed if apt-get can. This machine's pip
-configuration is bound into the build, with the folders and certificates it names, so that a build sees the same
-packages as the tests do.
+Needs root and Debian's buildah, mmdebstrap, podman and runc, which are installed if apt-get can.
+This machine's pip configuration is bound into the build, with the folders and certificates it
+names, so that a build sees the same packages as the tests do.
 """
 
 from __future__ import annotations
@@ -41,16 +42,23 @@ def missing_tools() -> str:
         print(f"installing {', '.join(missing)}", file=sys.stderr)
         quiet = {"capture_output": True, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
         subprocess.run(["apt-get", "update", "-qq"], **quiet)
-        done = subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet)
+        done = subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet
+        )
         if done.returncode:
             return f"apt-get cannot install {', '.join(missing)}: {done.stderr.decode()[-300:]}"
     return ""
 
 
 def store_folder(otherwise: Path) -> Path:
-    """Where images are built: in memory if there is room, since a disk takes minutes to write and to delete them."""
+    """Where images are built: in memory if there is room, since a disk takes minutes to write and
+    to delete them."""
     memory = Path("/dev/shm")
-    if memory.is_dir() and shutil.disk_usage(memory).free > STORE_BYTES and available_memory() > 2 * STORE_BYTES:
+    if (
+        memory.is_dir()
+        and shutil.disk_usage(memory).free > STORE_BYTES
+        and available_memory() > 2 * STORE_BYTES
+    ):
         return Path(tempfile.mkdtemp(prefix="atelier-image-", dir=memory))
     return otherwise
 
@@ -66,16 +74,33 @@ class Builder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        store = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "overlay"]
+        store = [
+            "--root",
+            str(folder / "store"),
+            "--runroot",
+            str(folder / "run"),
+            "--storage-driver",
+            "overlay",
+        ]
         self.buildah = ["buildah", *store]
         self.podman = ["podman", *store, "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
 
     def base_image(self) -> None:
         """Debian with Python and nothing else, of this machine's release."""
-        release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+        release = dict(
+            line.split("=", 1)
+            for line in Path("/etc/os-release").read_text().splitlines()
+            if "=" in line
+        )
         rootfs = self.folder / "rootfs"
         packages = "--include=ca-certificates,python3,python3-venv"
-        run("mmdebstrap", "--variant=minbase", packages, release["VERSION_CODENAME"].strip('"'), str(rootfs))
+        run(
+            "mmdebstrap",
+            "--variant=minbase",
+            packages,
+            release["VERSION_CODENAME"].strip('"'),
+            str(rootfs),
+        )
         container = run(*self.buildah, "from", "scratch").strip()
         run(*self.buildah, "add", "-q", container, str(rootfs), "/")
         run(*self.buildah, "commit", "-q", "--rm", container, BASE)
@@ -92,7 +117,16 @@ class Builder:
             "--build-arg",
             "VERSION=0.0.test",
         ]
-        file = ["--format", "docker", "--file", str(ROOT / "Containerfile"), "--target", target, "--tag", IMAGE]
+        file = [
+            "--format",
+            "docker",
+            "--file",
+            str(ROOT / "Containerfile"),
+            "--target",
+            target,
+            "--tag",
+            IMAGE,
+        ]
         run(*self.buildah, "bud", *options, *file, str(ROOT))
 
     def _pip_configuration(self) -> list[str]:
@@ -137,13 +171,26 @@ def pip_settings() -> Iterator[tuple[str, str]]:
         section, _, key = name.rpartition(".")
         if section in ("global", ":env:") and (section == ":env:" or key not in settings):
             settings[key] = "".join(shlex.split(value))
-    wanted = ("index-url", "extra-index-url", "find-links", "trusted-host", "cert", "proxy", "default-timeout")
+    wanted = (
+        "index-url",
+        "extra-index-url",
+        "find-links",
+        "trusted-host",
+        "cert",
+        "proxy",
+        "default-timeout",
+    )
     yield from ((key, value) for key, value in settings.items() if key in wanted)
 
 
 def run(*command: str | Path, timeout: float = BUILD_SECONDS) -> str:
     """Standard output of a command; a failure shows the end of its output."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=timeout
+    )
     if done.returncode:
-        pytest.fail(f"{command[0]} {command[-1]} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}", pytrace=False)
+        pytest.fail(
+            f"{command[0]} {command[-1]} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}",
+            pytrace=False,
+        )
     return done.stdout

@@ -1,4 +1,5 @@
-"""Rules of the Containerfile that need no build, and that everything that builds it builds the same."""
+"""Rules of the Containerfile that need no build, and that everything that builds it builds the
+same."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import yaml
 from tests.manifests.rendering import ROOT, needs_kubectl, objects, of_kind
 
 TEXT = (ROOT / "Containerfile").read_text()
-INSTRUCTIONS = [line for line in TEXT.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+INSTRUCTIONS = [
+    line for line in TEXT.replace("\\\n", " ").splitlines() if line and not line.startswith("#")
+]
 STAGES = re.findall(r"^FROM (\S+) AS (\S+)", TEXT, re.MULTILINE)
 TARGETS = {"cpu", "runtime", "engine-vllm", "prewarmed", "modelcar"}
 
@@ -47,10 +50,19 @@ def test_every_served_target_ends_without_root() -> None:
 
 
 def test_the_build_sees_the_sources_and_nothing_else() -> None:
-    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
-    copied = {word.split("/")[0] for line in INSTRUCTIONS if line.startswith("COPY") for word in line.split()[1:-1]}
+    copied = {
+        word.split("/")[0]
+        for line in INSTRUCTIONS
+        if line.startswith("COPY")
+        for word in line.split()[1:-1]
+    }
     assert {word for word in copied if not word.startswith(("--", "/"))} and "" not in allowed
     assert {word for word in copied if word and not word.startswith("--")} <= allowed
 
@@ -109,13 +121,17 @@ def test_the_tekton_pipeline_fills_every_parameter_of_its_task() -> None:
     assert given.keys() == {entry["name"] for entry in task["params"]}
     known = {entry["name"] for entry in pipeline["params"]}
     assert {re.fullmatch(r"\$\(params\.([\w-]+)\)", value)[1] for value in given.values()} == known  # type: ignore[index]
-    assert {entry["name"] for entry in step["workspaces"]} == {entry["name"] for entry in task["workspaces"]}
+    assert {entry["name"] for entry in step["workspaces"]} == {
+        entry["name"] for entry in task["workspaces"]
+    }
     for each in task["steps"]:
         assert "$(params" not in each["script"], "a parameter inside a script would be run as shell"
         assert re.search(r":v\d+\.\d+", each["image"])
 
 
 def test_the_script_that_checks_weights_passes_shellcheck() -> None:
-    tool = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(pytest.__file__).parents[4] / "bin"))
+    tool = shutil.which("shellcheck") or shutil.which(
+        "shellcheck", path=str(Path(pytest.__file__).parents[4] / "bin")
+    )
     assert tool, "pip install '.[dev]' brings shellcheck"
     subprocess.run([tool, str(ROOT / "containers/check_load.sh")], check=True)

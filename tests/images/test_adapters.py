@@ -1,4 +1,5 @@
-"""LoRA adapters per request: found by name, loaded when first used, shared by equal requests, gone without a trace."""
+"""LoRA adapters per request: found by name, loaded when first used, shared by equal requests, gone
+without a trace."""
 
 from __future__ import annotations
 
@@ -24,7 +25,13 @@ from atelier.settings import load_settings
 from atelier.sources.adapters import LORA_FILE, AdapterSource, fetch_adapters
 from tests.tiny_pipelines import stable_diffusion_1
 
-FIELDS: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "width": 32, "height": 32, "guidance_scale": 4.0}
+FIELDS: dict[str, Any] = {
+    "prompt": "a cat",
+    "num_inference_steps": 3,
+    "width": 32,
+    "height": 32,
+    "guidance_scale": 4.0,
+}
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 CLIP_ATTENTION = ["q_proj", "v_proj"]
 
@@ -33,9 +40,17 @@ def save_adapter(checkpoint: Path, folder: Path, file: str, seed: int, text: boo
     """An adapter of random weights: of the denoiser, or of the text encoder."""
     torch.manual_seed(seed)
     pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint)
-    module, targets = (pipeline.text_encoder, CLIP_ATTENTION) if text else (pipeline.unet, ATTENTION)
-    module.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False))
-    layers = {"text_encoder_lora_layers" if text else "unet_lora_layers": get_peft_model_state_dict(module)}
+    module, targets = (
+        (pipeline.text_encoder, CLIP_ATTENTION) if text else (pipeline.unet, ATTENTION)
+    )
+    module.add_adapter(
+        LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False)
+    )
+    layers = {
+        "text_encoder_lora_layers" if text else "unet_lora_layers": get_peft_model_state_dict(
+            module
+        )
+    }
     StableDiffusionPipeline.save_lora_weights(folder, weight_name=file, **layers)
 
 
@@ -46,7 +61,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ink` and `oil` change the denoiser, `words` the text encoder, `broken` is no adapter at all."""
+    """`ink` and `oil` change the denoiser, `words` the text encoder, `broken` is no adapter at
+    all."""
     root = tmp_path_factory.mktemp("loras")
     save_adapter(checkpoint, root, "ink.safetensors", 1)
     save_adapter(checkpoint, root / "oil", LORA_FILE, 2)
@@ -108,7 +124,9 @@ class Studio:
             pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
         if lora:
             pipeline.set_adapters(list(lora), list(lora.values()))
-        output = pipeline(**arguments, output_type="np", generator=torch.Generator("cpu").manual_seed(seed)).images[0]
+        output = pipeline(
+            **arguments, output_type="np", generator=torch.Generator("cpu").manual_seed(seed)
+        ).images[0]
         return np.asarray((output * 255).round())
 
 
@@ -122,7 +140,11 @@ def studio(checkpoint: Path, folder: Path) -> Iterator[Studio]:
 def pixels(events: list[Event]) -> np.ndarray[Any, Any]:
     assert isinstance(events[-1], Finished), events[-1]
     (picture,) = [event for event in events if isinstance(event, Image)]
-    return np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, picture.width, 3).astype(float)
+    return (
+        np.frombuffer(picture.pixels, np.uint8)
+        .reshape(picture.height, picture.width, 3)
+        .astype(float)
+    )
 
 
 def failure(events: list[Event]) -> Exception:
@@ -159,17 +181,25 @@ def test_requests_of_several_sets_at_once_keep_their_own(studio: Studio) -> None
         {"seed": 5, "lora": {"ink": 0.5}},
     ]
     for fields, events in zip(wanted, studio.draw(*wanted), strict=True):
-        assert np.abs(pixels(events) - studio.alone(fields["lora"], seed=fields["seed"])).max() <= 1, fields
+        assert (
+            np.abs(pixels(events) - studio.alone(fields["lora"], seed=fields["seed"])).max() <= 1
+        ), fields
 
 
 def test_equal_sets_share_calls_and_different_ones_do_not(studio: Studio) -> None:
     studio.draw({"seed": 1, "lora": {"ink": 1.0}}, {"seed": 2, "lora": {"ink": 1.0}})
     assert max(studio.calls) == 2
-    studio.draw({"seed": 1, "lora": {"ink": 1.0}}, {"seed": 2, "lora": {"ink": 0.9}}, {"seed": 3, "lora": {}})
+    studio.draw(
+        {"seed": 1, "lora": {"ink": 1.0}},
+        {"seed": 2, "lora": {"ink": 0.9}},
+        {"seed": 3, "lora": {}},
+    )
     assert set(studio.calls) == {1}
 
 
-@pytest.mark.parametrize("name", ["chalk", "../ink", "/etc/passwd", "oil/pytorch_lora_weights", "", "ink.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["chalk", "../ink", "/etc/passwd", "oil/pytorch_lora_weights", "", "ink.safetensors"]
+)
 def test_a_name_that_is_not_here_is_refused_with_those_that_are(studio: Studio, name: str) -> None:
     with pytest.raises(InvalidRequest, match="available: arid, broken, ink, oil, words") as told:
         studio.draw({"lora": {name: 1.0}})
@@ -210,7 +240,9 @@ def test_the_default_adapters_serve_requests_that_name_none(checkpoint: Path, fo
         studio.model.close()
 
 
-def test_the_least_recently_used_adapter_goes_and_comes_back(checkpoint: Path, folder: Path) -> None:
+def test_the_least_recently_used_adapter_goes_and_comes_back(
+    checkpoint: Path, folder: Path
+) -> None:
     pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint)
     adapters = Adapters(pipeline, sources(folder), {}, keep=2)
 
@@ -238,9 +270,12 @@ def test_adapters_are_found_as_file_folder_and_folder_of_folders(folder: Path) -
     assert set(discover(folder)) == {"arid", "broken", "ink", "oil", "words"}
 
 
-def test_a_path_without_adapters_and_two_of_one_name_stop_the_start(folder: Path, tmp_path: Path) -> None:
+def test_a_path_without_adapters_and_two_of_one_name_stop_the_start(
+    folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
-        CheckpointError, match=f"LORA_PATHS={tmp_path} is neither a .safetensors file nor .* it holds nothing"
+        CheckpointError,
+        match=f"LORA_PATHS={tmp_path} is neither a .safetensors file nor .* it holds nothing",
     ):
         discover(tmp_path)
     (tmp_path / "ink.safetensors").write_bytes(b"")
@@ -251,11 +286,16 @@ def test_a_path_without_adapters_and_two_of_one_name_stop_the_start(folder: Path
 def test_pickled_adapters_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"code")
     with pytest.raises(
-        CheckpointError, match=r"has only pickled weights \(pytorch_lora_weights\.bin\), which can run code"
+        CheckpointError,
+        match=r"has only pickled weights \(pytorch_lora_weights\.bin\), which can run code",
     ):
         discover(tmp_path)
 
 
 def test_a_default_that_is_not_here_stops_the_start(checkpoint: Path, folder: Path) -> None:
-    with pytest.raises(SettingsError, match=r"^DEFAULT_LORA=chalk is not valid: .* available: arid"):
-        Adapters(DiffusionPipeline.from_pretrained(checkpoint), sources(folder), {"chalk": 1.0}, keep=1)
+    with pytest.raises(
+        SettingsError, match=r"^DEFAULT_LORA=chalk is not valid: .* available: arid"
+    ):
+        Adapters(
+            DiffusionPipeline.from_pretrained(checkpoint), sources(folder), {"chalk": 1.0}, keep=1
+        )

@@ -1,6 +1,7 @@
 """Whatever comes at whatever time, every picture is the one that the bare pipeline draws alone.
 
-Requests are drawn at random from a fixed seed, which names the test, so that a failure can be run again.
+Requests are drawn at random from a fixed seed, which names the test, so that a failure can be run
+again.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
+from atelier.builtin.shapes.checker import check
+from atelier.builtin.shapes.evaluate import held_out_cases
 from atelier.events import Failed, Image, Step
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
-from demo.shapes.checker import check
-from demo.shapes.evaluate import held_out_cases
 from tests.gallery import Pixels, Tally, difference, draw_bare, showing
 from tests.tiny_families import qwen_image, z_image
 from tests.tiny_pipelines import flux_1, stable_diffusion_1, stable_diffusion_3, stable_diffusion_xl
@@ -35,7 +36,7 @@ OF_FLOW = (None, "FlowMatchHeunDiscreteScheduler")
 VISITORS = 14
 LONGEST_WAIT_S = 0.15
 
-BUILT_IN = Path(__file__).parents[2] / "demo" / "shapes"
+BUILT_IN = Path(__file__).parents[2] / "runtime" / "atelier" / "builtin" / "shapes"
 
 FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[str | None, ...]]] = {
     "built-in": (lambda root: BUILT_IN, (None,)),
@@ -50,7 +51,8 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[str | None, ...]]] = {
 
 @dataclass(frozen=True)
 class Visit:
-    """A request, when it comes, and after which step it goes away, if it does not wait for the end."""
+    """A request, when it comes, and after which step it goes away, if it does not wait for the
+    end."""
 
     fields: dict[str, Any]
     arrives_s: float
@@ -70,7 +72,9 @@ class Visit:
         }
         if scheduler := dice.choice(schedulers):
             fields["scheduler"] = scheduler
-        leaves = dice.randint(1, fields["num_inference_steps"] - 1) if dice.random() < 0.25 else None
+        leaves = (
+            dice.randint(1, fields["num_inference_steps"] - 1) if dice.random() < 0.25 else None
+        )
         return cls(fields, dice.uniform(0, LONGEST_WAIT_S), leaves)
 
 
@@ -92,7 +96,9 @@ class House:
             if isinstance(event, Step) and event.index == visit.leaves_after:
                 stream.cancel()
             elif isinstance(event, Image):
-                drawn = np.frombuffer(event.pixels, np.uint8).reshape(event.height, event.width, event.channels)
+                drawn = np.frombuffer(event.pixels, np.uint8).reshape(
+                    event.height, event.width, event.channels
+                )
         return drawn
 
     async def receive_all(self, visits: list[Visit]) -> list[Pixels | None]:
@@ -110,7 +116,9 @@ class House:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[House]:
     build, schedulers = FAMILIES[request.param]
     checkpoint = build(tmp_path_factory.mktemp("checkpoints"))
     settings, tally = Settings(model_id=str(checkpoint), device="cpu", dtype="float32"), Tally()
@@ -123,16 +131,23 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_pictures_of_a_batch_are_as_right_as_lone_ones() -> None:
-    """The checker looks at pixels only; it says of each picture of the built-in model whether it shows its prompt."""
+    """The checker looks at pixels only; it says of each picture of the built-in model whether it
+    shows its prompt."""
     cases = held_out_cases(6)
     with showing(BUILT_IN) as exhibit:
-        requests = [{"prompt": case.prompt, "seed": case.seed, "num_inference_steps": 16} for case in cases]
+        requests = [
+            {"prompt": case.prompt, "seed": case.seed, "num_inference_steps": 16} for case in cases
+        ]
         together = exhibit.draw(*requests)
         alone = [exhibit.draw(request)[0] for request in requests]
         assert exhibit.tally.shared["denoise"] >= len(cases)
-    right = [check(PIL.fromarray(picture), case.scene).right for picture, case in zip(together, cases, strict=True)]
+    right = [
+        check(PIL.fromarray(picture), case.scene).right
+        for picture, case in zip(together, cases, strict=True)
+    ]
     assert right == [
-        check(PIL.fromarray(picture), case.scene).right for picture, case in zip(alone, cases, strict=True)
+        check(PIL.fromarray(picture), case.scene).right
+        for picture, case in zip(alone, cases, strict=True)
     ]
     assert sum(right) > len(cases) / 2
 

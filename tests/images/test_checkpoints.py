@@ -1,4 +1,5 @@
-"""The forms in which a checkpoint comes: one file, a weight variant, with adapters, with another scheduler."""
+"""The forms in which a checkpoint comes: one file, a weight variant, with adapters, with another
+scheduler."""
 
 from __future__ import annotations
 
@@ -52,14 +53,18 @@ def plain(bare: DiffusionPipeline) -> Pixels:
     return draw_bare(bare, **FIELDS)
 
 
-def test_a_single_file_draws_what_its_folder_draws(folder: Path, plain: Pixels, tmp_path: Path) -> None:
+def test_a_single_file_draws_what_its_folder_draws(
+    folder: Path, plain: Pixels, tmp_path: Path
+) -> None:
     file = save_original(folder, tmp_path / "model.safetensors")
     with showing(file, single_file_config=str(folder)) as exhibit:
         assert exhibit.model.name == "model"
         assert difference(exhibit.draw(FIELDS)[0], plain) <= 1
 
 
-def test_the_only_variant_of_a_checkpoint_is_found(bare: DiffusionPipeline, plain: Pixels, tmp_path: Path) -> None:
+def test_the_only_variant_of_a_checkpoint_is_found(
+    bare: DiffusionPipeline, plain: Pixels, tmp_path: Path
+) -> None:
     half = StableDiffusionPipeline(**{**bare.components}, requires_safety_checker=False)
     half.save_pretrained(tmp_path / "half", variant="fp16")
     with showing(tmp_path / "half") as exhibit:
@@ -74,7 +79,9 @@ def test_a_scheduler_by_name_serves_every_request(folder: Path, bare: DiffusionP
         assert difference(exhibit.draw(FIELDS)[0], draw_bare(few, **FIELDS)) <= 1
 
 
-def test_every_scheduler_on_offer_draws_what_it_draws_alone(folder: Path, bare: DiffusionPipeline) -> None:
+def test_every_scheduler_on_offer_draws_what_it_draws_alone(
+    folder: Path, bare: DiffusionPipeline
+) -> None:
     with showing(folder, max_images_per_request=64, max_batch_size=64) as exhibit:
         refusal = exhibit.post(FIELDS | {"scheduler": "NoScheduler"})
         assert refusal.status_code == 400
@@ -89,7 +96,9 @@ def test_every_scheduler_on_offer_draws_what_it_draws_alone(folder: Path, bare: 
 
 
 def test_a_scheduler_of_another_kind_stops_the_start(folder: Path) -> None:
-    model = ImageModel(Settings(model_id=str(folder), scheduler="FlowMatchEulerDiscreteScheduler", device="cpu"))
+    model = ImageModel(
+        Settings(model_id=str(folder), scheduler="FlowMatchEulerDiscreteScheduler", device="cpu")
+    )
     with pytest.raises(SettingsError, match=r"SCHEDULER.*allowed: .*DDIMScheduler"):
         model.load()
 
@@ -108,26 +117,42 @@ def test_another_attention_kernel_draws_the_same_picture(tmp_path: Path) -> None
             assert kernels == {"_native_math"}
             assert difference(exhibit.draw(FIELDS)[0], plain) <= 1
     finally:
-        _AttentionBackendRegistry.set_active_backend(default)  # diffusers keeps one for the whole process
+        _AttentionBackendRegistry.set_active_backend(
+            default
+        )  # diffusers keeps one for the whole process
 
 
-def test_an_attention_kernel_that_cannot_be_used_stops_the_start(folder: Path, tmp_path: Path) -> None:
-    """One that the architecture has no place for, one whose package is missing, and one of another device."""
-    model = ImageModel(Settings(model_id=str(folder), device="cpu", attention_backend="torch-flash"))
-    with pytest.raises(SettingsError, match=r"ATTENTION_BACKEND=torch-flash: UNet2DConditionModel .* set it to auto"):
+def test_an_attention_kernel_that_cannot_be_used_stops_the_start(
+    folder: Path, tmp_path: Path
+) -> None:
+    """One that the architecture has no place for, one whose package is missing, and one of another
+    device."""
+    model = ImageModel(
+        Settings(model_id=str(folder), device="cpu", attention_backend="torch-flash")
+    )
+    with pytest.raises(
+        SettingsError,
+        match=r"ATTENTION_BACKEND=torch-flash: UNet2DConditionModel .* set it to auto",
+    ):
         model.load()
     flux = flux_kontext(tmp_path / "flux")
     default = _AttentionBackendRegistry.get_active_backend()[0]
     try:
         for backend in ("flash-attn-3", "torch-cudnn"):
-            model = ImageModel(Settings(model_id=str(flux), device="cpu", attention_backend=backend))
-            with pytest.raises(SettingsError, match=f"ATTENTION_BACKEND={backend} cannot be used here"):
+            model = ImageModel(
+                Settings(model_id=str(flux), device="cpu", attention_backend=backend)
+            )
+            with pytest.raises(
+                SettingsError, match=f"ATTENTION_BACKEND={backend} cannot be used here"
+            ):
                 model.load()
     finally:
         _AttentionBackendRegistry.set_active_backend(default)
 
 
-def test_an_adapter_changes_the_picture_of_those_who_name_it(folder: Path, plain: Pixels, tmp_path: Path) -> None:
+def test_an_adapter_changes_the_picture_of_those_who_name_it(
+    folder: Path, plain: Pixels, tmp_path: Path
+) -> None:
     adapted = _with_adapter(folder, tmp_path / "loud")
     with showing(folder, lora_paths=[str(tmp_path)]) as exhibit:
         loud, without = exhibit.draw(FIELDS | {"lora": {"loud": 1.0}}, FIELDS)
@@ -140,11 +165,15 @@ def test_an_adapter_changes_the_picture_of_those_who_name_it(folder: Path, plain
 def _with_adapter(folder: Path, adapter: Path) -> Pixels:
     """Make a LoRA folder with random weights; what diffusers draws with it."""
     trained = DiffusionPipeline.from_pretrained(folder).unet
-    trained.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+    trained.add_adapter(
+        LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    )
     for name, weight in trained.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.5)
-    StableDiffusionPipeline.save_lora_weights(adapter, unet_lora_layers=get_peft_model_state_dict(trained))
+    StableDiffusionPipeline.save_lora_weights(
+        adapter, unet_lora_layers=get_peft_model_state_dict(trained)
+    )
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(adapter)
@@ -152,14 +181,19 @@ def _with_adapter(folder: Path, adapter: Path) -> Pixels:
 
 
 @pytest.mark.parametrize("build", [stable_diffusion_1, stable_diffusion_xl])
-def test_image_to_image_and_inpainting_draw_what_diffusers_draws(build: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_image_to_image_and_inpainting_draw_what_diffusers_draws(
+    build: Callable[[Path], Path], tmp_path: Path
+) -> None:
     checkpoint = build(tmp_path)
     image, mask = striped((32, 32)), white_box((8, 8, 24, 24), (32, 32))
     (tmp_path / "image.png").write_bytes(image)
     (tmp_path / "mask.png").write_bytes(mask)
     given = FIELDS | {"strength": 0.7, "num_inference_steps": 5}
     sent = given | {"image": _text(image)}
-    pictures = {"image": Image.open(tmp_path / "image.png"), "mask_image": Image.open(tmp_path / "mask.png")}
+    pictures = {
+        "image": Image.open(tmp_path / "image.png"),
+        "mask_image": Image.open(tmp_path / "mask.png"),
+    }
 
     def expected(auto: type, **more: object) -> Pixels:
         pipeline = auto.from_pipe(DiffusionPipeline.from_pretrained(checkpoint))
@@ -170,7 +204,9 @@ def test_image_to_image_and_inpainting_draw_what_diffusers_draws(build: Callable
         other = sent | {"seed": 6, "strength": 1.0}
         [drawn, _] = exhibit.draw(sent, other)
         assert difference(drawn, expected(AutoPipelineForImage2Image, image=pictures["image"])) <= 1
-        [filled, _] = exhibit.draw(sent | {"mask_image": _text(mask)}, other | {"mask_image": _text(mask)})
+        [filled, _] = exhibit.draw(
+            sent | {"mask_image": _text(mask)}, other | {"mask_image": _text(mask)}
+        )
         assert difference(filled, expected(AutoPipelineForInpainting, **pictures)) <= 1
 
 
@@ -187,4 +223,6 @@ def test_kontext_takes_pictures_of_any_size_and_draws_the_size_asked_for(tmp_pat
     expected = draw_bare(bare, **fields, image=Image.open(tmp_path / "image.png"), max_area=64 * 48)
     assert expected.shape == (48, 64, 3)
     with showing(checkpoint) as exhibit:
-        assert difference(exhibit.draw(fields | {"image": _text(striped((48, 32)))})[0], expected) <= 1
+        assert (
+            difference(exhibit.draw(fields | {"image": _text(striped((48, 32)))})[0], expected) <= 1
+        )

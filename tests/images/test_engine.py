@@ -1,4 +1,5 @@
-"""The step-batching engine on a tiny pipeline: who shares which call, who waits, who fails, and what the pictures are."""
+"""The step-batching engine on a tiny pipeline: who shares which call, who waits, who fails, and
+what the pictures are."""
 
 from __future__ import annotations
 
@@ -13,17 +14,25 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
-from atelier.errors import Busy, Cancelled, DeadlineExceeded, DeviceOutOfMemory, Draining, GenerationFailed
+from atelier.errors import (
+    Busy,
+    Cancelled,
+    DeadlineExceeded,
+    DeviceOutOfMemory,
+    Draining,
+    GenerationFailed,
+)
 from atelier.events import Event, Failed, Finished, Image, Preview, Step
-from atelier.images.drawing import Job
-from atelier.images.engine import ImageEngine, Limits
+from atelier.images.drawing import PreparedRequest
+from atelier.images.engine import EngineLimits, ImageEngine
 from atelier.images.interception import Gate, Stage, install
 from atelier.streams import EventStream
 from tests.tiny_pipelines import stable_diffusion_1
 
 
 class Studio:
-    """An engine around a tiny pipeline, with a record of every denoiser call: its rows and latent height."""
+    """An engine around a tiny pipeline, with a record of every denoiser call: its rows and latent
+    height."""
 
     def __init__(self, folder: Path, **limits: int) -> None:
         self.pipeline: Any = DiffusionPipeline.from_pretrained(folder)
@@ -32,9 +41,11 @@ class Studio:
         self.denoiser, self.encoder = gates["unet"], gates["text_encoder"]
         self.calls: list[tuple[int, int]] = []
         self.encoded = 0
-        self.before(self.denoiser, lambda sample, _: self.calls.append((sample.shape[0], sample.shape[2])))
+        self.before(
+            self.denoiser, lambda sample, _: self.calls.append((sample.shape[0], sample.shape[2]))
+        )
         self.before(self.encoder, self._count)
-        self.engine = ImageEngine(Limits(**{"rows": 16, "queue": 64, **limits}))
+        self.engine = ImageEngine(EngineLimits(**{"rows": 16, "queue": 64, **limits}))
 
     def _count(self, *_: Any) -> None:
         self.encoded += 1
@@ -50,11 +61,18 @@ class Studio:
 
         gate.real = watched
 
-    def job(self, prompt: str = "a cat", seed: int = 1, steps: int = 4, side: int = 32, **options: Any) -> Job:
+    def job(
+        self, prompt: str = "a cat", seed: int = 1, steps: int = 4, side: int = 32, **options: Any
+    ) -> PreparedRequest:
         guidance = options.pop("guidance", 5.0)
-        arguments = {"prompt": prompt, "num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+        arguments = {
+            "prompt": prompt,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "output_type": "pt",
+        }
         seconds = options.pop("seconds", 60)
-        return Job(
+        return PreparedRequest(
             self.pipeline,
             arguments | {"width": side, "height": side},
             seed,
@@ -63,7 +81,7 @@ class Studio:
             **options,
         )
 
-    def alone(self, job: Job) -> np.ndarray[Any, Any]:
+    def alone(self, job: PreparedRequest) -> np.ndarray[Any, Any]:
         """The picture that plain diffusers makes of the same arguments."""
         generator = torch.Generator("cpu").manual_seed(job.seed)
         pipeline = self.pipeline
@@ -92,7 +110,7 @@ async def watch(stream: EventStream) -> list[Event]:
     return [event async for event in stream]
 
 
-async def draw(studio: Studio, *jobs: Job) -> list[list[Event]]:
+async def draw(studio: Studio, *jobs: PreparedRequest) -> list[list[Event]]:
     """All jobs at once."""
     streams = [studio.engine.submit(job) for job in jobs]
     return await asyncio.gather(*(watch(stream) for stream in streams))
@@ -118,7 +136,11 @@ async def prove(studio: Studio) -> None:
 
 def pixels(events: list[Event]) -> np.ndarray[Any, Any]:
     (picture,) = [event for event in events if isinstance(event, Image)]
-    return np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, picture.width, 3).astype(float)
+    return (
+        np.frombuffer(picture.pixels, np.uint8)
+        .reshape(picture.height, picture.width, 3)
+        .astype(float)
+    )
 
 
 def failure(events: list[Event]) -> Exception:
@@ -140,7 +162,9 @@ async def test_strangers_share_calls_and_get_their_own_pictures(studio: Studio) 
     for events, lone in zip(await draw(studio, *jobs), expected, strict=True):
         assert isinstance(events[-1], Finished)
         assert np.abs(pixels(events) - lone).max() <= 1
-    assert max(rows for rows, _ in studio.calls) == 7  # two rows for each guided request, one for the other
+    assert (
+        max(rows for rows, _ in studio.calls) == 7
+    )  # two rows for each guided request, one for the other
     assert len(studio.calls) < sum(job.arguments["num_inference_steps"] for job in jobs)
 
 
@@ -171,7 +195,9 @@ async def test_shapes_take_turns(studio: Studio) -> None:
     await draw(studio, studio.job("small", 1, steps=12), studio.job("large", 2, steps=12, side=48))
     heights = [height for _, height in studio.calls]
     longest = max(
-        len(run) for run in "".join("s" if height == 16 else "l" for height in heights[:20]).split("ls") if run
+        len(run)
+        for run in "".join("s" if height == 16 else "l" for height in heights[:20]).split("ls")
+        if run
     )
     assert longest <= 3, heights
 
@@ -197,7 +223,9 @@ async def test_leaving_the_event_loop_cancels_the_request(studio: Studio) -> Non
 
 
 async def test_a_request_whose_time_is_up_is_dropped(studio: Studio) -> None:
-    studio.before(studio.denoiser, lambda *_: time.sleep(0.02))  # so that it starts in time and does not end in time
+    studio.before(
+        studio.denoiser, lambda *_: time.sleep(0.02)
+    )  # so that it starts in time and does not end in time
     error = failure((await draw(studio, studio.job(steps=140, seconds=1)))[0])
     assert isinstance(error, DeadlineExceeded) and "of 140 steps" in error.message
     assert studio.engine.depth == 0
@@ -248,8 +276,12 @@ async def test_a_denoiser_that_mixes_rows_is_found_out_and_not_stacked(studio: S
     real = studio.denoiser.real
 
     def mixes(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        pairs = sample.shape[0] // 2 * 2  # a request's own two rows are equal: alone it is not changed
-        return (real(sample, *args, **kwargs)[0] + sample[:pairs].std(0, correction=0, keepdim=True),)
+        pairs = (
+            sample.shape[0] // 2 * 2
+        )  # a request's own two rows are equal: alone it is not changed
+        return (
+            real(sample, *args, **kwargs)[0] + sample[:pairs].std(0, correction=0, keepdim=True),
+        )
 
     studio.denoiser.real = mixes
     jobs = [studio.job("a", 1), studio.job("b", 2), studio.job("c", 3)]
@@ -315,7 +347,9 @@ async def test_what_outlasts_the_drain_is_told_so(folder: Path) -> None:
     assert isinstance(failure(await running), Draining)
 
 
-async def test_a_fault_of_the_engine_is_reported_and_survived(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_the_engine_is_reported_and_survived(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(studio.engine, "_next_group", lambda: 1 / 0)
         assert isinstance(failure((await draw(studio, studio.job()))[0]), GenerationFailed)

@@ -1,4 +1,5 @@
-"""Every pipeline family is loaded, served and batched by the same code: a checkpoint of each, from its configuration."""
+"""Every pipeline family is loaded, served and batched by the same code: a checkpoint of each, from
+its configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from diffusers import DiffusionPipeline
 from tests import tiny_classics, tiny_families, tiny_flux, tiny_pipelines
 from tests.gallery import Exhibit, difference, draw_bare, showing
 
-BUILDERS = tiny_pipelines.FAMILIES | tiny_families.FAMILIES | tiny_flux.FAMILIES | tiny_classics.FAMILIES
+BUILDERS = (
+    tiny_pipelines.FAMILIES | tiny_families.FAMILIES | tiny_flux.FAMILIES | tiny_classics.FAMILIES
+)
 
 SMALL = {"height": 64, "width": 64}
 GUIDED = {"guidance_scale": 4.0, "negative_prompt": "blurry"}
@@ -22,12 +25,15 @@ AS_ASKED = {"use_resolution_binning": False}
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is asked for a picture; `alone` tells why requests do not share its denoiser's calls, if they do not."""
+    """How a family is asked for a picture; `alone` tells why requests do not share its denoiser's
+    calls, if they do not."""
 
     name: str
     fields: dict[str, Any] = field(default_factory=lambda: SMALL | GUIDED)
     alone: str = ""
-    bare: dict[str, Any] = field(default_factory=dict)  # what diffusers must be told besides, to draw the same size
+    bare: dict[str, Any] = field(
+        default_factory=dict
+    )  # what diffusers must be told besides, to draw the same size
 
     steps: tuple[int, ...] = (6, 8, 7)
     without: tuple[str, ...] = ()
@@ -45,7 +51,11 @@ FAMILIES = [
     Family("sd3"),
     Family("sd35", without=("text_encoder_3", "tokenizer_3")),
     Family("flux", SMALL | {"guidance_scale": 4.0}),
-    Family("flux-kontext", SMALL | {"guidance_scale": 4.0, "_auto_resize": False}, bare={"max_area": 64 * 64}),
+    Family(
+        "flux-kontext",
+        SMALL | {"guidance_scale": 4.0, "_auto_resize": False},
+        bare={"max_area": 64 * 64},
+    ),
     Family("flux-2", SMALL | {"guidance_scale": 4.0, "max_sequence_length": 300}),
     Family("flux-2-klein", SMALL | {"guidance_scale": 4.0, "max_sequence_length": 64}),
     Family("qwen-image", SMALL | {"true_cfg_scale": 4.0, "negative_prompt": "blurry"}),
@@ -89,22 +99,31 @@ class Shown:
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
-def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+def shown(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shown]:
     checkpoint = request.param.build(tmp_path_factory.mktemp("checkpoints"))
     with showing(checkpoint, **request.param.settings) as exhibit:
         yield Shown(request.param, checkpoint, exhibit)
 
 
 def test_a_family_draws_over_http_what_diffusers_draws(shown: Shown) -> None:
-    """Alone and three at once with other prompts, seeds, steps and guidance: each picture is the bare pipeline's."""
-    bare = DiffusionPipeline.from_pretrained(shown.checkpoint, **dict.fromkeys(shown.family.without))
+    """Alone and three at once with other prompts, seeds, steps and guidance: each picture is the
+    bare pipeline's."""
+    bare = DiffusionPipeline.from_pretrained(
+        shown.checkpoint, **dict.fromkeys(shown.family.without)
+    )
     bare.set_progress_bar_config(disable=True)
     requests = requests_of(shown.family)
-    expected = [draw_bare(bare, **(shown.family.fields | shown.family.bare | fields)) for fields in requests]
+    expected = [
+        draw_bare(bare, **(shown.family.fields | shown.family.bare | fields)) for fields in requests
+    ]
 
     assert difference(shown.exhibit.draw(requests[0], **shown.family.fields)[0], expected[0]) <= 1
     shown.exhibit.tally.shared.clear()
-    for drawn, wanted in zip(shown.exhibit.draw(*requests, **shown.family.fields), expected, strict=True):
+    for drawn, wanted in zip(
+        shown.exhibit.draw(*requests, **shown.family.fields), expected, strict=True
+    ):
         assert difference(drawn, wanted) <= 1
     assert not shown.exhibit.verdicts.alone
     if shown.family.alone:

@@ -1,7 +1,7 @@
 """The metrics that dashboards, alerts and autoscaling count on: name to kind and labels.
 
-`test_metrics.py` holds every query under manifests/ against this list, and the list against what a running server
-exports. Labels that Prometheus adds while scraping are not in it.
+`test_metrics.py` holds every query under manifests/ against this list, and the list against what a
+running server exports. Labels that Prometheus adds while scraping are not in it.
 """
 
 from __future__ import annotations
@@ -35,4 +35,8 @@ FOREIGN = {"up", "kube_pod_container_status_restarts_total"}
 
 def series(name: str) -> set[str]:
     """The series a metric has in Prometheus."""
-    return {f"{name}{end}" for end in ("_bucket", "_sum", "_count")} if EXPORTED[name].kind == "histogram" else {name}
+    return (
+        {f"{name}{end}" for end in ("_bucket", "_sum", "_count")}
+        if EXPORTED[name].kind == "histogram"
+        else {name}
+    )

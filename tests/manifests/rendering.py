@@ -1,4 +1,5 @@
-"""What the tests of manifests share: folders to render, their objects, and a walk over every pod in them."""
+"""What the tests of manifests share: folders to render, their objects, and a walk over every pod in
+them."""
 
 from __future__ import annotations
 
@@ -19,11 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
 Object = dict[str, Any]
 
-needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl (with kustomize) is not on PATH")
+needs_kubectl = pytest.mark.skipif(
+    not shutil.which("kubectl"), reason="kubectl (with kustomize) is not on PATH"
+)
 
-OVERLAYS = sorted(f"overlays/{path.parent.name}" for path in MANIFESTS.glob("overlays/*/kustomization.yaml"))
-SETUP = ["setup", *sorted(f"setup/{p.parent.name}" for p in MANIFESTS.glob("setup/*/kustomization.yaml"))]
-SETUP.remove("setup/connection")  # needs the user's own connection.env; test_render.py renders it with the example
+OVERLAYS = sorted(
+    f"overlays/{path.parent.name}" for path in MANIFESTS.glob("overlays/*/kustomization.yaml")
+)
+SETUP = [
+    "setup",
+    *sorted(f"setup/{p.parent.name}" for p in MANIFESTS.glob("setup/*/kustomization.yaml")),
+]
+SETUP.remove(
+    "setup/connection"
+)  # needs the user's own connection.env; test_render.py renders it with the example
 FOLDERS = ["base", *OVERLAYS, *SETUP]
 
 COMBINATIONS: dict[str, tuple[str, ...]] = {
@@ -70,7 +80,8 @@ def of_kind(docs: Sequence[Object], kind: str) -> list[Object]:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod that an object makes. `spec` is a pod spec; `serves` says that its containers run until told to stop."""
+    """A pod that an object makes. `spec` is a pod spec; `serves` says that its containers run until
+    told to stop."""
 
     owner: str
     spec: Object
@@ -83,35 +94,57 @@ class Pod:
 
 
 def pods(docs: Sequence[Object]) -> Iterator[Pod]:
-    """Every pod spec in the objects. A ServingRuntime's comes as it is, without an InferenceService's changes."""
+    """Every pod spec in the objects. A ServingRuntime's comes as it is, without an
+    InferenceService's changes."""
     for doc in docs:
         kind, name, spec = doc["kind"], doc["metadata"]["name"], doc.get("spec", {})
         owner = f"{kind}/{name}"
         if kind == "ServingRuntime":
             yield Pod(owner, spec, True, spec.get("labels", {}))
             if "workerSpec" in spec:
-                yield Pod(f"{owner} (worker)", spec["workerSpec"], True, spec["workerSpec"].get("labels", {}))
+                yield Pod(
+                    f"{owner} (worker)",
+                    spec["workerSpec"],
+                    True,
+                    spec["workerSpec"].get("labels", {}),
+                )
         elif kind == "LLMInferenceService":
             yield Pod(owner, spec["template"], True, {})
         elif kind in ("Deployment", "StatefulSet", "Job", "Notebook"):
             template = spec["template"]
-            yield Pod(owner, template["spec"], kind != "Job", template.get("metadata", {}).get("labels", {}))
+            yield Pod(
+                owner,
+                template["spec"],
+                kind != "Job",
+                template.get("metadata", {}).get("labels", {}),
+            )
 
 
 def merged_container(docs: Sequence[Object]) -> Object:
     """The container KServe makes of a ServingRuntime and the InferenceService that names it.
 
-    Arguments are appended; env merges by name, volumeMounts by path, ports by number; the rest is replaced; then
-    `{{.Name}}` is rendered from the InferenceService's metadata.
+    Arguments are appended; env merges by name, volumeMounts by path, ports by number; the rest is
+    replaced; then `{{.Name}}` is rendered from the InferenceService's metadata.
     """
     service = of_kind(docs, "InferenceService")[0]
     model = service["spec"]["predictor"]["model"]
-    runtime = next(doc for doc in of_kind(docs, "ServingRuntime") if doc["metadata"]["name"] == model["runtime"])
+    runtime = next(
+        doc
+        for doc in of_kind(docs, "ServingRuntime")
+        if doc["metadata"]["name"] == model["runtime"]
+    )
     base = runtime["spec"]["containers"][0]
     keys = {"env": "name", "volumeMounts": "mountPath", "ports": "containerPort"}
     merged = dict(base)
     for field, value in model.items():
-        if field in ("modelFormat", "runtime", "runtimeVersion", "protocolVersion", "storage", "storageUri"):
+        if field in (
+            "modelFormat",
+            "runtime",
+            "runtimeVersion",
+            "protocolVersion",
+            "storage",
+            "storageUri",
+        ):
             continue
         if field == "args":
             merged["args"] = [*base.get("args", []), *value]
@@ -120,7 +153,9 @@ def merged_container(docs: Sequence[Object]) -> Object:
             entries.update({entry[keys[field]]: entry for entry in value})
             merged[field] = list(entries.values())
         elif field == "resources":
-            merged[field] = {part: {**base["resources"].get(part, {}), **value.get(part, {})} for part in value}
+            merged[field] = {
+                part: {**base["resources"].get(part, {}), **value.get(part, {})} for part in value
+            }
         else:
             merged[field] = value
     name = service["metadata"]["name"]

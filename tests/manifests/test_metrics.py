@@ -1,4 +1,5 @@
-"""Every query of the dashboard, the alerts and the autoscaler is valid PromQL and asks for metrics that exist."""
+"""Every query of the dashboard, the alerts and the autoscaler is valid PromQL and asks for metrics
+that exist."""
 
 from __future__ import annotations
 
@@ -66,17 +67,25 @@ def check(name: str, expression: str, known: dict[str, str]) -> None:
     asked = selectors(expression)
     assert asked, f"{name}: no metric in {expression}"
     for metric, matchers in asked:
-        assert metric in known or metric in FOREIGN, f"{name} asks for {metric}, which nobody exports"
+        assert metric in known or metric in FOREIGN, (
+            f"{name} asks for {metric}, which nobody exports"
+        )
         if metric in known:
-            assert matchers.keys() <= EXPORTED[known[metric]].labels | SCRAPED, f"{name}: labels of {metric}"
+            assert matchers.keys() <= EXPORTED[known[metric]].labels | SCRAPED, (
+                f"{name}: labels of {metric}"
+            )
         for outcome in re.split(r"\|", matchers.get("outcome", "")):
             assert not outcome or outcome in {report.code for report in REPORTS.values()}, outcome
 
 
 def test_the_server_exports_these_metrics_with_these_labels(server: Server) -> None:
     body = {"instances": [{"prompt": "a cup", "num_inference_steps": 1, "width": 32, "height": 32}]}
-    httpx.post(f"{server.url}/v1/models/{server.model}:predict", json=body, timeout=60).raise_for_status()
-    families = {f.name: f for f in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)}
+    httpx.post(
+        f"{server.url}/v1/models/{server.model}:predict", json=body, timeout=60
+    ).raise_for_status()
+    families = {
+        f.name: f for f in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    }
     for name, metric in EXPORTED.items():
         family = families[name.removesuffix("_total")]
         assert family.type == metric.kind, name

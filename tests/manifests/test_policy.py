@@ -1,4 +1,5 @@
-"""Rules that every pod and every InferenceService of this project keeps, walked over everything that renders."""
+"""Rules that every pod and every InferenceService of this project keeps, walked over everything
+that renders."""
 
 from __future__ import annotations
 
@@ -27,8 +28,13 @@ pytestmark = needs_kubectl
 
 SERVING = ["base", *OVERLAYS]
 SERVING.remove("overlays/llm-inference-service")  # has no InferenceService
-NEEDS_TOKEN = {"Job/atelier-s3-setup": "makes Secrets", "Notebook/atelier-workbench": "its proxy asks who calls"}
-WRITES_ITS_ROOT = {"Notebook/atelier-workbench": "a workbench of OpenShift AI installs packages into its image"}
+NEEDS_TOKEN = {
+    "Job/atelier-s3-setup": "makes Secrets",
+    "Notebook/atelier-workbench": "its proxy asks who calls",
+}
+WRITES_ITS_ROOT = {
+    "Notebook/atelier-workbench": "a workbench of OpenShift AI installs packages into its image"
+}
 WRITTEN = {
     "HOME",
     "XDG_CACHE_HOME",
@@ -40,7 +46,14 @@ WRITTEN = {
     "VLLM_CACHE_ROOT",
 }
 """Variables that name a folder a program writes."""
-NOT_OURS = WRITTEN | {"USER", "LOGNAME", "POD_NAMESPACE", "NAMESPACE", "REPOSITORY", "NOTEBOOK_ARGS"}
+NOT_OURS = WRITTEN | {
+    "USER",
+    "LOGNAME",
+    "POD_NAMESPACE",
+    "NAMESPACE",
+    "REPOSITORY",
+    "NOTEBOOK_ARGS",
+}
 NOT_OURS |= {"RAY_ADDRESS", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME"}
 """Variables read by other programs and libraries than Atelier's settings."""
 
@@ -70,8 +83,12 @@ def test_images_are_pinned_to_a_version(every_pod: list[Pod]) -> None:
 def test_every_container_has_requests_and_limits(every_pod: list[Pod]) -> None:
     for pod, container in containers(every_pod):
         for part in ("requests", "limits"):
-            assert {"cpu", "memory"} <= container["resources"][part].keys(), f"{pod.owner}: {container['name']}"
-        gpus = [container["resources"][part].get("nvidia.com/gpu") for part in ("requests", "limits")]
+            assert {"cpu", "memory"} <= container["resources"][part].keys(), (
+                f"{pod.owner}: {container['name']}"
+            )
+        gpus = [
+            container["resources"][part].get("nvidia.com/gpu") for part in ("requests", "limits")
+        ]
         assert gpus[0] == gpus[1], "a GPU cannot be overcommitted"
 
 
@@ -97,10 +114,16 @@ def test_folders_that_are_written_lie_on_writable_volumes(every_pod: list[Pod]) 
     for pod, container in containers(every_pod, init=False):
         if pod.owner in WRITES_ITS_ROOT:
             continue
-        mounts = [PurePosixPath(m["mountPath"]) for m in container["volumeMounts"] if not m.get("readOnly")]
+        mounts = [
+            PurePosixPath(m["mountPath"])
+            for m in container["volumeMounts"]
+            if not m.get("readOnly")
+        ]
         written = [entry["value"] for entry in container.get("env", []) if entry["name"] in WRITTEN]
         for path in [*written, "/tmp"]:
-            assert any(PurePosixPath(path).is_relative_to(mount) for mount in mounts), f"{pod.owner} writes {path}"
+            assert any(PurePosixPath(path).is_relative_to(mount) for mount in mounts), (
+                f"{pod.owner} writes {path}"
+            )
 
 
 def test_every_mount_has_its_volume_and_none_is_on_the_node(every_pod: list[Pod]) -> None:
@@ -121,7 +144,9 @@ def test_no_secret_stands_in_a_manifest(folder: str) -> None:
     docs = objects(folder)
     assert not of_kind(docs, "Secret")
     environments = [container.get("env", []) for _, container in containers(list(pods(docs)))]
-    environments += [doc["spec"]["predictor"]["model"]["env"] for doc in of_kind(docs, "InferenceService")]
+    environments += [
+        doc["spec"]["predictor"]["model"]["env"] for doc in of_kind(docs, "InferenceService")
+    ]
     for entry in (entry for environment in environments for entry in environment):
         if re.search("KEY|TOKEN|SECRET|PASSWORD", entry["name"]):
             assert "value" not in entry, entry["name"]
@@ -142,14 +167,19 @@ def test_the_model_is_named_once_and_found_by_its_own_runtime(served: list[Objec
     service = of_kind(served, "InferenceService")[0]
     model = service["spec"]["predictor"]["model"]
     assert [entry["name"] for entry in model["env"]].index("MODEL_ID") == 0
-    assert len({entry["name"] for entry in model["env"]}) == len(model["env"]), "a variable is set twice"
+    assert len({entry["name"] for entry in model["env"]}) == len(model["env"]), (
+        "a variable is set twice"
+    )
     runtime = of_kind(served, "ServingRuntime")[0]
     assert model["runtime"] == runtime["metadata"]["name"]
-    assert model["modelFormat"]["name"] in {entry["name"] for entry in runtime["spec"]["supportedModelFormats"]}
+    assert model["modelFormat"]["name"] in {
+        entry["name"] for entry in runtime["spec"]["supportedModelFormats"]
+    }
 
 
 def test_weights_that_kserve_mounts_are_the_ones_that_are_read(served: list[Object]) -> None:
-    """Without storage KServe takes a predictor for a multi-model one and injects an agent, except for one format."""
+    """Without storage KServe takes a predictor for a multi-model one and injects an agent, except
+    for one format."""
     model = of_kind(served, "InferenceService")[0]["spec"]["predictor"]["model"]
     stored = "storage" in model or "storageUri" in model
     assert (model["env"][0]["value"] == "/mnt/models") == stored
@@ -175,7 +205,10 @@ def test_a_start_may_take_ten_minutes_and_traffic_waits_for_the_model(served: li
 def test_running_work_may_end_before_the_pod_is_killed(served: list[Object]) -> None:
     drain = Settings.model_fields["drain_seconds"].default
     pause = int(merged_container(served)["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert of_kind(served, "InferenceService")[0]["spec"]["predictor"]["terminationGracePeriodSeconds"] > drain + pause
+    assert (
+        of_kind(served, "InferenceService")[0]["spec"]["predictor"]["terminationGracePeriodSeconds"]
+        > drain + pause
+    )
 
 
 def test_the_route_waits_as_long_as_the_server(served: list[Object]) -> None:
@@ -184,13 +217,19 @@ def test_the_route_waits_as_long_as_the_server(served: list[Object]) -> None:
     if timeout is None:
         return  # the base, which has no route
     assert timeout >= Settings.model_fields["request_timeout"].default
-    assert service["metadata"]["annotations"]["haproxy.router.openshift.io/timeout"] == f"{timeout}s"
+    assert (
+        service["metadata"]["annotations"]["haproxy.router.openshift.io/timeout"] == f"{timeout}s"
+    )
 
 
 def test_metrics_are_scraped_from_a_port_of_the_server(served: list[Object]) -> None:
     annotations = of_kind(served, "ServingRuntime")[0]["spec"]["annotations"]
     http = merged_container(served)["ports"][0]
-    assert annotations["prometheus.kserve.io/port"] == annotations["prometheus.io/port"] == str(http["containerPort"])
+    assert (
+        annotations["prometheus.kserve.io/port"]
+        == annotations["prometheus.io/port"]
+        == str(http["containerPort"])
+    )
     assert f"--http_port={http['containerPort']}" in merged_container(served)["args"]
     for monitor in of_kind(served, "PodMonitor"):
         assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == http["name"]
@@ -199,14 +238,17 @@ def test_metrics_are_scraped_from_a_port_of_the_server(served: list[Object]) -> 
 def test_selectors_find_the_pods() -> None:
     docs = objects("overlays/sdxl-production")
     labels = of_kind(docs, "ServingRuntime")[0]["spec"]["labels"]
-    selectors = [of_kind(docs, kind)[0]["spec"]["selector"] for kind in ("PodDisruptionBudget", "PodMonitor")]
+    selectors = [
+        of_kind(docs, kind)[0]["spec"]["selector"] for kind in ("PodDisruptionBudget", "PodMonitor")
+    ]
     selectors.append(of_kind(docs, "NetworkPolicy")[0]["spec"]["podSelector"])
     for selector in selectors:
         assert selector["matchLabels"].items() <= labels.items()
 
 
 def test_overlays_live_side_by_side_in_one_namespace() -> None:
-    """Objects of the same kind and name are equal, so that one overlay never changes another's server."""
+    """Objects of the same kind and name are equal, so that one overlay never changes another's
+    server."""
     seen: dict[tuple[str, str], tuple[str, Object]] = {}
     for folder in OVERLAYS:
         if folder == "overlays/air-gapped":  # another registry: it is a cluster's only way or none
@@ -224,12 +266,18 @@ def test_a_gpu_pod_tolerates_gpu_nodes_and_a_cpu_pod_asks_for_none(served: list[
     gpus = merged_container(served)["resources"]["limits"].get("nvidia.com/gpu")
     chosen = {"nodeSelector", "affinity"} & predictor.keys()
     assert not chosen or (int(gpus) >= 1 and predictor["tolerations"][0]["key"] == "nvidia.com/gpu")
-    device = {entry["name"]: entry.get("value") for entry in predictor["model"]["env"]}.get("DEVICE")
+    device = {entry["name"]: entry.get("value") for entry in predictor["model"]["env"]}.get(
+        "DEVICE"
+    )
     assert (device == "cpu") == (gpus is None)
 
 
 def test_a_profile_is_for_the_model_and_the_gpus_of_its_overlay(served: list[Object]) -> None:
-    env = {entry["name"]: entry["value"] for entry in merged_container(served)["env"] if "value" in entry}
+    env = {
+        entry["name"]: entry["value"]
+        for entry in merged_container(served)["env"]
+        if "value" in entry
+    }
     if "PROFILE" not in env:
         return
     profile = profiles.read(env["PROFILE"])
@@ -241,7 +289,9 @@ def test_a_profile_is_for_the_model_and_the_gpus_of_its_overlay(served: list[Obj
 
 
 def test_the_base_asks_for_one_gpu_and_64_gib() -> None:
-    limits = of_kind(objects("base"), "ServingRuntime")[0]["spec"]["containers"][0]["resources"]["limits"]
+    limits = of_kind(objects("base"), "ServingRuntime")[0]["spec"]["containers"][0]["resources"][
+        "limits"
+    ]
     assert limits["memory"] == "64Gi"
     assert limits["nvidia.com/gpu"] == "1"
 

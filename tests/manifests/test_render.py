@@ -9,7 +9,15 @@ import pytest
 import yaml
 
 from tests.manifests import validation
-from tests.manifests.rendering import COMBINATIONS, FOLDERS, MANIFESTS, combine, kustomize, objects, of_kind
+from tests.manifests.rendering import (
+    COMBINATIONS,
+    FOLDERS,
+    MANIFESTS,
+    combine,
+    kustomize,
+    objects,
+    of_kind,
+)
 
 from .rendering import needs_kubectl
 
@@ -41,10 +49,14 @@ def test_every_component_is_used_by_an_overlay_or_a_combination() -> None:
     assert all_of_them == used
 
 
-@pytest.mark.parametrize("template", sorted(MANIFESTS.glob("templates/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "template", sorted(MANIFESTS.glob("templates/*.yaml")), ids=lambda path: path.stem
+)
 def test_a_template_is_valid(template: Path) -> None:
     docs = [doc for doc in yaml.safe_load_all(template.read_text()) if doc]
-    inner = [item for doc in docs for item in (doc["objects"] if doc["kind"] == "Template" else [doc])]
+    inner = [
+        item for doc in docs for item in (doc["objects"] if doc["kind"] == "Template" else [doc])
+    ]
     assert inner
     assert validation.errors(inner) == []
 
@@ -62,7 +74,10 @@ def test_a_data_connection_renders_from_the_users_file(tmp_path: Path) -> None:
         "AWS_DEFAULT_REGION",
         "AWS_S3_BUCKET",
     }
-    assert secret["metadata"]["labels"] == {"opendatahub.io/dashboard": "true", "opendatahub.io/managed": "true"}
+    assert secret["metadata"]["labels"] == {
+        "opendatahub.io/dashboard": "true",
+        "opendatahub.io/managed": "true",
+    }
     assert secret["metadata"]["annotations"]["opendatahub.io/connection-type"] == "s3"
 
 
@@ -70,7 +85,12 @@ def test_an_unknown_field_is_an_error_with_and_without_the_crds() -> None:
     docs = [dict(doc) for doc in objects("base")]
     service = of_kind(docs, "InferenceService")[0]
     predictor = service["spec"]["predictor"]
-    docs = [{**service, "spec": {"predictor": {**predictor, "model": {**predictor["model"], "enviroment": []}}}}]
+    docs = [
+        {
+            **service,
+            "spec": {"predictor": {**predictor, "model": {**predictor["model"], "enviroment": []}}},
+        }
+    ]
     found, unknown = validation.with_client_models(docs)
     assert found and "enviroment" in found[0] and not unknown
     if module := validation.validator():
@@ -81,7 +101,14 @@ def test_an_unknown_field_is_an_error_with_and_without_the_crds() -> None:
 def test_a_clone_without_the_crds_can_still_check(folder: str) -> None:
     found, unknown = validation.with_client_models(objects(folder))
     assert found == []
-    assert not unknown & {"ServingRuntime", "InferenceService", "Deployment", "Job", "Secret", "ServiceAccount"}
+    assert not unknown & {
+        "ServingRuntime",
+        "InferenceService",
+        "Deployment",
+        "Job",
+        "Secret",
+        "ServiceAccount",
+    }
 
 
 def test_the_build_in_the_cluster_uses_the_containerfile_and_hides_the_token() -> None:

@@ -1,9 +1,9 @@
 """Strict validation of objects: unknown fields are errors.
 
-Where the machine has a validator with the platforms' real CRDs, that one judges. It is looked for in the folder named
-by ATELIER_VALIDATOR, else in a folder `shared` beside the checkout. A clone without it falls back to
-`kubernetes-validate` for core kinds and to the API models of the installed `kserve` client for KServe's; other kinds
-are then not checked.
+Where the machine has a validator with the platforms' real CRDs, that one judges. It is looked for
+in the folder named by ATELIER_VALIDATOR, else in a folder `shared` beside the checkout. A clone
+without it falls back to `kubernetes-validate` for core kinds and to the API models of the installed
+`kserve` client for KServe's; other kinds are then not checked.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _unknown_fields(value: Any, type_name: str, path: str) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"{path}: expected an object ({type_name}), found {value!r}"
         return
-    types = {model.attribute_map[attribute]: kind for attribute, kind in model.openapi_types.items()}
+    types = {
+        model.attribute_map[attribute]: kind for attribute, kind in model.openapi_types.items()
+    }
     for key, item in value.items():
         if key not in types:
             yield f"{path}.{key}: {type_name} has no such field"

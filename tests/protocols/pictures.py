@@ -41,7 +41,13 @@ def white_box(box: tuple[int, int, int, int], size: tuple[int, int] = (64, 64)) 
 def striped(size: tuple[int, int] = (64, 64)) -> bytes:
     """Diagonal stripes: something that even a random encoder tells from one colour."""
     picture = Image.new("RGB", size)
-    picture.putdata([((x + y) * 16 % 256, x * 4 % 256, y * 4 % 256) for y in range(size[1]) for x in range(size[0])])
+    picture.putdata(
+        [
+            ((x + y) * 16 % 256, x * 4 % 256, y * 4 % 256)
+            for y in range(size[1])
+            for x in range(size[0])
+        ]
+    )
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()

@@ -1,4 +1,5 @@
-"""API keys, body limits, and where input pictures may come from, against a server that has all of them set."""
+"""API keys, body limits, and where input pictures may come from, against a server that has all of
+them set."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ BODY = {"prompt": "a", "size": SIZE, **FAST}
 
 @pytest.fixture(scope="module")
 def guarded(start_server: StartServer, tiny_checkpoint: Path) -> Iterator[Server]:
-    settings = {"api_keys": "first-key, second-key", "max_body_bytes": str(LIMIT), "allowed_image_hosts": "localhost"}
+    settings = {
+        "api_keys": "first-key, second-key",
+        "max_body_bytes": str(LIMIT),
+        "allowed_image_hosts": "localhost",
+    }
     with start_server(model_id=str(tiny_checkpoint), **settings) as running:
         yield running
 
@@ -48,9 +53,15 @@ GUARDED = [
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-@pytest.mark.parametrize("key", ["", "Bearer wrong", "Bearer", "Basic second-key", "Bearer first-key,second-key"])
-def test_without_a_good_key_nothing_is_done(guarded: Server, method: str, path: str, key: str) -> None:
-    answer = httpx.request(method, guarded.url + path, headers={"authorization": key} if key else {})
+@pytest.mark.parametrize(
+    "key", ["", "Bearer wrong", "Bearer", "Basic second-key", "Bearer first-key,second-key"]
+)
+def test_without_a_good_key_nothing_is_done(
+    guarded: Server, method: str, path: str, key: str
+) -> None:
+    answer = httpx.request(
+        method, guarded.url + path, headers={"authorization": key} if key else {}
+    )
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
 
 
@@ -63,8 +74,10 @@ def test_each_of_the_keys_opens_every_route(guarded: Server, key: str) -> None:
         assert httpx.request(method, guarded.url + path, headers=headers).status_code != 401
 
 
-OPEN = ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/tiny", "/openai/v1/models", "/v2",
-        "/v2/health/live", "/v2/health/ready", "/v2/models", "/v2/models/tiny", "/v2/models/tiny/ready"]  # fmt: skip
+OPEN = ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/tiny",
+    "/openai/v1/models", "/v2",
+        "/v2/health/live", "/v2/health/ready", "/v2/models", "/v2/models/tiny",
+        "/v2/models/tiny/ready"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -81,7 +94,9 @@ def test_a_wrong_key_is_an_authentication_error_in_openais_words(guarded: Server
 
 def test_a_pictures_url_is_its_own_permission(guarded: Server) -> None:
     body = BODY | {"response_format": "url"}
-    answer = httpx.post(f"{guarded.url}/v1/images/generations", json=body, headers=BEARER, timeout=60).json()
+    answer = httpx.post(
+        f"{guarded.url}/v1/images/generations", json=body, headers=BEARER, timeout=60
+    ).json()
     assert httpx.get(answer["data"][0]["url"]).status_code == 200
     assert httpx.get(f"{guarded.url}/v1/images/files/guessed.png").status_code == 404
 
@@ -105,25 +120,36 @@ def test_grpc_needs_a_key_too(guarded: Server) -> None:
 def test_the_model_cannot_be_unloaded(guarded: Server) -> None:
     answer = httpx.post(f"{guarded.url}/v2/repository/models/tiny/unload", headers=BEARER)
     assert answer.status_code == 400
-    with triton.InferenceServerClient(guarded.grpc) as client, pytest.raises(InferenceServerException):
+    with (
+        triton.InferenceServerClient(guarded.grpc) as client,
+        pytest.raises(InferenceServerException),
+    ):
         client.unload_model("tiny")
     assert httpx.get(f"{guarded.url}/v2/models/tiny/ready").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/models/tiny:predict", "/v2/models/tiny/infer"])
+@pytest.mark.parametrize(
+    "path", ["/v1/images/generations", "/v1/models/tiny:predict", "/v2/models/tiny/infer"]
+)
 def test_a_declared_body_that_is_too_large_is_refused(guarded: Server, path: str) -> None:
     answer = httpx.post(guarded.url + path, content=b" " * (LIMIT + 1), headers=BEARER)
     assert answer.status_code == 413
     assert f"MAX_BODY_BYTES={LIMIT}" in answer.text
 
 
-@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/models/tiny:predict", "/v2/models/tiny/infer"])
-def test_a_body_of_unknown_length_is_refused_when_it_passes_the_limit(guarded: Server, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/v1/images/edits", "/v1/models/tiny:predict", "/v2/models/tiny/infer"]
+)
+def test_a_body_of_unknown_length_is_refused_when_it_passes_the_limit(
+    guarded: Server, path: str
+) -> None:
     """Sent slowly and without an end: the answer comes while the client is still sending."""
     host, port = guarded.url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     connection.putrequest("POST", path)
-    for name, value in (BEARER | {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}).items():
+    for name, value in (
+        BEARER | {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
+    ).items():
         connection.putheader(name, value)
     connection.endheaders()
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
@@ -137,7 +163,12 @@ def test_a_body_of_unknown_length_is_refused_when_it_passes_the_limit(guarded: S
 
 def test_a_body_just_below_the_limit_is_read(guarded: Server) -> None:
     body = {"prompt": "a", "size": SIZE, "user": "x" * (LIMIT - 1000), **FAST}
-    assert httpx.post(f"{guarded.url}/v1/images/generations", json=body, headers=BEARER, timeout=60).status_code == 200
+    assert (
+        httpx.post(
+            f"{guarded.url}/v1/images/generations", json=body, headers=BEARER, timeout=60
+        ).status_code
+        == 200
+    )
 
 
 def test_a_grpc_message_above_the_limit_is_refused(guarded: Server) -> None:
@@ -157,7 +188,9 @@ REMOTE = [
 
 
 @pytest.mark.parametrize(("url", "words"), REMOTE)
-def test_pictures_come_only_from_allowed_hosts_at_public_addresses(guarded: Server, url: str, words: str) -> None:
+def test_pictures_come_only_from_allowed_hosts_at_public_addresses(
+    guarded: Server, url: str, words: str
+) -> None:
     url = url.format(port=guarded.url.rsplit(":", 1)[1])
     images = {"prompt": "a", "image": url}
     answer = httpx.post(f"{guarded.url}/v1/images/edits", json=images, headers=BEARER)

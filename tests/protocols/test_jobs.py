@@ -20,7 +20,9 @@ ASYNC = {"Prefer": "respond-async"}
 LONG = {"prompt": "a", "size": "128x128", "seed": 1, "steps": 150}
 
 
-def start(server: Server, body: dict[str, Any], route: str = "/v1/images/generations") -> httpx.Response:
+def start(
+    server: Server, body: dict[str, Any], route: str = "/v1/images/generations"
+) -> httpx.Response:
     answer = httpx.post(server.url + route, json=body, headers=ASYNC, timeout=60)
     assert answer.status_code == 202, answer.text
     return answer
@@ -40,7 +42,9 @@ def ended(server: Server, accepted: httpx.Response, seconds: float = 60) -> dict
 
 
 def events(server: Server, accepted: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    with httpx.stream("GET", f"{server.url}{accepted.headers['location']}/events", timeout=60) as answer:
+    with httpx.stream(
+        "GET", f"{server.url}{accepted.headers['location']}/events", timeout=60
+    ) as answer:
         name = ""
         for line in answer.iter_lines():
             if line.startswith("event: "):
@@ -62,18 +66,25 @@ def test_a_jobs_result_is_what_the_same_request_answers(server: Server) -> None:
 def test_a_prediction_can_be_a_job(server: Server) -> None:
     route = f"/v1/models/{server.model}:predict"
     fields = {"width": 64, "height": 64, "num_inference_steps": 3}
-    body = {"instances": [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 2}], "parameters": fields}
+    body = {
+        "instances": [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 2}],
+        "parameters": fields,
+    }
     job = ended(server, start(server, body, route))
     assert (job["step"], job["total_steps"]) == (6, 6)
     direct = httpx.post(server.url + route, json=body, timeout=60).json()
     for told, asked in zip(job["result"]["predictions"], direct["predictions"], strict=True):
         one, other = (pixels(base64.b64decode(each.pop("image")["b64"])) for each in (told, asked))
-        assert difference(one, other) <= 1, "the two rows may have shared a batch in one of them only"
+        assert difference(one, other) <= 1, (
+            "the two rows may have shared a batch in one of them only"
+        )
     assert job["result"] == direct
 
 
 def test_a_jobs_picture_can_be_a_url(server: Server) -> None:
-    job = ended(server, start(server, {"prompt": "a", "size": SIZE, "response_format": "url", **FAST}))
+    job = ended(
+        server, start(server, {"prompt": "a", "size": SIZE, "response_format": "url", **FAST})
+    )
     assert opened(httpx.get(job["result"]["data"][0]["url"]).content).size == (64, 64)
 
 
@@ -89,7 +100,9 @@ def test_a_running_job_tells_its_progress_and_an_estimate(server: Server) -> Non
     httpx.delete(server.url + accepted.headers["location"])
 
 
-def events_until(server: Server, accepted: httpx.Response, steps: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def events_until(
+    server: Server, accepted: httpx.Response, steps: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, data in events(server, accepted):
         yield name, data
         if data.get("step", 0) >= steps:
@@ -97,7 +110,11 @@ def events_until(server: Server, accepted: httpx.Response, steps: int) -> Iterat
 
 
 def test_events_end_with_the_jobs_end_and_show_previews(server: Server) -> None:
-    body = {"instances": [{"prompt": "a", "width": 128, "height": 128, "num_inference_steps": 12, "previews": 2}]}
+    body = {
+        "instances": [
+            {"prompt": "a", "width": 128, "height": 128, "num_inference_steps": 12, "previews": 2}
+        ]
+    }
     seen = list(events(server, start(server, body, f"/v1/models/{server.model}:predict")))
     assert seen[-1][0] == "succeeded"
     previews = [data for name, data in seen if name == "preview"]
@@ -121,10 +138,15 @@ def test_a_job_past_its_deadline_fails_with_the_reason(server: Server) -> None:
 
 
 def test_what_is_refused_does_not_become_a_job(server: Server) -> None:
-    answer = httpx.post(f"{server.url}/v1/images/generations", json={"prompt": "a", "size": "65x64"}, headers=ASYNC)
+    answer = httpx.post(
+        f"{server.url}/v1/images/generations", json={"prompt": "a", "size": "65x64"}, headers=ASYNC
+    )
     assert answer.status_code == 400
     streamed = {"prompt": "a", "stream": True}
-    assert httpx.post(f"{server.url}/v1/images/generations", json=streamed, headers=ASYNC).status_code == 400
+    assert (
+        httpx.post(f"{server.url}/v1/images/generations", json=streamed, headers=ASYNC).status_code
+        == 400
+    )
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
@@ -133,14 +155,21 @@ def test_an_unknown_job_is_not_found(server: Server, method: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_results_expire_and_older_ones_give_way(start_server: StartServer, tiny_checkpoint: Path) -> None:
+def test_results_expire_and_older_ones_give_way(
+    start_server: StartServer, tiny_checkpoint: Path
+) -> None:
     picture = {"prompt": "a", "size": "128x128", "seed": 1, "steps": 1, "response_format": "url"}
     with start_server(
-        model_id=str(tiny_checkpoint), result_seconds="3", result_bytes=str(2**16), skip_warmup="true"
+        model_id=str(tiny_checkpoint),
+        result_seconds="3",
+        result_bytes=str(2**16),
+        skip_warmup="true",
     ) as server:
         links = []
         for _ in range(3):  # noise of this size is about 45 kB, so that one fits, but not two
-            answer = httpx.post(f"{server.url}/v1/images/generations", json=picture, timeout=60).json()
+            answer = httpx.post(
+                f"{server.url}/v1/images/generations", json=picture, timeout=60
+            ).json()
             links.append(answer["data"][0]["url"])
         assert [httpx.get(link).status_code for link in links] == [404, 404, 200]
         time.sleep(3.1)

@@ -1,4 +1,5 @@
-"""KServe's v1 predict against a running server, with plain bodies from curl: what it draws and what it refuses."""
+"""KServe's v1 predict against a running server, with plain bodies from curl: what it draws and what
+it refuses."""
 
 from __future__ import annotations
 
@@ -28,8 +29,16 @@ ANSWER_SECONDS = 0.05
 
 def post(server: Server, body: Any, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    given = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return httpx.post(f"{server.url}/v1/models/{server.model}:predict", content=content, headers=given, timeout=120)
+    given = {
+        "Content-Type": "application/json",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    return httpx.post(
+        f"{server.url}/v1/models/{server.model}:predict",
+        content=content,
+        headers=given,
+        timeout=120,
+    )
 
 
 def draw(server: Server, **fields: Any) -> dict[str, Any]:
@@ -46,11 +55,28 @@ def text(data: bytes) -> str:
 def test_curl_gets_a_picture_and_its_seed(server: Server, tmp_path: Path) -> None:
     body = tmp_path / "body.json"
     body.write_text(
-        json.dumps({"instances": [{"prompt": "a cat", "num_inference_steps": 2, "width": 32, "height": 32}]})
+        json.dumps(
+            {
+                "instances": [
+                    {"prompt": "a cat", "num_inference_steps": 2, "width": 32, "height": 32}
+                ]
+            }
+        )
     )
     url = f"{server.url}/v1/models/{server.model}:predict"
-    command = ["curl", "-sS", "--fail", url, "-H", "Content-Type: application/json; charset=utf-8", "-d", f"@{body}"]
-    [prediction] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["predictions"]
+    command = [
+        "curl",
+        "-sS",
+        "--fail",
+        url,
+        "-H",
+        "Content-Type: application/json; charset=utf-8",
+        "-d",
+        f"@{body}",
+    ]
+    [prediction] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)[
+        "predictions"
+    ]
     assert prediction["model_name"] == server.model
     assert prediction["prompt"] == "a cat"
     assert isinstance(prediction["seed"], int)
@@ -61,10 +87,16 @@ def test_curl_gets_a_picture_and_its_seed(server: Server, tmp_path: Path) -> Non
 def test_every_instance_gets_its_prediction_in_order(server: Server) -> None:
     instances = [{"prompt": "one", "seed": 1, "width": 32}, {"prompt": "two", "seed": 2}, "three"]
     parameters = {"num_inference_steps": 2, "width": 48, "height": 32}
-    predictions = post(server, {"instances": instances, "parameters": parameters}).json()["predictions"]
+    predictions = post(server, {"instances": instances, "parameters": parameters}).json()[
+        "predictions"
+    ]
     assert [each["prompt"] for each in predictions] == ["one", "two", "three"]
     assert [each["seed"] for each in predictions[:2]] == [1, 2]
-    assert [opened(each["image"]["b64"]).size for each in predictions] == [(32, 32), (48, 32), (48, 32)]
+    assert [opened(each["image"]["b64"]).size for each in predictions] == [
+        (32, 32),
+        (48, 32),
+        (48, 32),
+    ]
 
 
 def test_the_same_seed_draws_the_same_picture_and_another_another(server: Server) -> None:
@@ -83,7 +115,10 @@ def test_several_pictures_of_one_prompt_each_have_their_seed(server: Server) -> 
     assert [each["seed"] for each in drawn["images"]] == [7, 8, 9]
     assert drawn["images"][0]["b64"] == drawn["image"]["b64"]
     alone = opened(draw(server, seed=8)["image"]["b64"])
-    apart = max(abs(a - b) for a, b in zip(opened(drawn["images"][1]["b64"]).tobytes(), alone.tobytes(), strict=True))
+    apart = max(
+        abs(a - b)
+        for a, b in zip(opened(drawn["images"][1]["b64"]).tobytes(), alone.tobytes(), strict=True)
+    )
     assert apart <= 1
 
 
@@ -103,16 +138,26 @@ def test_every_field_changes_the_picture(server: Server, fields: dict[str, Any])
     assert draw(server, **fields)["image"] != draw(server)["image"]
 
 
-def test_a_length_of_text_and_layer_guidance_change_a_stable_diffusion_3_picture(tmp_path: Path) -> None:
+def test_a_length_of_text_and_layer_guidance_change_a_stable_diffusion_3_picture(
+    tmp_path: Path,
+) -> None:
     fields = FIELDS | {"prompt": "a cat " * 20}
-    guided = {"skip_guidance_layers": [0], "skip_layer_guidance_scale": 9.0, "skip_layer_guidance_stop": 1.0}
+    guided = {
+        "skip_guidance_layers": [0],
+        "skip_layer_guidance_scale": 9.0,
+        "skip_layer_guidance_stop": 1.0,
+    }
     with showing(stable_diffusion_3(tmp_path)) as exhibit:
-        plain, short, layers = exhibit.draw(fields, fields | {"max_sequence_length": 16}, fields | guided)
+        plain, short, layers = exhibit.draw(
+            fields, fields | {"max_sequence_length": 16}, fields | guided
+        )
     assert difference(plain, short) > 1
     assert difference(plain, layers) > 1
 
 
-@pytest.mark.parametrize(("format", "kind"), [("PNG", "PNG"), ("jpeg", "JPEG"), ("jpg", "JPEG"), ("webp", "WEBP")])
+@pytest.mark.parametrize(
+    ("format", "kind"), [("PNG", "PNG"), ("jpeg", "JPEG"), ("jpg", "JPEG"), ("webp", "WEBP")]
+)
 def test_the_format_is_the_one_asked_for(server: Server, format: str, kind: str) -> None:
     image = draw(server, format=format)["image"]
     assert image["format"] == kind
@@ -120,24 +165,35 @@ def test_the_format_is_the_one_asked_for(server: Server, format: str, kind: str)
 
 
 def test_image_to_image_starts_from_the_picture(server: Server) -> None:
-    """With little strength the picture stays close to what a picture of one colour becomes; a new size follows it."""
+    """With little strength the picture stays close to what a picture of one colour becomes; a new
+    size follows it."""
     sent = text(encoded((200, 30, 30), (48, 32)))
     fields = {"prompt": "a cat", "seed": 7, "num_inference_steps": 8}
     little, much = (
-        post(server, {"instances": [fields | {"image": sent, "strength": strength}]}).json()["predictions"][0]
+        post(server, {"instances": [fields | {"image": sent, "strength": strength}]}).json()[
+            "predictions"
+        ][0]
         for strength in (0.2, 1.0)
     )
     assert opened(little["image"]["b64"]).size == (48, 32)
     assert little["image"] != much["image"]
     other = text(striped((48, 32)))
-    assert draw(server, image=sent, strength=0.5)["image"] != draw(server, image=other, strength=0.5)["image"]
+    assert (
+        draw(server, image=sent, strength=0.5)["image"]
+        != draw(server, image=other, strength=0.5)["image"]
+    )
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
-def test_pictures_of_every_format_are_taken_bare_and_as_data_urls(server: Server, format: str) -> None:
+def test_pictures_of_every_format_are_taken_bare_and_as_data_urls(
+    server: Server, format: str
+) -> None:
     sent = text(encoded((10, 200, 30), (64, 48), format))
     as_url = f"data:image/{format.lower()};base64,{sent}"
-    assert draw(server, image=sent, strength=0.5)["image"] == draw(server, image=as_url, strength=0.5)["image"]
+    assert (
+        draw(server, image=sent, strength=0.5)["image"]
+        == draw(server, image=as_url, strength=0.5)["image"]
+    )
 
 
 def test_inpainting_repaints_what_is_white_in_the_mask(server: Server) -> None:
@@ -158,7 +214,8 @@ def bomb(side: int = 60_000) -> bytes:
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
     body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -198,7 +255,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "words"), BAD_FIELDS, ids=lambda value: str(value)[:40])
-def test_a_bad_field_is_a_400_that_names_it(server: Server, fields: dict[str, Any], words: str) -> None:
+def test_a_bad_field_is_a_400_that_names_it(
+    server: Server, fields: dict[str, Any], words: str
+) -> None:
     answer = post(server, {"instances": [FIELDS | fields]})
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]
@@ -245,12 +304,18 @@ def test_more_pictures_than_allowed_are_refused_over_all_instances(server: Serve
 
 
 def test_another_models_name_is_not_found(server: Server) -> None:
-    assert httpx.post(f"{server.url}/v1/models/other:predict", json={"instances": [FIELDS]}).status_code == 404
+    assert (
+        httpx.post(
+            f"{server.url}/v1/models/other:predict", json={"instances": [FIELDS]}
+        ).status_code
+        == 404
+    )
     assert httpx.get(f"{server.url}/v2/models/other/ready").status_code == 404
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json; charset=utf-8", "application/json;charset=UTF-8", "text/json"]
+    "content_type",
+    ["application/json; charset=utf-8", "application/json;charset=UTF-8", "text/json"],
 )
 def test_a_charset_in_the_content_type_is_understood(server: Server, content_type: str) -> None:
     body = {"instances": [FIELDS | {"prompt": "eine Katze über dem Fluß"}]}
@@ -299,11 +364,18 @@ def test_a_server_answers_probes_with_progress_until_it_is_ready(
 
 
 def test_a_picture_is_upright_after_its_orientation(server: Server) -> None:
-    """A camera's JPEG, lying on its side, is turned as its EXIF data say: the size that is drawn is the upright one."""
+    """A camera's JPEG, lying on its side, is turned as its EXIF data say: the size that is drawn is
+    the upright one."""
     out = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 32), (9, 99, 9)).save(out, "JPEG", exif=exif)
-    fields = {"prompt": "a", "seed": 1, "num_inference_steps": 2, "strength": 0.5, "image": text(out.getvalue())}
+    fields = {
+        "prompt": "a",
+        "seed": 1,
+        "num_inference_steps": 2,
+        "strength": 0.5,
+        "image": text(out.getvalue()),
+    }
     [prediction] = post(server, {"instances": [fields]}).json()["predictions"]
     assert opened(prediction["image"]["b64"]).size == (32, 64)

@@ -1,4 +1,5 @@
-"""The v2 protocol, text and binary tensors, with the clients that people use: kserve's and Triton's, REST and gRPC."""
+"""The v2 protocol, text and binary tensors, with the clients that people use: kserve's and
+Triton's, REST and gRPC."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
-from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, InferResponse, RESTConfig
+from kserve import (
+    InferenceGRPCClient,
+    InferenceRESTClient,
+    InferInput,
+    InferRequest,
+    InferResponse,
+    RESTConfig,
+)
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import Server
@@ -36,7 +44,10 @@ def request_of(server: Server, *inputs: InferInput, **parameters: Any) -> InferR
 
 def pictures_of(response: InferResponse) -> list[bytes]:
     [image] = [output for output in response.outputs if output.name == "image"]
-    return [each if isinstance(each, bytes) else base64.b64decode(each) for each in image.as_numpy().tolist()]
+    return [
+        each if isinstance(each, bytes) else base64.b64decode(each)
+        for each in image.as_numpy().tolist()
+    ]
 
 
 def seeds_of(response: InferResponse) -> list[int]:
@@ -59,7 +70,9 @@ async def rpc(server: Server) -> AsyncIterator[InferenceGRPCClient]:
 
 @pytest.fixture
 def triton(server: Server) -> Iterator[triton_http.InferenceServerClient]:
-    client = triton_http.InferenceServerClient(server.url.removeprefix("http://"), network_timeout=120)
+    client = triton_http.InferenceServerClient(
+        server.url.removeprefix("http://"), network_timeout=120
+    )
     yield client
     client.close()
 
@@ -77,13 +90,20 @@ Columns = dict[str, tuple[str, list[Any]]]
 @pytest.fixture(scope="module")
 def by_v1(server: Server) -> list[bytes]:
     """The two pictures as v1 gives them; every other protocol must give the same."""
-    body = {"instances": [{"prompt": p, "seed": i} for i, p in enumerate(PROMPTS)], "parameters": FIELDS}
-    answer = httpx.post(f"{server.url}/v1/models/{server.model}:predict", json=body, timeout=120).json()
+    body = {
+        "instances": [{"prompt": p, "seed": i} for i, p in enumerate(PROMPTS)],
+        "parameters": FIELDS,
+    }
+    answer = httpx.post(
+        f"{server.url}/v1/models/{server.model}:predict", json=body, timeout=120
+    ).json()
     return [base64.b64decode(each["image"]["b64"]) for each in answer["predictions"]]
 
 
 def same(ones: list[bytes], others: list[bytes]) -> bool:
-    pairs = [(np.asarray(opened(a)), np.asarray(opened(b))) for a, b in zip(ones, others, strict=True)]
+    pairs = [
+        (np.asarray(opened(a)), np.asarray(opened(b))) for a, b in zip(ones, others, strict=True)
+    ]
     return all(np.abs(a.astype(int) - b.astype(int)).max() <= 1 for a, b in pairs)
 
 
@@ -96,10 +116,14 @@ async def test_kserves_rest_client_speaks_v1(server: Server, by_v1: list[bytes])
     assert same([base64.b64decode(answer["predictions"][0]["image"]["b64"])], by_v1[:1])
 
 
-async def test_kserves_rest_client_speaks_v2(server: Server, rest: InferenceRESTClient, by_v1: list[bytes]) -> None:
+async def test_kserves_rest_client_speaks_v2(
+    server: Server, rest: InferenceRESTClient, by_v1: list[bytes]
+) -> None:
     assert await rest.is_server_ready(server.url)
     assert await rest.is_model_ready(server.url, server.model)
-    request = request_of(server, tensor("prompt", list(PROMPTS), "BYTES"), tensor("seed", [0, 1], "INT64"), **FIELDS)
+    request = request_of(
+        server, tensor("prompt", list(PROMPTS), "BYTES"), tensor("seed", [0, 1], "INT64"), **FIELDS
+    )
     response = await rest.infer(server.url, request, model_name=server.model)
     assert seeds_of(response) == [0, 1]
     assert same(pictures_of(response), by_v1)
@@ -111,7 +135,9 @@ async def test_kserves_grpc_client_gets_the_same_pictures(
 ) -> None:
     assert await rpc.is_server_ready()
     assert await rpc.is_model_ready(server.model)
-    request = request_of(server, tensor("prompt", list(PROMPTS), "BYTES"), tensor("seed", [0, 1], "INT64"), **FIELDS)
+    request = request_of(
+        server, tensor("prompt", list(PROMPTS), "BYTES"), tensor("seed", [0, 1], "INT64"), **FIELDS
+    )
     response = await rpc.infer(request)
     assert seeds_of(response) == [0, 1]
     assert same(pictures_of(response), by_v1)
@@ -148,7 +174,9 @@ def test_tritons_http_client_sends_and_gets_text_and_binary_tensors(
 ) -> None:
     assert triton.is_model_ready(server.model)
     inputs = triton_inputs(triton_http, COLUMNS, binary_data=binary_in)
-    outputs = [triton_http.InferRequestedOutput(name, binary_data=binary_out) for name in ("image", "seed")]
+    outputs = [
+        triton_http.InferRequestedOutput(name, binary_data=binary_out) for name in ("image", "seed")
+    ]
     response = triton.infer(server.model, inputs, outputs=outputs, request_id="mine")
     assert response.get_response()["id"] == "mine"
     assert response.as_numpy("seed").tolist() == [0, 1]
@@ -169,7 +197,10 @@ def test_metadata_tells_tensors_arguments_and_the_memory_plan(
     server: Server, triton: triton_http.InferenceServerClient
 ) -> None:
     told = triton.get_model_metadata(server.model)
-    assert {each["name"]: each["datatype"] for each in told["outputs"]} == {"image": "BYTES", "seed": "INT64"}
+    assert {each["name"]: each["datatype"] for each in told["outputs"]} == {
+        "image": "BYTES",
+        "seed": "INT64",
+    }
     assert told["inputs"][0] == {"name": "prompt", "datatype": "BYTES", "shape": [-1]}
     assert told["properties"]["pipeline"] == "StableDiffusionPipeline"
     assert "negative_prompt" in told["properties"]["arguments"]
@@ -184,7 +215,9 @@ def test_a_binary_tensor_brings_the_picture_to_start_from(
     drawn = []
     for colour in ((255, 0, 0), (0, 0, 255)):
         sent = columns | {"image": ("BYTES", [encoded(colour, (48, 32))])}
-        drawn.append(triton.infer(server.model, triton_inputs(triton_http, sent)).as_numpy("image")[0])
+        drawn.append(
+            triton.infer(server.model, triton_inputs(triton_http, sent)).as_numpy("image")[0]
+        )
     assert opened(drawn[0]).size == (48, 32)
     assert drawn[0] != drawn[1]
 
@@ -197,7 +230,10 @@ BAD: list[tuple[Columns, str]] = [
     ({"prompt": ("BYTES", [b"a"]), "width": ("INT64", [63])}, "width: 63 is not divisible"),
     ({"prompt": ("BYTES", [b"a"]), "num_inference_steps": ("INT64", [1000])}, "MAX_STEPS"),
     ({"prompt": ("BYTES", [b"a"]), "image": ("BYTES", [b"no picture"])}, "image"),
-    ({"prompt": ("BYTES", [b"a", b"b", b"c"]), "seed": ("INT64", [1, 2])}, "seed: 2 elements for 3 prompts"),
+    (
+        {"prompt": ("BYTES", [b"a", b"b", b"c"]), "seed": ("INT64", [1, 2])},
+        "seed: 2 elements for 3 prompts",
+    ),
     ({"prompt": ("BYTES", [b"a"] * 9)}, "MAX_IMAGES_PER_REQUEST"),
 ]
 
@@ -222,7 +258,9 @@ def test_bad_tensors_are_invalid_arguments_over_grpc(
     assert words in refused.value.message()
 
 
-async def test_kserves_grpc_client_is_told_the_status_too(server: Server, rpc: InferenceGRPCClient) -> None:
+async def test_kserves_grpc_client_is_told_the_status_too(
+    server: Server, rpc: InferenceGRPCClient
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await rpc.infer(request_of(server, tensor("prompt", ["a"], "BYTES"), colour="red"))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -251,22 +289,34 @@ def test_a_malformed_v2_body_is_a_client_error(server: Server, body: Any) -> Non
 
 @pytest.mark.parametrize("length", ["5", "100000", "-1", "many"])
 def test_a_wrong_length_of_the_binary_part_is_a_client_error(server: Server, length: str) -> None:
-    body = b'{"inputs":[{"name":"prompt","shape":[1],"datatype":"BYTES","parameters":{"binary_data_size":9}}]}'
+    tensor = b'{"name":"prompt","shape":[1],"datatype":"BYTES","parameters":{"binary_data_size":9}}'
+    body = b'{"inputs":[' + tensor + b"]}"
     headers = {"Inference-Header-Content-Length": length}
-    answer = httpx.post(f"{server.url}/v2/models/{server.model}/infer", content=body, headers=headers, timeout=60)
+    answer = httpx.post(
+        f"{server.url}/v2/models/{server.model}/infer", content=body, headers=headers, timeout=60
+    )
     assert answer.status_code == 400, answer.text
 
 
-def test_an_output_that_is_not_made_is_named(server: Server, triton: triton_http.InferenceServerClient) -> None:
+def test_an_output_that_is_not_made_is_named(
+    server: Server, triton: triton_http.InferenceServerClient
+) -> None:
     outputs = [triton_http.InferRequestedOutput("depth")]
     with pytest.raises(InferenceServerException, match="'depth' is not made here"):
         triton.infer(server.model, triton_inputs(triton_http, COLUMNS), outputs=outputs)
 
 
-@pytest.mark.parametrize("content", [b"\xff" * 9, b"\x05\x00\x00\x00shor", b"\x01\x00\x00\x00ab\x00\x00\x00"])
+@pytest.mark.parametrize(
+    "content", [b"\xff" * 9, b"\x05\x00\x00\x00shor", b"\x01\x00\x00\x00ab\x00\x00\x00"]
+)
 def test_a_binary_tensor_that_cannot_be_read_is_named(server: Server, content: bytes) -> None:
     size = len(content)
-    tensor = {"name": "prompt", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+    tensor = {
+        "name": "prompt",
+        "shape": [1],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": size},
+    }
     told = json.dumps({"inputs": [tensor]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(told))}
     url = f"{server.url}/v2/models/{server.model}/infer"

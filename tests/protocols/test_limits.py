@@ -1,4 +1,5 @@
-"""Requests that come too many, take too long, lose their client, or meet a server that is about to end."""
+"""Requests that come too many, take too long, lose their client, or meet a server that is about to
+end."""
 
 from __future__ import annotations
 
@@ -37,11 +38,18 @@ def narrow(start_server: StartServer, tiny_checkpoint: Path) -> Iterator[Server]
 def as_instance(body: dict[str, Any]) -> dict[str, Any]:
     """The same request for KServe's v1."""
     width, height = map(int, body["size"].split("x"))
-    fields = {"width": width, "height": height, "num_inference_steps": body["steps"], "seed": body["seed"]}
+    fields = {
+        "width": width,
+        "height": height,
+        "num_inference_steps": body["steps"],
+        "seed": body["seed"],
+    }
     return {"instances": [fields | {"prompt": body["prompt"]}]}
 
 
-def infer(server: Server, body: dict[str, Any], headers: dict[str, str] | None = None, **options: Any) -> Any:
+def infer(
+    server: Server, body: dict[str, Any], headers: dict[str, str] | None = None, **options: Any
+) -> Any:
     tensor = triton.InferInput("prompt", [1], "BYTES")
     tensor.set_data_from_numpy(np.array([body["prompt"]], dtype=object))
     fields = as_instance(body)["instances"][0]
@@ -105,9 +113,13 @@ def leave_a_prediction(server: Server) -> None:
 
 def leave_a_stream(server: Server) -> None:
     body = LONG | {"stream": True, "partial_images": 1, "steps": 40}
-    with httpx.stream("POST", server.url + IMAGES, json=body | {"size": SIZE}, timeout=30) as answer:
+    with httpx.stream(
+        "POST", server.url + IMAGES, json=body | {"size": SIZE}, timeout=30
+    ) as answer:
         assert next(answer.iter_lines()) == "event: image_generation.partial_image"
-    with httpx.stream("POST", server.url + IMAGES, json=LONG | {"stream": True}, timeout=30) as answer:
+    with httpx.stream(
+        "POST", server.url + IMAGES, json=LONG | {"stream": True}, timeout=30
+    ) as answer:
         assert answer.status_code in (200, 429)
 
 
@@ -116,8 +128,12 @@ def leave_a_grpc_call(server: Server) -> None:
         infer(server, LONG, client_timeout=0.5)
 
 
-@pytest.mark.parametrize("leave", [leave_a_request, leave_a_prediction, leave_a_stream, leave_a_grpc_call])
-def test_the_work_of_a_client_that_leaves_is_dropped(narrow: Server, leave: Callable[[Server], None]) -> None:
+@pytest.mark.parametrize(
+    "leave", [leave_a_request, leave_a_prediction, leave_a_stream, leave_a_grpc_call]
+)
+def test_the_work_of_a_client_that_leaves_is_dropped(
+    narrow: Server, leave: Callable[[Server], None]
+) -> None:
     leave(narrow)
     assert_admits(narrow)
 
@@ -138,7 +154,9 @@ def test_a_deadline_is_kept_however_it_is_set(narrow: Server) -> None:
     assert raised.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
 
-def test_request_timeout_caps_what_a_request_asks_for(start_server: StartServer, tiny_checkpoint: Path) -> None:
+def test_request_timeout_caps_what_a_request_asks_for(
+    start_server: StartServer, tiny_checkpoint: Path
+) -> None:
     with start_server(
         model_id=str(tiny_checkpoint), request_timeout="0.3", max_steps="1000", skip_warmup="true"
     ) as server:
@@ -154,12 +172,21 @@ def test_a_timeout_header_that_is_no_time_is_a_400(narrow: Server, value: str) -
         assert "X-Request-Timeout" in answer.text
 
 
-def test_sigterm_lets_work_finish_and_refuses_new_work(start_server: StartServer, tiny_checkpoint: Path) -> None:
+def test_sigterm_lets_work_finish_and_refuses_new_work(
+    start_server: StartServer, tiny_checkpoint: Path
+) -> None:
     with (
-        start_server(model_id=str(tiny_checkpoint), drain_seconds="60", skip_warmup="true") as server,
+        start_server(
+            model_id=str(tiny_checkpoint), drain_seconds="60", skip_warmup="true"
+        ) as server,
         ThreadPoolExecutor() as pool,
     ):
-        work = pool.submit(httpx.post, server.url + IMAGES, json=LONG | {"size": "128x128", "steps": 60}, timeout=60)
+        work = pool.submit(
+            httpx.post,
+            server.url + IMAGES,
+            json=LONG | {"size": "128x128", "steps": 60},
+            timeout=60,
+        )
         wait_for(lambda: depth(server) == 1)
         server.process.terminate()
         refused = ask_until_refused(server)
@@ -172,7 +199,10 @@ def test_what_does_not_finish_within_drain_seconds_fails_clearly(
     start_server: StartServer, tiny_checkpoint: Path
 ) -> None:
     settings = {"drain_seconds": "0.5", "max_steps": "1000", "skip_warmup": "true"}
-    with start_server(model_id=str(tiny_checkpoint), **settings) as server, ThreadPoolExecutor() as pool:
+    with (
+        start_server(model_id=str(tiny_checkpoint), **settings) as server,
+        ThreadPoolExecutor() as pool,
+    ):
         work = pool.submit(httpx.post, server.url + IMAGES, json=LONG, timeout=60)
         wait_for(lambda: depth(server) == 1)
         server.process.terminate()
@@ -182,7 +212,11 @@ def test_what_does_not_finish_within_drain_seconds_fails_clearly(
 
 
 def depth(server: Server) -> float:
-    [line] = [x for x in httpx.get(f"{server.url}/metrics").text.splitlines() if x.startswith("atelier_queue_depth ")]
+    [line] = [
+        x
+        for x in httpx.get(f"{server.url}/metrics").text.splitlines()
+        if x.startswith("atelier_queue_depth ")
+    ]
     return float(line.split()[1])
 
 

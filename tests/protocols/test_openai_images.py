@@ -35,9 +35,13 @@ def test_size_auto_is_the_size_the_model_chooses(client: openai.OpenAI) -> None:
     assert plain.data[0].b64_json == auto.data[0].b64_json
 
 
-def test_the_same_seed_draws_the_same_picture_and_another_seed_another(client: openai.OpenAI) -> None:
+def test_the_same_seed_draws_the_same_picture_and_another_seed_another(
+    client: openai.OpenAI,
+) -> None:
     first, again, other = (
-        client.images.generate(prompt="a red circle", size=SIZE, extra_body=FAST | {"seed": seed}).data[0].b64_json
+        client.images.generate(prompt="a red circle", size=SIZE, extra_body=FAST | {"seed": seed})
+        .data[0]
+        .b64_json
         for seed in (7, 7, 8)
     )
     assert first == again != other
@@ -46,7 +50,9 @@ def test_the_same_seed_draws_the_same_picture_and_another_seed_another(client: o
 def test_n_pictures_have_the_seeds_that_draw_them_alone(client: openai.OpenAI) -> None:
     both = client.images.generate(prompt="a red circle", size=SIZE, n=2, extra_body=FAST).data
     assert [picture.seed for picture in both] == [7, 8]
-    alone = client.images.generate(prompt="a red circle", size=SIZE, extra_body=FAST | {"seed": 8}).data[0]
+    alone = client.images.generate(
+        prompt="a red circle", size=SIZE, extra_body=FAST | {"seed": 8}
+    ).data[0]
     difference = ImageChops.difference(opened(both[1].b64_json), opened(alone.b64_json))
     assert max(high for _, high in difference.getextrema()) <= 1
 
@@ -62,7 +68,11 @@ def test_the_output_format_is_the_one_asked_for(server: Server, format: str, kin
 def test_less_quality_makes_a_smaller_jpeg(server: Server) -> None:
     body = {"prompt": "a red circle", "size": "128x128", "output_format": "jpeg", **FAST}
     sizes = [
-        len(post(server, "generations", body | {"output_compression": quality}).json()["data"][0]["b64_json"])
+        len(
+            post(server, "generations", body | {"output_compression": quality}).json()["data"][0][
+                "b64_json"
+            ]
+        )
         for quality in (10, 100)
     ]
     assert sizes[0] < sizes[1] / 2
@@ -79,7 +89,9 @@ def test_a_url_leads_to_the_picture(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(("quality", "steps"), [("low", 25), ("high", 75)])
-def test_quality_is_a_share_of_the_models_default_steps(server: Server, quality: str, steps: int) -> None:
+def test_quality_is_a_share_of_the_models_default_steps(
+    server: Server, quality: str, steps: int
+) -> None:
     body = {"prompt": "a red circle", "size": "16x16", "seed": 7}
     by_quality = post(server, "generations", body | {"quality": quality}).json()
     by_steps = post(server, "generations", body | {"num_inference_steps": steps}).json()
@@ -88,8 +100,21 @@ def test_quality_is_a_share_of_the_models_default_steps(server: Server, quality:
 
 
 def test_the_fields_extras_and_their_other_names_mean_the_same(server: Server) -> None:
-    short = {"prompt": "a", "seed": 7, "size": SIZE, "steps": 3, "guidance": 5.0, "negative_prompt": "b"}
-    full = {"width": 64, "height": 64, "num_inference_steps": 3, "guidance_scale": 5.0, "negative_prompt": "b"}
+    short = {
+        "prompt": "a",
+        "seed": 7,
+        "size": SIZE,
+        "steps": 3,
+        "guidance": 5.0,
+        "negative_prompt": "b",
+    }
+    full = {
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 3,
+        "guidance_scale": 5.0,
+        "negative_prompt": "b",
+    }
     first = post(server, "generations", short).json()["data"]
     assert first == post(server, "generations", {"prompt": "a", "seed": 7} | full).json()["data"]
     assert first != post(server, "generations", short | {"negative_prompt": "c"}).json()["data"]
@@ -97,13 +122,20 @@ def test_the_fields_extras_and_their_other_names_mean_the_same(server: Server) -
 
 def test_null_is_the_same_as_leaving_a_field_out(server: Server) -> None:
     body = {"prompt": "a red circle", "size": SIZE, **FAST}
-    nulls = dict.fromkeys(("n", "quality", "background", "response_format", "stream", "lora", "timeout", "style"))
-    assert post(server, "generations", body | nulls).json()["data"] == post(server, "generations", body).json()["data"]
+    nulls = dict.fromkeys(
+        ("n", "quality", "background", "response_format", "stream", "lora", "timeout", "style")
+    )
+    assert (
+        post(server, "generations", body | nulls).json()["data"]
+        == post(server, "generations", body).json()["data"]
+    )
 
 
 def test_an_edit_starts_from_the_picture(client: openai.OpenAI) -> None:
     edits = [
-        client.images.edit(prompt="a red circle", image=("in.png", picture), size=SIZE, extra_body=FAST)
+        client.images.edit(
+            prompt="a red circle", image=("in.png", picture), size=SIZE, extra_body=FAST
+        )
         .data[0]
         .b64_json
         for picture in (GREY, STRIPES)
@@ -112,20 +144,32 @@ def test_an_edit_starts_from_the_picture(client: openai.OpenAI) -> None:
     assert opened(edits[0]).size == (64, 64)
 
 
-def test_an_edit_takes_the_same_pictures_as_a_form_and_as_json(client: openai.OpenAI, server: Server) -> None:
+def test_an_edit_takes_the_same_pictures_as_a_form_and_as_json(
+    client: openai.OpenAI, server: Server
+) -> None:
     box = mask((0, 0, 32, 64))
     form = client.images.edit(
-        prompt="a red circle", image=[("in.png", GREY)], mask=("mask.png", box), size=SIZE, extra_body=FAST
+        prompt="a red circle",
+        image=[("in.png", GREY)],
+        mask=("mask.png", box),
+        size=SIZE,
+        extra_body=FAST,
     ).data[0]
     body = {"prompt": "a red circle", "size": SIZE, **FAST}
-    for image in (data_url(GREY), [data_url(GREY).partition(",")[2]], {"image_url": data_url(GREY)}):
+    for image in (
+        data_url(GREY),
+        [data_url(GREY).partition(",")[2]],
+        {"image_url": data_url(GREY)},
+    ):
         answer = post(server, "edits", body | {"image": image, "mask": data_url(box)})
         assert answer.json()["data"][0]["b64_json"] == form.b64_json
 
 
 def test_a_transparent_mask_means_what_a_white_one_means_to_predict(server: Server) -> None:
     body = {"prompt": "a red circle", "strength": 1.0, "image": data_url(STRIPES), "seed": 7}
-    edit = post(server, "edits", body | {"size": SIZE, "steps": 3, "mask": data_url(mask((0, 0, 32, 64)))}).json()
+    edit = post(
+        server, "edits", body | {"size": SIZE, "steps": 3, "mask": data_url(mask((0, 0, 32, 64)))}
+    ).json()
     white = {"width": 64, "height": 64, "num_inference_steps": 3}
     predicted = [
         httpx.post(
@@ -152,7 +196,9 @@ def test_another_models_name_is_not_found(client: openai.OpenAI, server: Server)
     with pytest.raises(openai.NotFoundError) as raised:
         client.images.generate(prompt="a red circle", model="dall-e-3")
     assert raised.value.code == "model_not_found"
-    assert client.images.generate(prompt="a red circle", model=server.model, size=SIZE, extra_body=FAST).data
+    assert client.images.generate(
+        prompt="a red circle", model=server.model, size=SIZE, extra_body=FAST
+    ).data
 
 
 BAD_BODIES = [
@@ -198,7 +244,10 @@ BAD_EDITS = [
     ({"image": [data_url(GREY)] * 2}, "takes one picture"),
     ({"image": [data_url(GREY)] * 17}, "at most 16"),
     ({"image": data_url(GREY), "mask": data_url(GREY)}, "no alpha channel"),
-    ({"image": data_url(GREY), "mask": data_url(mask((0, 0, 8, 8), (32, 32)))}, "as large as the picture"),
+    (
+        {"image": data_url(GREY), "mask": data_url(mask((0, 0, 8, 8), (32, 32)))},
+        "as large as the picture",
+    ),
     ({"image": "http://127.0.0.1:1/x.png"}, "ALLOWED_IMAGE_HOSTS"),
 ]
 
@@ -212,8 +261,15 @@ def test_a_bad_picture_is_explained(server: Server, body: dict[str, object], wor
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"prompt": "a"'])
 def test_a_body_that_is_no_json_object_is_a_400(server: Server, content: bytes) -> None:
-    for kind in ("application/json", "text/plain", "multipart/form-data", "multipart/form-data; boundary=x"):
-        answer = httpx.post(f"{server.url}/v1/images/edits", content=content, headers={"content-type": kind})
+    for kind in (
+        "application/json",
+        "text/plain",
+        "multipart/form-data",
+        "multipart/form-data; boundary=x",
+    ):
+        answer = httpx.post(
+            f"{server.url}/v1/images/edits", content=content, headers={"content-type": kind}
+        )
         assert answer.status_code == 400, (kind, answer.text)
 
 
@@ -224,6 +280,10 @@ def test_a_route_that_does_not_exist_is_told_in_the_protocols_words(server: Serv
 
 
 def test_the_user_is_written_into_the_log(server: Server) -> None:
-    answer = post(server, "generations", {"prompt": "a red circle", "size": SIZE, "user": "somebody-17", **FAST})
+    answer = post(
+        server,
+        "generations",
+        {"prompt": "a red circle", "size": SIZE, "user": "somebody-17", **FAST},
+    )
     [line] = [line for line in server.log.read_text().splitlines() if "somebody-17" in line]
     assert answer.headers["x-request-id"] in line

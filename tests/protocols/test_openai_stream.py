@@ -15,10 +15,14 @@ def client(server: Server) -> openai.OpenAI:
 
 
 @pytest.mark.parametrize("previews", [0, 1, 3])
-def test_a_stream_has_the_previews_asked_for_and_then_the_picture(client: openai.OpenAI, previews: int) -> None:
+def test_a_stream_has_the_previews_asked_for_and_then_the_picture(
+    client: openai.OpenAI, previews: int
+) -> None:
     options = {"prompt": "a red circle", "size": SIZE}
     extra = FAST | {"steps": 8}
-    events = list(client.images.generate(stream=True, partial_images=previews, extra_body=extra, **options))
+    events = list(
+        client.images.generate(stream=True, partial_images=previews, extra_body=extra, **options)
+    )
     partial, last = events[:-1], events[-1]
     assert [event.type for event in partial] == ["image_generation.partial_image"] * previews
     assert [event.partial_image_index for event in partial] == list(range(previews))
@@ -33,7 +37,12 @@ def test_an_edits_events_are_named_after_edits(client: openai.OpenAI) -> None:
     picture = ("in.png", striped())
     events = list(
         client.images.edit(
-            image=picture, prompt="a", size=SIZE, stream=True, partial_images=1, extra_body=FAST | {"steps": 8}
+            image=picture,
+            prompt="a",
+            size=SIZE,
+            stream=True,
+            partial_images=1,
+            extra_body=FAST | {"steps": 8},
         )
     )
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
@@ -51,6 +60,8 @@ def test_a_bad_request_is_refused_before_the_stream_begins(client: openai.OpenAI
 
 
 def test_a_failure_in_the_middle_reaches_the_client(client: openai.OpenAI) -> None:
-    stream = client.images.generate(prompt="a", size=SIZE, stream=True, extra_body={"steps": 150, "timeout": 0.05})
+    stream = client.images.generate(
+        prompt="a", size=SIZE, stream=True, extra_body={"steps": 150, "timeout": 0.05}
+    )
     with pytest.raises(openai.APIError, match="time was up"):
         list(stream)

@@ -1,4 +1,5 @@
-"""The server's own OpenAPI document is true: requests made from it never meet a fault of the server."""
+"""The server's own OpenAPI document is true: requests made from it never meet a fault of the
+server."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ EXAMPLES = 12
 @pytest.fixture(scope="module")
 def small(start_server: StartServer, tiny_checkpoint: Path) -> Iterator[Server]:
     """A server whose limits keep every request short."""
-    limits = {"max_steps": "3", "max_pixels": "4096", "request_timeout": "5", "max_images_per_request": "2"}
+    limits = {
+        "max_steps": "3",
+        "max_pixels": "4096",
+        "request_timeout": "5",
+        "max_images_per_request": "2",
+    }
     with start_server(model_id=str(tiny_checkpoint), **limits) as running:
         yield running
 
@@ -45,12 +51,19 @@ def test_no_request_made_from_the_document_is_a_fault(small: Server) -> None:
         )
 
         @given(case=cases)
-        @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
         def ask(case: schemathesis.Case) -> None:
             nonlocal tried
             tried += 1
             for name in {"name", "model_name"} & set(case.path_parameters or {}):
-                case.path_parameters[name] = small.model if tried % 4 else case.path_parameters[name]
+                case.path_parameters[name] = (
+                    small.model if tried % 4 else case.path_parameters[name]
+                )
             case.validate_response(case.call(timeout=30), checks=checks)
 
         ask()
@@ -60,6 +73,12 @@ def test_no_request_made_from_the_document_is_a_fault(small: Server) -> None:
 def test_every_route_is_described_once(small: Server) -> None:
     paths = httpx.get(f"{small.url}/openapi.json").json()["paths"]
     assert {"/v1/images/generations", "/v1/images/edits", "/v1/images/variations"} <= set(paths)
-    assert {"/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer", "/v1/jobs/{job_id}"} <= set(paths)
+    assert {
+        "/v1/models/{model_name}:predict",
+        "/v2/models/{model_name}/infer",
+        "/v1/jobs/{job_id}",
+    } <= set(paths)
     assert "multipart/form-data" in paths["/v1/images/edits"]["post"]["requestBody"]["content"]
-    assert not any("422" in operation["responses"] for path in paths.values() for operation in path.values())
+    assert not any(
+        "422" in operation["responses"] for path in paths.values() for operation in path.values()
+    )

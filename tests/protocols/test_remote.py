@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from atelier.errors import InvalidRequest, PayloadTooLarge
-from atelier.protocols.remote import RemotePictures, is_public
+from atelier.protocols.http.remote import RemotePictures, is_public
 from atelier.settings import Settings
 
 LIMIT = 10_000
@@ -61,7 +61,8 @@ def site() -> Iterator[str]:
 
 @pytest.fixture
 def pictures() -> RemotePictures:
-    """A site in this test is on the loopback address, so that is what counts as public here, over IPv4."""
+    """A site in this test is on the loopback address, so that is what counts as public here, over
+    IPv4."""
     settings = Settings(allowed_image_hosts=["localhost"], max_body_bytes=LIMIT)
     return RemotePictures(settings, check=lambda address: address.is_loopback, seconds=1)
 
@@ -70,7 +71,9 @@ def test_a_picture_is_fetched_from_an_allowed_host(pictures: RemotePictures, sit
     assert pictures.fetch(f"{site}/picture", "image") == b"a picture"
 
 
-def test_three_redirects_are_followed_and_a_fourth_is_not(pictures: RemotePictures, site: str) -> None:
+def test_three_redirects_are_followed_and_a_fourth_is_not(
+    pictures: RemotePictures, site: str
+) -> None:
     assert pictures.fetch(f"{site}/hops/2", "image") == b"a picture"
     with pytest.raises(InvalidRequest, match="redirected more than 3 times"):
         pictures.fetch(f"{site}/hops/3", "image")
@@ -95,7 +98,9 @@ def test_a_site_that_drips_is_given_up_in_time(pictures: RemotePictures, site: s
 
 
 @pytest.mark.parametrize("path", ["/missing", "/ x"])
-def test_what_is_no_picture_is_a_bad_request(pictures: RemotePictures, site: str, path: str) -> None:
+def test_what_is_no_picture_is_a_bad_request(
+    pictures: RemotePictures, site: str, path: str
+) -> None:
     with pytest.raises(InvalidRequest, match="cannot be fetched"):
         pictures.fetch(site + path, "image")
 
@@ -109,7 +114,8 @@ def test_a_host_is_connected_to_only_at_an_address_that_was_checked(site: str) -
     assert seen[0].is_loopback
 
 
-PRIVATE = """127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255 ::1 ::
+PRIVATE = """127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1
+255.255.255.255 ::1 ::
 fe80::1 fc00::1 ff02::1 ::ffff:10.0.0.1 64:ff9b::a00:1 2002:a00:1::1"""
 
 
@@ -118,6 +124,8 @@ def test_private_and_special_addresses_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
 def test_addresses_of_the_open_internet_are(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))

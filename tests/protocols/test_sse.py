@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from atelier.protocols.sse import SIGN_OF_LIFE, alive, frame
+from atelier.protocols.http.sse import SIGN_OF_LIFE, alive, frame
 
 
 def test_a_frame_has_its_name_and_its_data() -> None:

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-SHARDS = ("diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors")
+SHARDS = (
+    "diffusion_pytorch_model-00001-of-00002.safetensors",
+    "diffusion_pytorch_model-00002-of-00002.safetensors",
+)
 
 
 def write_json(path: Path, value: object) -> Path:
@@ -38,7 +41,10 @@ def pipeline(root: Path, dtype: str = "float32") -> Path:
         },
     )
     write_json(root / "unet" / "config.json", {"sample_size": 64, "block_out_channels": [320, 640]})
-    write_json(root / "vae" / "config.json", {"block_out_channels": [128, 256, 512, 512], "force_upcast": True})
+    write_json(
+        root / "vae" / "config.json",
+        {"block_out_channels": [128, 256, 512, 512], "force_upcast": True},
+    )
     write_json(root / "text_encoder" / "config.json", {"hidden_size": 8})
     write_json(root / "scheduler" / "scheduler_config.json", {})
     write_json(root / "tokenizer" / "tokenizer_config.json", {})
@@ -47,7 +53,9 @@ def pipeline(root: Path, dtype: str = "float32") -> Path:
         {"conv.weight": (4, 2, 3, 3), "to_q.weight": (8, 8)},
         dtype,
     )
-    write_weights(root / "vae" / "diffusion_pytorch_model.safetensors", {"conv.weight": (4, 4, 1, 1)}, dtype)
+    write_weights(
+        root / "vae" / "diffusion_pytorch_model.safetensors", {"conv.weight": (4, 4, 1, 1)}, dtype
+    )
     write_weights(
         root / "text_encoder" / "model.safetensors",
         {"embeddings.token_embedding.weight": (16, 8), "q_proj.weight": (8, 8)},
@@ -71,6 +79,8 @@ def language_model(root: Path) -> Path:
     write_json(root / "config.json", {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"})
     write_json(root / "tokenizer.json", {})
     write_weights(
-        root / "model.safetensors", {"model.embed_tokens.weight": (16, 8), "q_proj.weight": (8, 8)}, "float16"
+        root / "model.safetensors",
+        {"model.embed_tokens.weight": (16, 8), "q_proj.weight": (8, 8)},
+        "float16",
     )
     return root

@@ -1,4 +1,5 @@
-"""A real S3 server process on loopback (moto's), and a proxy before it that does to connections what networks do."""
+"""A real S3 server process on loopback (moto's), and a proxy before it that does to connections
+what networks do."""
 
 import http.client
 import os
@@ -56,7 +57,8 @@ def client(port: int):
 
 @dataclass
 class Fault:
-    """What to do to a response: `status` instead of it, `cut` it after so many body bytes, `flip` a byte, `delay`."""
+    """What to do to a response: `status` instead of it, `cut` it after so many body bytes, `flip` a
+    byte, `delay`."""
 
     status: int = 0
     code: str = "SlowDown"
@@ -67,7 +69,8 @@ class Fault:
 
 @dataclass
 class Proxy:
-    """Forwards to the S3 server. `plan(method, path, headers)` returns a Fault or None; `requests` is what came."""
+    """Forwards to the S3 server. `plan(method, path, headers)` returns a Fault or None; `requests`
+    is what came."""
 
     upstream: int
     port: int = 0
@@ -76,7 +79,11 @@ class Proxy:
 
     def gets(self, key: str = "") -> list:
         """Object reads (with a Range header) of keys that end so."""
-        return [one for one in self.requests if one[0] == "GET" and one[2] and one[1].partition("?")[0].endswith(key)]
+        return [
+            one
+            for one in self.requests
+            if one[0] == "GET" and one[2] and one[1].partition("?")[0].endswith(key)
+        ]
 
 
 @contextmanager
@@ -94,7 +101,9 @@ def proxy(upstream: int, tls: Sequence[Path] = ()):
             fault = state.plan(self.command, self.path, self.headers) if state.plan else None
             fault = fault or Fault()
             if fault.status:
-                return self._answer(fault.status, f"<Error><Code>{fault.code}</Code></Error>".encode())
+                return self._answer(
+                    fault.status, f"<Error><Code>{fault.code}</Code></Error>".encode()
+                )
             link = http.client.HTTPConnection("127.0.0.1", state.upstream, timeout=30)
             link.request(self.command, self.path, headers=dict(self.headers))
             response = link.getresponse()
@@ -103,9 +112,17 @@ def proxy(upstream: int, tls: Sequence[Path] = ()):
                 body = bytes([body[0] ^ 1]) + body[1:]
             self.send_response(response.status)
             for name, value in response.getheaders():
-                if name.lower() not in ("connection", "transfer-encoding", "content-length", "server", "date"):
+                if name.lower() not in (
+                    "connection",
+                    "transfer-encoding",
+                    "content-length",
+                    "server",
+                    "date",
+                ):
                     self.send_header(name, value)
-            length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(body))
+            length = (
+                response.getheader("Content-Length") if self.command == "HEAD" else str(len(body))
+            )
             self.send_header("Content-Length", length or "0")
             self.end_headers()
             time.sleep(fault.delay)

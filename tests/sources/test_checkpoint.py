@@ -5,21 +5,40 @@ import shutil
 import pytest
 
 from atelier.errors import CheckpointError
-from atelier.sources.checkpoint import inspect
-from tests.sources.checkpoints import SHARDS, language_model, pipeline, sharded_unet, write_json, write_weights
+from atelier.sources.checkpoint.folder import inspect
+from tests.sources.checkpoints import (
+    SHARDS,
+    language_model,
+    pipeline,
+    sharded_unet,
+    write_json,
+    write_weights,
+)
 
 
 def test_a_pipeline_folder_is_described_component_by_component(tmp_path):
     found = inspect(pipeline(tmp_path / "sd"))
-    assert (found.kind, found.pipeline_class, found.problems) == ("pipeline", "StableDiffusionPipeline", ())
+    assert (found.kind, found.pipeline_class, found.problems) == (
+        "pipeline",
+        "StableDiffusionPipeline",
+        (),
+    )
     assert [one.name for one in found.weighted] == ["unet", "text_encoder", "vae"]
     unet, text = found.component("unet"), found.component("text_encoder")
-    assert (unet.class_name, unet.library, unet.dtype) == ("UNet2DConditionModel", "diffusers", "float32")
+    assert (unet.class_name, unet.library, unet.dtype) == (
+        "UNet2DConditionModel",
+        "diffusers",
+        "float32",
+    )
     assert (unet.parameters, unet.linear, unet.bytes) == (4 * 2 * 9 + 64, 64, 4 * (4 * 2 * 9 + 64))
-    assert (text.parameters, text.linear) == (16 * 8 + 64, 64), "an embedding table is no matrix to quantize"
+    assert (text.parameters, text.linear) == (16 * 8 + 64, 64), (
+        "an embedding table is no matrix to quantize"
+    )
     assert found.component("tokenizer").files == ()
     assert found.component("safety_checker") is None
-    assert found.bytes == sum(one.stat().st_size - _header(one) for one in found.path.glob("*/*.safetensors"))
+    assert found.bytes == sum(
+        one.stat().st_size - _header(one) for one in found.path.glob("*/*.safetensors")
+    )
 
 
 def _header(path):
@@ -36,13 +55,18 @@ def test_shards_are_added_up(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     (sharded_unet(tmp_path) / "unet" / SHARDS[1]).unlink()
     [problem] = inspect(tmp_path).problems
-    assert f"unet/{SHARDS[1]} is listed in diffusion_pytorch_model.safetensors.index.json but missing" in problem
+    assert (
+        f"unet/{SHARDS[1]} is listed in diffusion_pytorch_model.safetensors.index.json but missing"
+        in problem
+    )
 
 
 def test_a_tensor_that_is_not_in_its_shard_is_named(tmp_path):
     write_weights(sharded_unet(tmp_path) / "unet" / SHARDS[1], {"other.weight": (8, 8)})
     [problem] = inspect(tmp_path).problems
-    assert f"1 tensors are not in the shard named for them, first 'b.weight' in {SHARDS[1]}" in problem
+    assert (
+        f"1 tensors are not in the shard named for them, first 'b.weight' in {SHARDS[1]}" in problem
+    )
 
 
 def test_shards_without_their_index_are_named(tmp_path):
@@ -64,7 +88,10 @@ def test_an_index_may_not_point_outside_its_folder(tmp_path):
         (lambda raw: raw[:20], "is cut short inside its header"),
         (lambda raw: raw[:-10], "10 of 544 data bytes are missing"),
         (lambda raw: raw + b"abc", "has 3 bytes more than its header describes"),
-        (lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "is a Git LFS pointer"),
+        (
+            lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
+            "is a Git LFS pointer",
+        ),
         (lambda raw: b"\xff" * 64, "is not a safetensors file"),
         (lambda raw: raw[:8] + b"[" + raw[9:], "is not a safetensors file"),
         (lambda raw: raw.replace(b"[8,8]", b"[8,9]"), "of shape [8, 9] and type F32 has 256 bytes"),
@@ -92,7 +119,9 @@ def test_missing_folders_and_files_are_all_named_at_once(tmp_path):
     (tmp_path / "tokenizer" / "tokenizer_config.json").unlink()
     found = inspect(tmp_path)
     assert "vae: AutoencoderKL is listed in model_index.json" in "\n".join(found.problems)
-    assert any("text_encoder/config.json of CLIPTextModel is missing" in one for one in found.problems)
+    assert any(
+        "text_encoder/config.json of CLIPTextModel is missing" in one for one in found.problems
+    )
     assert any("tokenizer: the folder" in one and "is empty" in one for one in found.problems)
     with pytest.raises(CheckpointError, match=r"cannot be loaded:\n.*\n.*\n"):
         found.check()
@@ -102,7 +131,10 @@ def test_pickles_are_refused_unless_allowed(tmp_path):
     unet = pipeline(tmp_path) / "unet"
     (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
     [problem] = inspect(tmp_path).problems
-    assert "only pickled weights (diffusion_pytorch_model.bin)" in problem and "ALLOW_PICKLE=true" in problem
+    assert (
+        "only pickled weights (diffusion_pytorch_model.bin)" in problem
+        and "ALLOW_PICKLE=true" in problem
+    )
     allowed = inspect(tmp_path, allow_pickle=True)
     assert allowed.problems == () and allowed.component("unet").bytes > 0
 
@@ -110,13 +142,17 @@ def test_pickles_are_refused_unless_allowed(tmp_path):
 def test_safetensors_are_taken_before_pickles(tmp_path):
     (pipeline(tmp_path) / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
     found = inspect(tmp_path, allow_pickle=True)
-    assert [one.name for one in found.component("unet").files] == ["diffusion_pytorch_model.safetensors"]
+    assert [one.name for one in found.component("unet").files] == [
+        "diffusion_pytorch_model.safetensors"
+    ]
 
 
 def _variant(root, name, folders=("unet", "vae", "text_encoder"), keep_plain=True):
     for folder in folders:
         plain = next((root / folder).glob("*model.safetensors"))
-        shutil.copy(plain, plain.with_name(plain.name.replace(".safetensors", f".{name}.safetensors")))
+        shutil.copy(
+            plain, plain.with_name(plain.name.replace(".safetensors", f".{name}.safetensors"))
+        )
         if not keep_plain:
             plain.unlink()
 
@@ -144,7 +180,10 @@ def test_a_component_without_the_variant_falls_back_to_its_plain_files(tmp_path)
 
 def test_a_variant_that_is_not_here_is_refused_with_those_that_are(tmp_path):
     _variant(pipeline(tmp_path), "fp16")
-    assert "VARIANT=bf16 is not in this checkpoint; variants here: fp16" in inspect(tmp_path, variant="bf16").problems
+    assert (
+        "VARIANT=bf16 is not in this checkpoint; variants here: fp16"
+        in inspect(tmp_path, variant="bf16").problems
+    )
 
 
 def test_two_variants_without_plain_files_must_be_chosen_between(tmp_path):
@@ -157,7 +196,9 @@ def test_two_variants_without_plain_files_must_be_chosen_between(tmp_path):
 
 def test_code_of_its_own_is_reported_and_refused_unless_trusted(tmp_path):
     index = pipeline(tmp_path) / "model_index.json"
-    index.write_text(index.read_text().replace('["diffusers", "UNet2DConditionModel"]', '["my_unet", "MyUNet"]'))
+    index.write_text(
+        index.read_text().replace('["diffusers", "UNet2DConditionModel"]', '["my_unet", "MyUNet"]')
+    )
     (tmp_path / "unet" / "my_unet.py").write_text("class MyUNet: ...")
     found = inspect(tmp_path)
     assert found.remote_code == ("unet/my_unet.py",)
@@ -167,7 +208,11 @@ def test_code_of_its_own_is_reported_and_refused_unless_trusted(tmp_path):
 
 def test_a_language_model_is_told_by_its_architecture(tmp_path):
     found = inspect(language_model(tmp_path))
-    assert (found.kind, found.pipeline_class, found.problems) == ("language_model", "Qwen3ForCausalLM", ())
+    assert (found.kind, found.pipeline_class, found.problems) == (
+        "language_model",
+        "Qwen3ForCausalLM",
+        (),
+    )
     assert found.component("model").dtypes == {"float16": 16 * 8 + 64}
 
 
@@ -195,7 +240,11 @@ SD1 = {
 
 def test_a_single_file_is_grouped_into_parts_and_its_family_is_told(tmp_path):
     found = inspect(write_weights(tmp_path / "v1.safetensors", SD1))
-    assert (found.kind, found.pipeline_class, found.problems) == ("single_file", "StableDiffusionPipeline", ())
+    assert (found.kind, found.pipeline_class, found.problems) == (
+        "single_file",
+        "StableDiffusionPipeline",
+        (),
+    )
     assert {one.name for one in found.components} == {"denoiser", "vae", "text_encoder", "other"}
     inpaint = {**SD1, "model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}
     found = inspect(write_weights(tmp_path / "inpaint.safetensors", inpaint))
@@ -203,7 +252,9 @@ def test_a_single_file_is_grouped_into_parts_and_its_family_is_told(tmp_path):
 
 
 def test_a_denoiser_alone_in_a_file_is_no_pipeline(tmp_path):
-    file = write_weights(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.norm.key_norm.scale": (8,)})
+    file = write_weights(
+        tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.norm.key_norm.scale": (8,)}
+    )
     found = inspect(file)
     assert found.pipeline_class == "FluxPipeline"
     assert "holds a denoiser without text_encoder and vae" in found.problems[0]

@@ -46,7 +46,10 @@ def test_a_right_file_passes(file, expected):
     [
         (Expected(len(DATA) + 1, f'"{MD5}"'), "7,340,032 bytes instead of 7,340,033"),
         (Expected(len(DATA), f'"{"0" * 32}"'), f"MD5 {MD5} instead of {'0' * 32}"),
-        (Expected(len(DATA), f'"{MD5}"', (("SHA256", "AAAA"),)), f"SHA256 {SHA256} instead of AAAA"),
+        (
+            Expected(len(DATA), f'"{MD5}"', (("SHA256", "AAAA"),)),
+            f"SHA256 {SHA256} instead of AAAA",
+        ),
         (Expected(len(DATA), f'"{MD5}"', (("CRC32", "AAAA"),)), f"CRC32 {CRC32} instead of AAAA"),
         (Expected(len(DATA), f'"{"0" * 32}-2"', part_bytes=5 * MIB), "MD5 of parts"),
     ],

@@ -1,4 +1,5 @@
-"""Weights from a Hub: a small server on loopback that speaks the part of the Hub's interface that downloads use."""
+"""Weights from a Hub: a small server on loopback that speaks the part of the Hub's interface that
+downloads use."""
 
 import hashlib
 import json
@@ -20,7 +21,8 @@ COMMIT = "a" * 40
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Serves the repository `art/tiny`: a pipeline with variants, pickles and an ONNX copy that nobody needs."""
+    """Serves the repository `art/tiny`: a pipeline with variants, pickles and an ONNX copy that
+    nobody needs."""
     root = pipeline(tmp_path / "repository")
     unet = root / "unet"
     plain = (unet / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -30,7 +32,10 @@ def hub(tmp_path, monkeypatch):
     (root / "onnx" / "model.onnx").write_bytes(b"onnx")
     (root / "tiny-pruned.safetensors").write_bytes(plain)
     asked = []
-    known = ["api/models/art/tiny", *(f"api/models/art/tiny/revision/{name}" for name in (COMMIT, "v1", "main"))]
+    known = [
+        "api/models/art/tiny",
+        *(f"api/models/art/tiny/revision/{name}" for name in (COMMIT, "v1", "main")),
+    ]
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -47,7 +52,10 @@ def hub(tmp_path, monkeypatch):
                 return self._send(200, json.dumps(description()).encode())
             if path == f"api/models/art/tiny/tree/{COMMIT}":
                 siblings = description()["siblings"]
-                tree = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0"} for f in siblings]
+                tree = [
+                    {"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0"}
+                    for f in siblings
+                ]
                 return self._send(200, json.dumps(tree).encode())
             if path.startswith("api/models/art/tiny/revision"):
                 return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
@@ -71,8 +79,16 @@ def hub(tmp_path, monkeypatch):
 
     def description():
         files = [one for one in sorted(root.rglob("*")) if one.is_file()]
-        siblings = [{"rfilename": str(one.relative_to(root)), "size": one.stat().st_size} for one in files]
-        return {"id": "art/tiny", "modelId": "art/tiny", "sha": COMMIT, "siblings": siblings, "tags": []}
+        siblings = [
+            {"rfilename": str(one.relative_to(root)), "size": one.stat().st_size} for one in files
+        ]
+        return {
+            "id": "art/tiny",
+            "modelId": "art/tiny",
+            "sha": COMMIT,
+            "siblings": siblings,
+            "tags": [],
+        }
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -81,7 +97,11 @@ def hub(tmp_path, monkeypatch):
 
     address = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield asked
@@ -95,7 +115,9 @@ def files_of(folder):
 
 def test_only_what_a_load_needs_is_fetched(hub):
     folder = fetch(load_settings(model_id="art/tiny"))
-    weights = {file for file in files_of(folder) if file.endswith((".safetensors", ".bin", ".onnx"))}
+    weights = {
+        file for file in files_of(folder) if file.endswith((".safetensors", ".bin", ".onnx"))
+    }
     assert weights == {
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
@@ -115,13 +137,18 @@ def test_an_adapter_has_the_name_of_its_repository(hub, tmp_path):
     [source] = fetch_adapters(load_settings(lora_paths=["art/tiny@v1"]))
     assert files_of(source.path) == {LORA_FILE}
     assert source.name_of(source.path / LORA_FILE) == "tiny"
-    with pytest.raises(SourceError, match=r"LORA_PATHS=art/other: the repository does not exist.* look at LORA_PATHS"):
+    with pytest.raises(
+        SourceError,
+        match=r"LORA_PATHS=art/other: the repository does not exist.* look at LORA_PATHS",
+    ):
         fetch_adapters(load_settings(lora_paths=["art/other"]))
 
 
 def test_a_variant_is_fetched_instead_of_the_plain_weights_where_it_exists(hub):
     folder = fetch(load_settings(model_id="art/tiny@v1", variant="fp16"))
-    assert {one.name for one in (folder / "unet").glob("*.safetensors")} == {"diffusion_pytorch_model.fp16.safetensors"}
+    assert {one.name for one in (folder / "unet").glob("*.safetensors")} == {
+        "diffusion_pytorch_model.fp16.safetensors"
+    }
     assert inspect(folder, variant="fp16").problems == ()
 
 
@@ -141,7 +168,9 @@ def test_offline_uses_the_cache_and_asks_nobody(hub):
 
 def test_offline_without_the_model_says_so(hub):
     for act in (fetch, outlook):
-        with pytest.raises(SourceError, match=r"art/tiny: HF_HUB_OFFLINE=1 forbids asking the Hub, and the cache"):
+        with pytest.raises(
+            SourceError, match=r"art/tiny: HF_HUB_OFFLINE=1 forbids asking the Hub, and the cache"
+        ):
             act(load_settings(model_id="art/tiny", hf_hub_offline=True))
     assert hub == []
 
@@ -149,7 +178,10 @@ def test_offline_without_the_model_says_so(hub):
 @pytest.mark.parametrize(
     ("model_id", "said"),
     [
-        ("art/nothing", "does not exist, or needs a token with access: look at MODEL_ID and HF_TOKEN"),
+        (
+            "art/nothing",
+            "does not exist, or needs a token with access: look at MODEL_ID and HF_TOKEN",
+        ),
         ("art/gated", "is gated: set HF_TOKEN"),
         ("art/tiny@v9", "there is no revision 'v9'"),
     ],
@@ -163,7 +195,9 @@ def test_a_hub_that_does_not_answer_is_told(hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(SourceError, match=r"art/tiny is no path here, and the Hub does not answer; set HF_ENDPOINT"):
+    with pytest.raises(
+        SourceError, match=r"art/tiny is no path here, and the Hub does not answer; set HF_ENDPOINT"
+    ):
         fetch(load_settings(model_id="art/tiny"))
 
 
@@ -187,11 +221,23 @@ def test_the_outlook_tells_what_a_fetch_would_bring_and_then_that_it_is_here(hub
         (["model.fp16.safetensors", "config.json"], "", ["config.json", "model.fp16.safetensors"]),
         (["pytorch_model.bin"], "", []),
         (["a.safetensors", "README.md"], "", ["a.safetensors"]),
-        (["pytorch_lora_weights.safetensors", "other.safetensors"], "", ["pytorch_lora_weights.safetensors"]),
         (
-            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
+            ["pytorch_lora_weights.safetensors", "other.safetensors"],
             "",
-            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
+            ["pytorch_lora_weights.safetensors"],
+        ),
+        (
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ],
+            "",
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ],
         ),
     ],
 )

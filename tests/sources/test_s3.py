@@ -1,4 +1,5 @@
-"""Weights from a real S3 server on loopback, through a proxy that breaks connections, answers 503 and spoils bytes."""
+"""Weights from a real S3 server on loopback, through a proxy that breaks connections, answers 503
+and spoils bytes."""
 
 import hashlib
 import json
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from atelier.errors import SourceError
-from atelier.kinds import kind_of
+from atelier.serving.assembly import kind_of
 from atelier.settings import load_settings
 from atelier.sources import crt, fetch, file_names, transfer
 from atelier.sources.landing import MANIFEST
@@ -79,7 +80,9 @@ def settings(port, tmp_path, model_id="s3://models/sd", **more):
 
 
 def content(folder):
-    files = {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+    files = {
+        str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()
+    }
     files.pop(MANIFEST)
     return files
 
@@ -88,10 +91,14 @@ def test_a_prefix_is_a_folder_with_all_its_files_the_empty_one_too(bucket, link,
     for model_id in ("s3://models/sd", "s3://models/sd/"):
         folder = fetch(settings(link.port, tmp_path, model_id))
         assert content(folder) == FILES
-    assert len(link.gets("model.safetensors")) == 12, "fetched once, in ranges; the second call found it complete"
+    assert len(link.gets("model.safetensors")) == 12, (
+        "fetched once, in ranges; the second call found it complete"
+    )
 
 
-def test_a_range_that_is_there_at_once_finishes_its_file_once(bucket, server, tmp_path, monkeypatch):
+def test_a_range_that_is_there_at_once_finishes_its_file_once(
+    bucket, server, tmp_path, monkeypatch
+):
     class AtOnce(ThreadPoolExecutor):
         """Every range is there before the next job is thought of, as in a close store."""
 
@@ -124,7 +131,9 @@ def test_the_bucket_of_the_data_connection_and_a_single_object(bucket, server, t
 
 def test_a_named_folder_is_filled_and_progress_ends_at_the_whole(bucket, server, tmp_path):
     told = []
-    folder = fetch(settings(server, tmp_path), into=tmp_path / "here", progress=lambda *step: told.append(step))
+    folder = fetch(
+        settings(server, tmp_path), into=tmp_path / "here", progress=lambda *step: told.append(step)
+    )
     assert folder == tmp_path / "here" and content(folder) == FILES
     assert told[-1] == (sum(map(len, FILES.values())),) * 2
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -180,7 +189,9 @@ def test_a_store_that_stays_down_ends_in_an_error_after_bounded_attempts(bucket,
 
 
 def test_spoiled_bytes_are_detected_and_nothing_that_looks_whole_is_left(bucket, link, tmp_path):
-    link.plan = lambda method, path, headers: Fault(flip=True) if path.endswith("model.safetensors") else None
+    link.plan = lambda method, path, headers: (
+        Fault(flip=True) if path.endswith("model.safetensors") else None
+    )
     with pytest.raises(SourceError, match=r"unet/model.safetensors is damaged: \w+ .* instead of"):
         fetch(settings(link.port, tmp_path))
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
@@ -192,23 +203,36 @@ def test_a_multipart_upload_is_verified_by_its_parts(bucket, link, tmp_path):
     part = BIG + BIG
     upload = bucket.create_multipart_upload(Bucket="models", Key="multi/w.bin")["UploadId"]
     where = {"Bucket": "models", "Key": "multi/w.bin", "UploadId": upload}
-    etags = [bucket.upload_part(**where, PartNumber=n, Body=body)["ETag"] for n, body in ((1, part), (2, b"rest"))]
+    etags = [
+        bucket.upload_part(**where, PartNumber=n, Body=body)["ETag"]
+        for n, body in ((1, part), (2, b"rest"))
+    ]
     parts = [{"ETag": etag, "PartNumber": n} for n, etag in enumerate(etags, 1)]
     etag = bucket.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})["ETag"]
     assert etag.endswith('-2"')
-    assert content(fetch(settings(link.port, tmp_path, "s3://models/multi")))["w.bin"] == part + b"rest"
-    link.plan = lambda method, path, headers: Fault(flip=True) if method == "GET" and "w.bin" in path else None
+    assert (
+        content(fetch(settings(link.port, tmp_path, "s3://models/multi")))["w.bin"]
+        == part + b"rest"
+    )
+    link.plan = lambda method, path, headers: (
+        Fault(flip=True) if method == "GET" and "w.bin" in path else None
+    )
     with pytest.raises(SourceError, match="is damaged: "):
         fetch(settings(link.port, tmp_path, "s3://models/multi"), into=tmp_path / "again")
 
 
 def test_a_killed_download_is_resumed_where_it_was(bucket, link, tmp_path):
     """The process is killed when four ranges are noted; the next one asks for the others alone."""
-    link.plan = lambda method, path, headers: Fault(delay=30) if len(link.gets("model.safetensors")) > 4 else None
+    link.plan = lambda method, path, headers: (
+        Fault(delay=30) if len(link.gets("model.safetensors")) > 4 else None
+    )
     process = _fetching(link.port, tmp_path)
     journal = tmp_path / "here.partial" / "unet" / ("model.safetensors" + transfer.JOURNAL)
     deadline = time.monotonic() + 30
-    while not (journal.exists() and len(journal.read_text().splitlines()) == 5) and time.monotonic() < deadline:
+    while (
+        not (journal.exists() and len(journal.read_text().splitlines()) == 5)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -220,11 +244,14 @@ def test_a_killed_download_is_resumed_where_it_was(bucket, link, tmp_path):
 
 def _fetching(port, tmp_path, before=""):
     code = (
-        "from pathlib import Path\nfrom atelier.settings import load_settings\nfrom atelier.sources import fetch, transfer\n"
-        f"transfer.RANGE_BYTES = 256 * 1024\n{before}\n"
-        f"fetch(load_settings(model_id='s3://models/sd'), into=Path({str(tmp_path / 'here')!r}))\n"
+        "from pathlib import Path\nfrom atelier.settings import load_settings\nfrom"
+        " atelier.sources import fetch, transfer\ntransfer.RANGE_BYTES = 256 *"
+        f" 1024\n{before}\nfetch(load_settings(model_id='s3://models/sd'),"
+        f" into=Path({str(tmp_path / 'here')!r}))\n"
     )
-    return subprocess.Popen([sys.executable, "-c", code], env=environment(port), stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(port), stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_two_processes_that_fill_one_folder_download_it_once(bucket, link, tmp_path):
@@ -251,7 +278,8 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True,
+        check=False
     ).returncode == 0  # fmt: skip
     if not mounted:
         pytest.skip("a small disk needs root and mount")
@@ -261,7 +289,9 @@ def small_disk(tmp_path):
 
 def test_a_disk_too_small_is_told_before_anything_is_fetched(bucket, link, small_disk, tmp_path):
     (small_disk / "filler").write_bytes(bytes(2 * MIB))
-    with pytest.raises(SourceError, match=r"needs 3 MiB more, but only 2 MiB are free under .*CACHE_DIR"):
+    with pytest.raises(
+        SourceError, match=r"needs 3 MiB more, but only 2 MiB are free under .*CACHE_DIR"
+    ):
         fetch(settings(link.port, tmp_path), into=small_disk / "sd")
     assert not link.gets()
     assert not (small_disk / "sd").exists()
@@ -273,7 +303,9 @@ def test_a_disk_that_fills_up_meanwhile_leaves_no_half_model(bucket, server, sma
         if not filler.exists():
             filler.write_bytes(bytes(small_disk_free(small_disk)))
 
-    with pytest.raises(SourceError, match=r"the disk is full: s3://models/sd does not fit .* Make room"):
+    with pytest.raises(
+        SourceError, match=r"the disk is full: s3://models/sd does not fit .* Make room"
+    ):
         fetch(settings(server, tmp_path), into=small_disk / "sd", progress=another_writer)
     assert not (small_disk / "sd").exists()
     (small_disk / "filler").unlink()
@@ -300,12 +332,16 @@ def test_wrong_credentials_name_the_variables_and_never_the_secret(server, bucke
 
 
 def test_an_empty_prefix_says_what_is_beside_it(bucket, server, tmp_path):
-    with pytest.raises(SourceError, match=r"s3://models/flux is empty: .*beside it are: sd-refiner/, sd/"):
+    with pytest.raises(
+        SourceError, match=r"s3://models/flux is empty: .*beside it are: sd-refiner/, sd/"
+    ):
         fetch(settings(server, tmp_path, "s3://models/flux"))
 
 
 def test_a_missing_bucket_and_a_dead_endpoint_name_their_settings(server, tmp_path):
-    with pytest.raises(SourceError, match=r"there is no bucket 'nowhere' .* look at MODEL_ID and AWS_S3_BUCKET"):
+    with pytest.raises(
+        SourceError, match=r"there is no bucket 'nowhere' .* look at MODEL_ID and AWS_S3_BUCKET"
+    ):
         fetch(settings(server, tmp_path, "s3://nowhere/sd"))
     with pytest.raises(SourceError, match=r"AWS_S3_ENDPOINT=http://127.0.0.1:1 does not answer"):
         fetch(settings(1, tmp_path))
@@ -338,7 +374,9 @@ def test_an_object_replaced_during_the_download_is_not_mixed(bucket, link, tmp_p
         fetch(settings(link.port, tmp_path))
 
 
-def test_a_private_certificate_is_trusted_by_its_ca_file_alone(bucket, server, tmp_path, monkeypatch):
+def test_a_private_certificate_is_trusted_by_its_ca_file_alone(
+    bucket, server, tmp_path, monkeypatch
+):
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     ca_file, *tls = make_ca_and_server(tmp_path)
     with proxy(server, tls=tls) as secure:
@@ -357,7 +395,8 @@ def test_the_manifest_says_where_a_folder_came_from(bucket, server, tmp_path):
 
 @pytest.fixture
 def common_runtime(monkeypatch):
-    """Large objects go through the AWS Common Runtime; three MiB are large here. Ranges of a MiB mark its own ones."""
+    """Large objects go through the AWS Common Runtime; three MiB are large here. Ranges of a MiB
+    mark its own ones."""
     pytest.importorskip("awscrt")
     monkeypatch.setattr(crt, "WORTH_BYTES", MIB)
     monkeypatch.setattr(crt, "PART_BYTES", 5 * MIB)
@@ -365,11 +404,15 @@ def common_runtime(monkeypatch):
 
 def test_large_objects_go_through_the_common_runtime(bucket, link, tmp_path, common_runtime):
     assert content(fetch(settings(link.port, tmp_path))) == FILES
-    assert len(link.gets("model.safetensors")) == 1, "one request of its own instead of twelve ranges"
+    assert len(link.gets("model.safetensors")) == 1, (
+        "one request of its own instead of twelve ranges"
+    )
 
 
 def test_what_the_common_runtime_brings_is_verified_too(bucket, link, tmp_path, common_runtime):
-    link.plan = lambda method, path, headers: Fault(flip=True) if path.endswith("model.safetensors") else None
+    link.plan = lambda method, path, headers: (
+        Fault(flip=True) if path.endswith("model.safetensors") else None
+    )
     with pytest.raises(SourceError, match=r"unet/model.safetensors is damaged"):
         fetch(settings(link.port, tmp_path))
     assert not list((tmp_path / "cache").rglob("model.safetensors"))

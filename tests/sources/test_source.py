@@ -20,19 +20,24 @@ def test_a_folder_and_a_file_are_used_where_they_are(tmp_path):
 
 def test_a_path_wins_over_a_built_in_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo" / "shapes").mkdir(parents=True)
-    assert fetch(load_settings(model_id="demo/shapes")).resolve() == tmp_path / "demo" / "shapes"
+    (tmp_path / "builtin" / "shapes").mkdir(parents=True)
+    assert (
+        fetch(load_settings(model_id="builtin/shapes")).resolve() == tmp_path / "builtin" / "shapes"
+    )
 
 
 def test_a_built_in_model_is_found_beside_the_demo_package(tmp_path, monkeypatch):
-    spec = importlib.machinery.ModuleSpec("demo", None, is_package=True)
+    spec = importlib.machinery.ModuleSpec("atelier.builtin", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.chdir("/")
-    with pytest.raises(SourceError, match="MODEL_ID=demo/scenes: the built-in model is not part of this installation"):
-        fetch(load_settings(model_id="demo/scenes"))
+    with pytest.raises(
+        SourceError,
+        match="MODEL_ID=builtin/scenes: the built-in model is not part of this installation",
+    ):
+        fetch(load_settings(model_id="builtin/scenes"))
     (tmp_path / "scenes").mkdir()
-    assert fetch(load_settings(model_id="demo/scenes")) == tmp_path / "scenes"
+    assert fetch(load_settings(model_id="builtin/scenes")) == tmp_path / "scenes"
 
 
 def test_a_folder_is_copied_whole_into_a_named_one(tmp_path):
@@ -44,9 +49,13 @@ def test_a_folder_is_copied_whole_into_a_named_one(tmp_path):
     assert single.read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("model_id", ["/mnt/models/gone", "./gone", "~/gone", "just-a-name", "a/b/c", "http://x/y"])
+@pytest.mark.parametrize(
+    "model_id", ["/mnt/models/gone", "./gone", "~/gone", "just-a-name", "a/b/c", "http://x/y"]
+)
 def test_what_is_nowhere_is_refused(model_id):
-    with pytest.raises(SourceError, match=r"is not a path on this machine, an s3:// address or a Hub id owner/name"):
+    with pytest.raises(
+        SourceError, match=r"is not a path on this machine, an s3:// address or a Hub id owner/name"
+    ):
         fetch(load_settings(model_id=model_id))
 
 

@@ -1,7 +1,8 @@
-"""`atelier` with faults that tests switch on: a logits processor that raises or poisons, a batch loop that dies.
+"""`atelier` with faults that tests switch on: a logits processor that raises or poisons, a batch
+loop that dies.
 
-A request whose logit_bias holds 66.0 makes its own processing raise, 77.0 fills its logits with NaN; SIGUSR1 kills the
-batch loop at its next step.
+A request whose logit_bias holds 66.0 makes its own processing raise, 77.0 fills its logits with
+NaN; SIGUSR1 kills the batch loop at its next step.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from atelier import cli
-from atelier.text.engines import batch, sampling
+from atelier.cli.main import main as cli
+from atelier.text.embedded import batch, sampling
 
 _adjust, _step = sampling._adjust, batch.Batch.step
 armed = []

@@ -37,12 +37,19 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, log: Path, name: str = "tiny", module: str = "atelier.cli", ready_s: float = 60, **settings: str
+    model: Path,
+    log: Path,
+    name: str = "tiny",
+    module: str = "atelier.cli.main",
+    ready_s: float = 60,
+    **settings: str,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and stop it afterwards."""
     rest, grpc = free_port(), free_port()
     arguments = ["serve", "--http_port", str(rest), "--grpc_port", str(grpc)]
-    process = Forked(module, arguments, {"MODEL_ID": str(model), "MODEL_NAME": name} | settings, log)
+    process = Forked(
+        module, arguments, {"MODEL_ID": str(model), "MODEL_NAME": name} | settings, log
+    )
     server = Server(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}", name, process, log)
     try:
         _wait(server, ready_s)

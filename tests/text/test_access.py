@@ -1,4 +1,5 @@
-"""API keys in front of a language model: OpenAI's header everywhere, Anthropic's on the routes of its shape, metadata in gRPC."""
+"""API keys in front of a language model: OpenAI's header everywhere, Anthropic's on the routes of
+its shape, metadata in gRPC."""
 
 from __future__ import annotations
 
@@ -19,20 +20,33 @@ ASK = [{"role": "user", "content": "hello"}]
 def guarded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("guarded") / "server.log"
     with serving(
-        checkpoint, log, API_KEYS="first-key, second-key", MAX_BODY_BYTES="20000", WARMUP="16", ready_s=150
+        checkpoint,
+        log,
+        API_KEYS="first-key, second-key",
+        MAX_BODY_BYTES="20000",
+        WARMUP="16",
+        ready_s=150,
     ) as running:
         yield running
 
 
-@pytest.mark.parametrize("given", [{"api_key": "second-key"}, {"auth_token": "first-key", "api_key": None}])
-def test_anthropics_client_is_let_in_by_either_of_its_headers(guarded: Server, given: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "given", [{"api_key": "second-key"}, {"auth_token": "first-key", "api_key": None}]
+)
+def test_anthropics_client_is_let_in_by_either_of_its_headers(
+    guarded: Server, given: dict[str, str]
+) -> None:
     client = anthropic.Anthropic(base_url=guarded.url, max_retries=0, **given)
     assert client.messages.create(model="tiny", max_tokens=2, messages=ASK).usage.output_tokens <= 2
     assert client.messages.count_tokens(model="tiny", messages=ASK).input_tokens > 0
 
 
-@pytest.mark.parametrize("given", [{"api_key": "wrong"}, {"api_key": "first-key, second-key"}, {"auth_token": "wrong"}])
-def test_anthropics_client_reads_a_wrong_key_in_its_own_shape(guarded: Server, given: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "given", [{"api_key": "wrong"}, {"api_key": "first-key, second-key"}, {"auth_token": "wrong"}]
+)
+def test_anthropics_client_reads_a_wrong_key_in_its_own_shape(
+    guarded: Server, given: dict[str, str]
+) -> None:
     client = anthropic.Anthropic(base_url=guarded.url, max_retries=0, **given)
     for call in (client.messages.create, client.messages.stream):
         with pytest.raises(anthropic.AuthenticationError) as refused:  # noqa: SIM117 - a stream fails when it is entered
@@ -45,13 +59,17 @@ def test_anthropics_client_reads_a_wrong_key_in_its_own_shape(guarded: Server, g
 
 
 def test_without_a_key_the_header_that_is_missing_is_named(guarded: Server) -> None:
-    for path, name in (("/v1/messages", "x-api-key: KEY"), ("/v1/chat/completions", "Authorization: Bearer KEY")):
+    for path, name in (
+        ("/v1/messages", "x-api-key: KEY"),
+        ("/v1/chat/completions", "Authorization: Bearer KEY"),
+    ):
         answer = httpx.post(guarded.url + path, json={})
         assert (answer.status_code, name in answer.json()["error"]["message"]) == (401, True)
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/models/tiny:predict", "/v2/models/tiny/infer", "/tokenize"]
+    "path",
+    ["/v1/chat/completions", "/v1/models/tiny:predict", "/v2/models/tiny/infer", "/tokenize"],
 )
 def test_anthropics_header_opens_no_other_route(guarded: Server, path: str) -> None:
     answer = httpx.post(guarded.url + path, json={}, headers={"x-api-key": "first-key"})
@@ -59,7 +77,10 @@ def test_anthropics_header_opens_no_other_route(guarded: Server, path: str) -> N
 
 
 def test_openais_client_is_let_in_by_its_key_only(guarded: Server) -> None:
-    good, bad = (openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0) for key in ("first-key", "no"))
+    good, bad = (
+        openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0)
+        for key in ("first-key", "no")
+    )
     assert good.chat.completions.create(model="tiny", messages=ASK, max_tokens=2).choices
     with pytest.raises(openai.AuthenticationError) as refused:
         bad.chat.completions.create(model="tiny", messages=ASK)
@@ -69,8 +90,12 @@ def test_openais_client_is_let_in_by_its_key_only(guarded: Server) -> None:
 def test_other_errors_of_messages_have_anthropics_shape_too(guarded: Server) -> None:
     client = anthropic.Anthropic(base_url=guarded.url, api_key="first-key", max_retries=0)
     with pytest.raises(anthropic.APIStatusError) as refused:
-        client.messages.create(model="tiny", max_tokens=2, messages=[{"role": "user", "content": "x" * 30_000}])
+        client.messages.create(
+            model="tiny", max_tokens=2, messages=[{"role": "user", "content": "x" * 30_000}]
+        )
     assert refused.value.status_code == 413
     assert refused.value.body["error"]["type"] == "request_too_large"
     with pytest.raises(anthropic.BadRequestError, match="X-Request-Timeout"):
-        client.messages.create(model="tiny", max_tokens=2, messages=ASK, extra_headers={"X-Request-Timeout": "soon"})
+        client.messages.create(
+            model="tiny", max_tokens=2, messages=ASK, extra_headers={"X-Request-Timeout": "soon"}
+        )

@@ -41,7 +41,13 @@ def test_a_streamed_message_says_the_same(client: anthropic.Anthropic) -> None:
 
 
 def test_a_required_tool_comes_as_a_block(client: anthropic.Anthropic) -> None:
-    wanted = {"model": "tiny", "max_tokens": 100, "messages": ASK, "tools": [TOOL], "tool_choice": {"type": "any"}}
+    wanted = {
+        "model": "tiny",
+        "max_tokens": 100,
+        "messages": ASK,
+        "tools": [TOOL],
+        "tool_choice": {"type": "any"},
+    }
     message = client.messages.create(**wanted)
     assert message.stop_reason == "tool_use"
     assert message.content[-1].name == "generate_image"
@@ -49,14 +55,26 @@ def test_a_required_tool_comes_as_a_block(client: anthropic.Anthropic) -> None:
     turns = [
         *ASK,
         {"role": "assistant", "content": [block.model_dump() for block in message.content]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": message.content[-1].id, "content": "ok"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": message.content[-1].id, "content": "ok"}
+            ],
+        },
     ]
-    assert client.messages.create(model="tiny", max_tokens=4, messages=turns, tools=[TOOL]).usage.output_tokens <= 4
+    assert (
+        client.messages.create(
+            model="tiny", max_tokens=4, messages=turns, tools=[TOOL]
+        ).usage.output_tokens
+        <= 4
+    )
 
 
 def test_tokens_are_counted_without_an_answer(client: anthropic.Anthropic) -> None:
     short = client.messages.count_tokens(model="tiny", messages=ASK).input_tokens
-    assert client.messages.count_tokens(model="tiny", system="more", messages=ASK).input_tokens > short
+    assert (
+        client.messages.count_tokens(model="tiny", system="more", messages=ASK).input_tokens > short
+    )
 
 
 def test_errors_have_anthropics_shape(client: anthropic.Anthropic) -> None:
@@ -67,14 +85,21 @@ def test_errors_have_anthropics_shape(client: anthropic.Anthropic) -> None:
         client.messages.create(
             model="tiny",
             max_tokens=4,
-            messages=[{"role": "user", "content": [{"type": "document", "source": {"type": "text", "data": "x"}}]}],
+            messages=[
+                {
+                    "role": "user",
+                    "content": [{"type": "document", "source": {"type": "text", "data": "x"}}],
+                }
+            ],
         )
 
 
 @pytest.mark.parametrize(
     "fields", [{"tools": 5}, {"system": 5}, {"stream": "yes"}, {"tools": [{}]}, {"tool_choice": 5}]
 )
-def test_a_wrong_field_is_a_400_in_anthropics_shape(server: Server, fields: dict[str, object]) -> None:
+def test_a_wrong_field_is_a_400_in_anthropics_shape(
+    server: Server, fields: dict[str, object]
+) -> None:
     body = {"model": "tiny", "max_tokens": 2, "messages": ASK} | fields
     answer = httpx.post(f"{server.url}/v1/messages", json=body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")

@@ -1,4 +1,5 @@
-"""The embedded engine by itself: the same tokens as the model alone, whoever else is in the batch."""
+"""The embedded engine by itself: the same tokens as the model alone, whoever else is in the
+batch."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from atelier.errors import Busy, Draining, InvalidRequest
 from atelier.events import Failed, Finished, Started, Token
 from atelier.streams import EventStream
-from atelier.text.capacity import Capacity
-from atelier.text.engines.admission import Limits, Vocabulary
-from atelier.text.engines.transformers import TransformersEngine
-from atelier.text.loading import make_runner
+from atelier.text.embedded.admission import ContextLimits, Vocabulary
+from atelier.text.embedded.capacity import Capacity
+from atelier.text.embedded.engine import TransformersEngine
+from atelier.text.embedded.loading import make_runner
 from atelier.text.request import make_request
 
 torch.set_num_threads(1)
@@ -54,7 +55,9 @@ def engine(checkpoint: Path) -> Iterator[TransformersEngine]:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     runner = make_runner(model, Capacity(6, 256, 0))
     vocabulary = Vocabulary(tokenizer, model.config.vocab_size, frozenset())
-    made = TransformersEngine(runner, vocabulary, Limits(context=256, queue=10, timeout=60, prefill_tokens=64))
+    made = TransformersEngine(
+        runner, vocabulary, ContextLimits(context=256, queue=10, timeout=60, prefill_tokens=64)
+    )
     yield made
     made.close()
 
@@ -62,7 +65,11 @@ def engine(checkpoint: Path) -> Iterator[TransformersEngine]:
 def greedy(reference: Any, prompt: list[int], count: int) -> list[int]:
     ids = torch.tensor([prompt])
     said = reference.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
     )
     return said[0, len(prompt) :].tolist()
 
@@ -71,7 +78,9 @@ def prompt_of(seed: int, length: int) -> list[int]:
     return torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def ask(engine: TransformersEngine, prompt: list[int], count: int = 12, **fields: Any) -> EventStream:
+def ask(
+    engine: TransformersEngine, prompt: list[int], count: int = 12, **fields: Any
+) -> EventStream:
     fields = {"temperature": 0, "max_tokens": count} | fields
     return engine.submit(make_request(prompt_ids=prompt, **fields), prompt)
 
@@ -79,12 +88,16 @@ def ask(engine: TransformersEngine, prompt: list[int], count: int = 12, **fields
 async def test_more_requests_than_slots_of_many_lengths_get_the_models_own_tokens(
     engine: TransformersEngine, reference: Any
 ) -> None:
-    prompts = [prompt_of(seed, length) for seed, length in enumerate((1, 5, 40, 64, 65, 130, 200, 17))]
+    prompts = [
+        prompt_of(seed, length) for seed, length in enumerate((1, 5, 40, 64, 65, 130, 200, 17))
+    ]
     said = await asyncio.gather(*(read(ask(engine, prompt)) for prompt in prompts))
     assert [each.ids for each in said] == [greedy(reference, prompt, 12) for prompt in prompts]
 
 
-async def test_a_request_joins_a_running_batch_and_leaves_before_it_ends(engine: TransformersEngine) -> None:
+async def test_a_request_joins_a_running_batch_and_leaves_before_it_ends(
+    engine: TransformersEngine,
+) -> None:
     long = asyncio.create_task(read(ask(engine, prompt_of(1, 8), 200)))
     await asyncio.sleep(0.05)
     short = await read(ask(engine, prompt_of(2, 8), 4))
@@ -93,7 +106,9 @@ async def test_a_request_joins_a_running_batch_and_leaves_before_it_ends(engine:
     assert len((await long).ids) == 200
 
 
-async def test_a_known_beginning_is_copied_and_changes_nothing(engine: TransformersEngine, reference: Any) -> None:
+async def test_a_known_beginning_is_copied_and_changes_nothing(
+    engine: TransformersEngine, reference: Any
+) -> None:
     first = prompt_of(3, 100)
     await read(ask(engine, first))
     second = first[:70] + prompt_of(4, 20)
@@ -104,8 +119,12 @@ async def test_a_known_beginning_is_copied_and_changes_nothing(engine: Transform
 
 async def test_a_seeded_draw_does_not_depend_on_the_neighbours(engine: TransformersEngine) -> None:
     alone = await read(ask(engine, prompt_of(5, 30), temperature=1.0, seed=9, top_p=0.9))
-    crowd = [read(ask(engine, prompt_of(seed, 30), temperature=1.3, top_k=7)) for seed in range(10, 14)]
-    again, *_ = await asyncio.gather(read(ask(engine, prompt_of(5, 30), temperature=1.0, seed=9, top_p=0.9)), *crowd)
+    crowd = [
+        read(ask(engine, prompt_of(seed, 30), temperature=1.3, top_k=7)) for seed in range(10, 14)
+    ]
+    again, *_ = await asyncio.gather(
+        read(ask(engine, prompt_of(5, 30), temperature=1.0, seed=9, top_p=0.9)), *crowd
+    )
     assert alone.ids == again.ids
 
 
@@ -117,7 +136,9 @@ async def test_choices_of_one_request_compute_the_prompt_once(engine: Transforme
     assert before == 6
 
 
-async def test_top_k_of_one_is_greedy_and_a_bias_forces_a_token(engine: TransformersEngine, reference: Any) -> None:
+async def test_top_k_of_one_is_greedy_and_a_bias_forces_a_token(
+    engine: TransformersEngine, reference: Any
+) -> None:
     prompt = prompt_of(7, 20)
     said = await read(ask(engine, prompt, temperature=1.5, top_k=1))
     assert said.ids == greedy(reference, prompt, 12)
@@ -125,7 +146,9 @@ async def test_top_k_of_one_is_greedy_and_a_bias_forces_a_token(engine: Transfor
 
 
 async def test_penalties_drive_out_what_was_said(engine: TransformersEngine) -> None:
-    said = await read(ask(engine, prompt_of(8, 10), 30, logit_bias={1: 50, 2: 49.9}, frequency_penalty=2))
+    said = await read(
+        ask(engine, prompt_of(8, 10), 30, logit_bias={1: 50, 2: 49.9}, frequency_penalty=2)
+    )
     assert {1, 2} <= set(said.ids)
     assert abs(said.ids.count(1) - said.ids.count(2)) <= 1
 
@@ -146,7 +169,9 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(engine: Transformer
     await asyncio.gather(*tasks)
 
 
-async def test_what_does_not_fit_is_refused_at_once_with_the_numbers(engine: TransformersEngine) -> None:
+async def test_what_does_not_fit_is_refused_at_once_with_the_numbers(
+    engine: TransformersEngine,
+) -> None:
     with pytest.raises(InvalidRequest, match="256"):
         ask(engine, prompt_of(1, 256))
     with pytest.raises(InvalidRequest, match="lower max_tokens to 56"):
@@ -180,7 +205,9 @@ async def test_a_cancelled_request_frees_its_slot(engine: TransformersEngine) ->
     assert len((await read(ask(engine, prompt_of(2, 10)))).ids) == 12
 
 
-async def test_an_engine_whose_steps_keep_failing_says_that_it_is_dead(engine: TransformersEngine) -> None:
+async def test_an_engine_whose_steps_keep_failing_says_that_it_is_dead(
+    engine: TransformersEngine,
+) -> None:
     def broken() -> None:
         raise RuntimeError("the device is lost")
 

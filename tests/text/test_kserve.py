@@ -44,10 +44,17 @@ def test_v2_answers_a_text_a_prompt(server: Server, transport: str) -> None:
     module = triton_http if transport == "http" else triton_grpc
     url = server.url.removeprefix("http://") if transport == "http" else server.grpc
     client = module.InferenceServerClient(url)
-    parameters = {"max_tokens": 6, "temperature": 0, "seed": 1} if transport == "http" else {"max_tokens": 6, "seed": 1}
+    parameters = (
+        {"max_tokens": 6, "temperature": 0, "seed": 1}
+        if transport == "http"
+        else {"max_tokens": 6, "seed": 1}
+    )
     reply = client.infer("tiny", _inputs(module, ["one", "two"]), parameters=parameters)
     assert reply.as_numpy("text").shape == (2,)
-    assert {str(reason).strip("b'") for reason in reply.as_numpy("finish_reason")} <= {"length", "stop"}
+    assert {str(reason).strip("b'") for reason in reply.as_numpy("finish_reason")} <= {
+        "length",
+        "stop",
+    }
     client.close()
 
 
@@ -62,12 +69,17 @@ def test_v2_over_rest_takes_and_gives_tensors_as_json_and_as_bytes(
     limit.set_data_from_numpy(np.array([6]), binary_data=binary_in)
     outputs = [triton_http.InferRequestedOutput("text", binary_data=binary_out)]
     with triton_http.InferenceServerClient(server.url.removeprefix("http://")) as client:
-        reply = client.infer("tiny", [tensor, limit], outputs=outputs, parameters={"temperature": 0})
+        reply = client.infer(
+            "tiny", [tensor, limit], outputs=outputs, parameters={"temperature": 0}
+        )
     whole = httpx.post(
         f"{server.url}/v1/models/tiny:predict",
         json={"instances": ["one", "two"], "parameters": {"max_tokens": 6, "temperature": 0}},
     ).json()["predictions"]
-    given = [text.decode() if isinstance(text, bytes) else text for text in reply.as_numpy("text").tolist()]
+    given = [
+        text.decode() if isinstance(text, bytes) else text
+        for text in reply.as_numpy("text").tolist()
+    ]
     assert given == [each["text"] for each in whole]
     assert reply.as_numpy("finish_reason") is None
 
@@ -78,9 +90,18 @@ def test_v2_over_rest_takes_and_gives_tensors_as_json_and_as_bytes(
         (b"{", "not JSON"),
         (b"[]", "Input should be"),
         (b'{"inputs": []}', "inputs"),
-        (b'{"inputs": [{"name": "prompt", "shape": [2], "datatype": "BYTES", "data": ["a"]}]}', "prompt"),
-        (b'{"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": [5]}]}', "prompt"),
-        (b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}', "named prompt"),
+        (
+            b'{"inputs": [{"name": "prompt", "shape": [2], "datatype": "BYTES", "data": ["a"]}]}',
+            "prompt",
+        ),
+        (
+            b'{"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": [5]}]}',
+            "prompt",
+        ),
+        (
+            b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}',
+            "named prompt",
+        ),
         (
             b'{"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["a"]}],'
             b' "outputs": [{"name": "image"}]}',
@@ -90,7 +111,9 @@ def test_v2_over_rest_takes_and_gives_tensors_as_json_and_as_bytes(
     ids=str,
 )
 def test_v2_over_rest_names_what_is_wrong(server: Server, body: bytes, words: str) -> None:
-    answer = httpx.post(f"{server.url}/v2/models/tiny/infer", content=body)  # no content type, as Triton's client
+    answer = httpx.post(
+        f"{server.url}/v2/models/tiny/infer", content=body
+    )  # no content type, as Triton's client
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]
 
@@ -112,7 +135,12 @@ def test_v2_generate_streams_what_it_would_answer_whole(server: Server) -> None:
     assert "".join(event["text_output"] for event in events) == whole["text_output"]
     assert events[-1]["finish_reason"] == whole["finish_reason"]
     for wrong in ({"max_new": 1}, 5, [[]]):
-        assert httpx.post(f"{server.url}/v2/models/tiny/generate", json=body | {"parameters": wrong}).status_code == 400
+        assert (
+            httpx.post(
+                f"{server.url}/v2/models/tiny/generate", json=body | {"parameters": wrong}
+            ).status_code
+            == 400
+        )
 
 
 def test_metadata_tells_inputs_outputs_and_the_engine(server: Server) -> None:

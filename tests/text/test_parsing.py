@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from atelier.text.parsing import FORMATS, AnswerParser, Part, forced_call_grammar, format_of
+from atelier.text.parsing import FORMATS, AnswerParser, AnswerPart, forced_call_grammar, format_of
 from atelier.text.request import make_request
 
 HERMES = 'First.\n<tool_call>\n{"name": "draw", "arguments": {"size": "large"}}\n</tool_call>'
@@ -16,13 +16,15 @@ GLM = (
 )
 
 
-def parse(text: str, form: str = "hermes", step: int = 1, thinking: bool = False) -> list[Part]:
+def parse(
+    text: str, form: str = "hermes", step: int = 1, thinking: bool = False
+) -> list[AnswerPart]:
     parser = AnswerParser(FORMATS[form], reasoning=True, thinking=thinking)
     parts = [part for at in range(0, len(text), step) for part in parser.add(text[at : at + step])]
     return parts + parser.end()
 
 
-def said(parts: list[Part], kind: str) -> str:
+def said(parts: list[AnswerPart], kind: str) -> str:
     return "".join(getattr(part, kind) for part in parts)
 
 
@@ -41,11 +43,15 @@ def test_glm_calls_keep_the_types_of_their_arguments(step: int) -> None:
 
 
 def test_two_calls_in_one_answer_are_two_parts() -> None:
-    calls = [part.call for part in parse(HERMES + "\n" + HERMES.removeprefix("First.\n")) if part.call]
+    calls = [
+        part.call for part in parse(HERMES + "\n" + HERMES.removeprefix("First.\n")) if part.call
+    ]
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("text", ["<tool_call>not json</tool_call>", '<tool_call>{"name": "dr', "a < b <too"])
+@pytest.mark.parametrize(
+    "text", ["<tool_call>not json</tool_call>", '<tool_call>{"name": "dr', "a < b <too"]
+)
 def test_what_is_no_call_after_all_is_content(text: str) -> None:
     parts = parse(text)
     assert not any(part.call for part in parts)
@@ -54,7 +60,10 @@ def test_what_is_no_call_after_all_is_content(text: str) -> None:
 
 
 def test_llamas_bare_json_is_a_call() -> None:
-    (call,) = [part.call for part in parse('{"name": "draw", "parameters": {"size": "small"}}', "llama3_json")]
+    (call,) = [
+        part.call
+        for part in parse('{"name": "draw", "parameters": {"size": "small"}}', "llama3_json")
+    ]
     assert call is not None
     assert json.loads(call.arguments) == {"size": "small"}
 
@@ -73,13 +82,18 @@ def test_reasoning_that_the_prompt_opened_needs_no_mark() -> None:
 
 def test_content_is_not_held_back_longer_than_it_might_be_a_mark() -> None:
     parser = AnswerParser(FORMATS["hermes"], reasoning=True)
-    assert parser.add("hello <") == [Part(content="hello ")]
-    assert parser.add("b>") == [Part(content="<b>")]
+    assert parser.add("hello <") == [AnswerPart(content="hello ")]
+    assert parser.add("b>") == [AnswerPart(content="<b>")]
 
 
 @pytest.mark.parametrize(
     ("template", "form"),
-    [("<arg_key> <tool_call>", "glm47"), ("<tool_call>", "hermes"), ('tools "parameters"', "llama3_json"), ("", "")],
+    [
+        ("<arg_key> <tool_call>", "glm47"),
+        ("<tool_call>", "hermes"),
+        ('tools "parameters"', "llama3_json"),
+        ("", ""),
+    ],
 )
 def test_the_form_of_calls_is_read_from_the_template(template: str, form: str) -> None:
     assert format_of(template) == form

@@ -1,4 +1,5 @@
-"""What goes wrong in one request, or in the batch loop, leaves a server that answers the next request."""
+"""What goes wrong in one request, or in the batch loop, leaves a server that answers the next
+request."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ def test_an_oversized_prompt_is_refused_with_both_numbers(server: Server) -> Non
 
 
 def test_two_hundred_cancels_in_a_row_leave_nothing_running(server: Server) -> None:
-    body = {"model": "tiny", "prompt": "endless", "max_tokens": 480, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "tiny",
+        "prompt": "endless",
+        "max_tokens": 480,
+        "ignore_eos": True,
+        "stream": True,
+    }
     with httpx.Client(base_url=server.url) as client:
         for _ in range(200):
             with client.stream("POST", "/v1/completions", json=body) as stream:
@@ -63,7 +70,13 @@ def test_logits_that_are_not_numbers_fail_their_own_request_only(server: Server)
 
 
 def test_a_killed_batch_loop_fails_what_ran_and_serves_the_next(server: Server) -> None:
-    body = {"model": "tiny", "prompt": "endless", "max_tokens": 480, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "tiny",
+        "prompt": "endless",
+        "max_tokens": 480,
+        "ignore_eos": True,
+        "stream": True,
+    }
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as stream:
         lines = stream.iter_lines()
         assert '"text"' in next(lines)

@@ -9,9 +9,9 @@ import pytest
 from atelier import profiles
 from atelier.errors import PlanError, SettingsError, StartError
 from atelier.settings import Settings, load_settings
-from atelier.text.caches import compile_cache
-from atelier.text.capacity import plan_capacity
-from atelier.text.engines.specs import check_embedded, command_line
+from atelier.text.child.specs import check_embedded, command_line
+from atelier.text.compile_cache import compile_cache
+from atelier.text.embedded.capacity import plan_capacity
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def environment(tmp_path: Path) -> Path:
 
 
 def line(environment: Path, **settings: object) -> list[str]:
-    return command_line(Settings(engine_path=str(environment), **settings), Path("/m"), Path("/s"), 9)  # type: ignore[arg-type]
+    return command_line(
+        Settings(engine_path=str(environment), **settings), Path("/m"), Path("/s"), 9
+    )  # type: ignore[arg-type]
 
 
 def test_settings_become_vllms_options(environment: Path) -> None:
@@ -67,13 +69,17 @@ def test_what_is_not_set_is_left_to_the_engine(environment: Path) -> None:
         ("--num-scheduler-steps=8", "obsolete"),
     ],
 )
-def test_options_that_hurt_are_refused_with_the_reason(environment: Path, options: str, said: str) -> None:
+def test_options_that_hurt_are_refused_with_the_reason(
+    environment: Path, options: str, said: str
+) -> None:
     with pytest.raises(StartError, match=said):
         line(environment, engine="vllm", engine_args=options)
 
 
 def test_a_harmful_option_can_be_forced_and_an_obsolete_one_cannot(environment: Path) -> None:
-    assert "--enforce-eager" in line(environment, engine="vllm", engine_args="--enforce-eager", engine_force=True)
+    assert "--enforce-eager" in line(
+        environment, engine="vllm", engine_args="--enforce-eager", engine_force=True
+    )
     with pytest.raises(StartError):
         line(environment, engine="vllm", engine_args="--enable-chunked-prefill", engine_force=True)
 
@@ -86,7 +92,9 @@ def test_sglang_serves_image_models_through_its_own_command(environment: Path) -
 
 
 def test_adapters_are_not_dropped_without_a_word(environment: Path) -> None:
-    with pytest.raises(StartError, match=r"LORA_PATHS .*ENGINE=sglang: use ENGINE=vllm, or .* ENGINE_ARGS"):
+    with pytest.raises(
+        StartError, match=r"LORA_PATHS .*ENGINE=sglang: use ENGINE=vllm, or .* ENGINE_ARGS"
+    ):
         line(environment, engine="sglang", lora_paths="/x")
 
 
@@ -100,7 +108,12 @@ def test_llamacpp_takes_the_gguf_file_of_a_folder(environment: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "setting",
-    [{"tensor_parallel_size": 2}, {"tool_call_parser": "mistral"}, {"lora_paths": "/x"}, {"engine_args": "--x"}],
+    [
+        {"tensor_parallel_size": 2},
+        {"tool_call_parser": "mistral"},
+        {"lora_paths": "/x"},
+        {"engine_args": "--x"},
+    ],
 )
 def test_the_embedded_engine_refuses_what_only_children_can(setting: dict[str, object]) -> None:
     with pytest.raises(StartError, match=next(iter(setting)).upper()):
@@ -118,7 +131,9 @@ def test_every_profile_sets_valid_values(name: str) -> None:
     assert settings.model_id == profiles.read(name).values["model_id"]
 
 
-def test_the_environment_wins_over_a_profile_and_the_command_line_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_wins_over_a_profile_and_the_command_line_over_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PROFILE", "qwen3-8b")
     monkeypatch.setenv("MAX_NUM_SEQS", "7")
     settings = load_settings(max_model_len=1000)
@@ -131,7 +146,8 @@ def test_an_unknown_profile_is_refused_with_those_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "said"), [([24 * 2**30], "there are 1"), ([24 * 2**30, 8 * 2**30], "8.0 GiB"), ([], "0")]
+    ("gpus", "said"),
+    [([24 * 2**30], "there are 1"), ([24 * 2**30, 8 * 2**30], "8.0 GiB"), ([], "0")],
 )
 def test_a_profile_that_needs_more_gpus_is_refused_with_numbers(gpus: list[int], said: str) -> None:
     with pytest.raises(PlanError, match=said):

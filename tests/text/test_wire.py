@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from atelier.text.engines.wire import Broken, Wire
+from atelier.text.child.wire import Broken, Wire
 
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-One: 1\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 
 
 class Engine:
-    """A server that says the next of `answers` to each request, byte for byte; None closes the connection instead."""
+    """A server that says the next of `answers` to each request, byte for byte; None closes the
+    connection instead."""
 
     def __init__(self) -> None:
         self.answers: list[bytes | None] = []
@@ -62,22 +63,30 @@ async def ask(wire: Wire) -> bytes:
         wire.give_back(reply)
 
 
-async def test_a_connection_is_used_again_once_its_answer_was_read(engine: tuple[Engine, Wire]) -> None:
+async def test_a_connection_is_used_again_once_its_answer_was_read(
+    engine: tuple[Engine, Wire],
+) -> None:
     server, wire = engine
     server.answers = [LENGTH, CHUNKED, LENGTH]
     assert [await ask(wire) for _ in range(3)] == [b"hello"] * 3
     assert server.connections == 1
-    assert server.requests[0].endswith(b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+    assert server.requests[0].endswith(
+        b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    )
 
 
-async def test_answers_side_by_side_have_connections_of_their_own(engine: tuple[Engine, Wire]) -> None:
+async def test_answers_side_by_side_have_connections_of_their_own(
+    engine: tuple[Engine, Wire],
+) -> None:
     server, wire = engine
     server.answers = [LENGTH] * 4
     assert await asyncio.gather(*(ask(wire) for _ in range(4))) == [b"hello"] * 4
     assert server.connections == 4
 
 
-async def test_a_connection_that_the_engine_closed_while_idle_is_replaced(engine: tuple[Engine, Wire]) -> None:
+async def test_a_connection_that_the_engine_closed_while_idle_is_replaced(
+    engine: tuple[Engine, Wire],
+) -> None:
     server, wire = engine
     server.answers = [LENGTH, None, LENGTH]
     assert await ask(wire) == b"hello"
@@ -85,7 +94,9 @@ async def test_a_connection_that_the_engine_closed_while_idle_is_replaced(engine
     assert server.connections == 2
 
 
-async def test_an_engine_that_leaves_before_it_answers_is_not_asked_again(engine: tuple[Engine, Wire]) -> None:
+async def test_an_engine_that_leaves_before_it_answers_is_not_asked_again(
+    engine: tuple[Engine, Wire],
+) -> None:
     server, wire = engine
     server.answers = [None]
     with pytest.raises(Broken, match="closed the connection"):
@@ -111,7 +122,9 @@ async def test_an_answer_that_breaks_off_is_an_error(engine: tuple[Engine, Wire]
         await reply.chunk()
 
 
-async def test_an_answer_given_back_unread_closes_its_connection(engine: tuple[Engine, Wire]) -> None:
+async def test_an_answer_given_back_unread_closes_its_connection(
+    engine: tuple[Engine, Wire],
+) -> None:
     server, wire = engine
     server.answers = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"]
     reply = await wire.ask("POST", "/x")

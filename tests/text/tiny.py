@@ -1,4 +1,5 @@
-"""A tiny random causal model with a byte-level tokenizer and a chat template, for tests that need no sense."""
+"""A tiny random causal model with a byte-level tokenizer and a chat template, for tests that need
+no sense."""
 
 from __future__ import annotations
 
@@ -17,18 +18,23 @@ MARKERS = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
 
 
 def make_checkpoint(folder: Path, context: int = 512, hidden: int = 64, layers: int = 2) -> Path:
-    """Write a Qwen3 checkpoint with random weights of 3 digits' size and a vocabulary of bytes and a few markers."""
+    """Write a Qwen3 checkpoint with random weights of 3 digits' size and a vocabulary of bytes and
+    a few markers."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False) for token in MARKERS])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
 

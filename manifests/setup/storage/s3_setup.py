@@ -1,7 +1,7 @@
 """Runs once in the cluster: credentials for the demo's S3 server as Secrets, then its buckets.
 
-Idempotent: an existing Secret is kept, so that a second run changes neither keys nor buckets. Nothing is printed but
-names. It needs `kubernetes` and `boto3`, which the Atelier image has.
+Idempotent: an existing Secret is kept, so that a second run changes neither keys nor buckets.
+Nothing is printed but names. It needs `kubernetes` and `boto3`, which the Atelier image has.
 """
 
 import base64
@@ -63,7 +63,8 @@ def server_config(keys: tuple[str, str]) -> client.V1Secret:
 
 
 def storage_config(keys: tuple[str, str]) -> client.V1Secret:
-    """KServe's own form of the connections. OpenShift AI writes this Secret itself, plain KServe does not."""
+    """KServe's own form of the connections. OpenShift AI writes this Secret itself, plain KServe
+    does not."""
     entries = {
         name: json.dumps(
             {
@@ -92,7 +93,8 @@ def create(core: client.CoreV1Api, secret: client.V1Secret) -> None:
 
 
 def credentials(core: client.CoreV1Api) -> tuple[str, str]:
-    """Access key and secret key of the server: new random ones the first time, those in its Secret afterwards."""
+    """Access key and secret key of the server: new random ones the first time, those in its Secret
+    afterwards."""
     create(core, server_config((secrets.token_hex(10), secrets.token_urlsafe(32))))
     data = core.read_namespaced_secret("s3-server", NAMESPACE).data
     return tuple(base64.b64decode(data[key]).decode() for key in ("access_key", "secret_key"))
@@ -100,7 +102,13 @@ def credentials(core: client.CoreV1Api) -> tuple[str, str]:
 
 def make_buckets(keys: tuple[str, str], patience_s: float = 300) -> None:
     """Wait for the server and make the buckets that are missing."""
-    s3 = boto3.client("s3", REGION, endpoint_url=ENDPOINT, aws_access_key_id=keys[0], aws_secret_access_key=keys[1])
+    s3 = boto3.client(
+        "s3",
+        REGION,
+        endpoint_url=ENDPOINT,
+        aws_access_key_id=keys[0],
+        aws_secret_access_key=keys[1],
+    )
     deadline = time.monotonic() + patience_s
     while True:
         try:

@@ -1,4 +1,5 @@
-"""The few things `atelier deploy` asks of a cluster, through the `kubernetes` client. Knows no rules about endpoints.
+"""The few things `atelier deploy` asks of a cluster, through the `kubernetes` client. Knows no
+rules about endpoints.
 
 Works with clients from 23 to 37: kfp holds its environment to versions below 31.
 """
@@ -12,7 +13,12 @@ from typing import Any, cast
 
 from kubernetes import client, config
 from kubernetes.dynamic import DynamicClient
-from kubernetes.dynamic.exceptions import ConflictError, DynamicApiError, NotFoundError, ResourceNotFoundError
+from kubernetes.dynamic.exceptions import (
+    ConflictError,
+    DynamicApiError,
+    NotFoundError,
+    ResourceNotFoundError,
+)
 
 from atelier.deploy.manifest import GROUP, KIND, VERSION, DeployError
 
@@ -46,7 +52,9 @@ class Cluster:
             self._pods = known.get(api_version="v1", kind="Pod")
             self._events = known.get(api_version="v1", kind="Event")
         except ResourceNotFoundError:
-            raise DeployError(f"the cluster has no {KIND} {GROUP}/{VERSION}: install KServe 0.15 or newer") from None
+            raise DeployError(
+                f"the cluster has no {KIND} {GROUP}/{VERSION}: install KServe 0.15 or newer"
+            ) from None
         except (client.ApiException, OSError) as error:
             raise DeployError(f"the cluster does not answer: {_words(error)}") from None
 
@@ -63,7 +71,8 @@ class Cluster:
             )
         except ConflictError as error:
             raise DeployError(
-                f"{name} has fields that somebody else set: {_words(error)}. Delete it first, or change it by its owner"
+                f"{name} has fields that somebody else set: {_words(error)}. Delete it first, or"
+                " change it by its owner"
             ) from None
         except DynamicApiError as error:
             raise DeployError(f"{name} was refused: {_words(error)}") from None
@@ -90,14 +99,18 @@ class Cluster:
     def pods(self, name: str) -> list[Object]:
         """Pods of an endpoint, newest first."""
         pods = self._list(self._pods, label_selector=f"{POD_LABEL}={name}")
-        return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
+        return sorted(
+            pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True
+        )
 
     def warnings(self, names: set[str]) -> list[Object]:
         """Warning events about the objects named, oldest first."""
         events = self._list(self._events, field_selector="type=Warning")
         return [event for event in events if event["involvedObject"].get("name") in names]
 
-    def logs(self, pod: str, container: str, *, previous: bool = False, tail: int | None = None) -> str:
+    def logs(
+        self, pod: str, container: str, *, previous: bool = False, tail: int | None = None
+    ) -> str:
         """Text of a container's log.
 
         Raises:
@@ -122,7 +135,9 @@ class Cluster:
         try:
             return list(resource.get(namespace=self.namespace, **selector).to_dict()["items"])
         except DynamicApiError as error:
-            raise DeployError(f"{resource.kind}s of {self.namespace} cannot be read: {_words(error)}") from None
+            raise DeployError(
+                f"{resource.kind}s of {self.namespace} cannot be read: {_words(error)}"
+            ) from None
 
 
 def _configure(context: str) -> str:

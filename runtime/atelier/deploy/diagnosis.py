@@ -1,7 +1,8 @@
-"""Why an endpoint does not start, in words: from its status, its pods and the warnings about them. Pure.
+"""Why an endpoint does not start, in words: from its status, its pods and the warnings about them.
+Pure.
 
-Objects are plain dicts as the API gives them. One `Finding` for a cause; a cause that nobody here knows is given with the
-cluster's own words.
+Objects are plain dicts as the API gives them. One `Finding` for a cause; a cause that nobody here
+knows is given with the cluster's own words.
 """
 
 from __future__ import annotations
@@ -27,13 +28,37 @@ class Finding:
 
 
 UNSCHEDULABLE = (
-    ("nvidia.com/gpu", "no node has the GPUs free that it asks for", "wait for one, scale the GPU nodes, or ask fewer"),
-    ("node affinity", "no node has the GPU product it asks for", "compare nvidia.com/gpu.product of the nodes"),
-    ("node selector", "no node has the labels it asks for", "compare the node labels with the overlay's nodeSelector"),
-    ("untolerated taint", "the nodes that fit refuse pods without a toleration", "add the node's taint to tolerations"),
-    ("memory", "no node has the memory free that it asks for", "lower requests.memory or add a larger node"),
+    (
+        "nvidia.com/gpu",
+        "no node has the GPUs free that it asks for",
+        "wait for one, scale the GPU nodes, or ask fewer",
+    ),
+    (
+        "node affinity",
+        "no node has the GPU product it asks for",
+        "compare nvidia.com/gpu.product of the nodes",
+    ),
+    (
+        "node selector",
+        "no node has the labels it asks for",
+        "compare the node labels with the overlay's nodeSelector",
+    ),
+    (
+        "untolerated taint",
+        "the nodes that fit refuse pods without a toleration",
+        "add the node's taint to tolerations",
+    ),
+    (
+        "memory",
+        "no node has the memory free that it asks for",
+        "lower requests.memory or add a larger node",
+    ),
     ("cpu", "no node has the CPU free that it asks for", "lower requests.cpu or add a node"),
-    ("PersistentVolumeClaim", "its volume is not bound", "look at the claim: storage class, size, access mode"),
+    (
+        "PersistentVolumeClaim",
+        "its volume is not bound",
+        "look at the claim: storage class, size, access mode",
+    ),
 )
 """Part of the scheduler's message, cause, remedy; the first that fits."""
 
@@ -58,13 +83,18 @@ def _of_service(service: Object | None) -> Iterator[Finding]:
     if model.get("transitionStatus") == "InvalidSpec":
         runtime = service["spec"]["predictor"].get("model", {}).get("runtime", "")
         remedy = (
-            f"is ServingRuntime {runtime} installed here, and does it list the format? kubectl apply -k manifests/base"
+            f"is ServingRuntime {runtime} installed here, and does it list the format? kubectl"
+            " apply -k manifests/base"
         )
-        yield Finding(name, failure.get("message") or "KServe finds no runtime for it", remedy, fatal=True)
+        yield Finding(
+            name, failure.get("message") or "KServe finds no runtime for it", remedy, fatal=True
+        )
     for condition in status.get("conditions") or []:
         if condition.get("reason") == "ReconcileFailed":
             yield Finding(
-                name, condition.get("message", "KServe cannot reconcile it"), "correct what the message names"
+                name,
+                condition.get("message", "KServe cannot reconcile it"),
+                "correct what the message names",
             )
 
 
@@ -75,12 +105,16 @@ def _of_pods(pods: list[Object]) -> Iterator[Finding]:
             yield Finding(
                 name,
                 f"evicted: {status.get('message', '')}",
-                "the node ran out of disk or memory: keep weights on a volume (components/model-cache)",
+                "the node ran out of disk or memory: keep weights on a volume"
+                " (components/model-cache)",
             )
         for condition in status.get("conditions") or []:
             if condition.get("reason") == "Unschedulable":
                 yield _unschedulable(name, condition.get("message", ""))
-        for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        for container in [
+            *(status.get("initContainerStatuses") or []),
+            *(status.get("containerStatuses") or []),
+        ]:
             yield from _of_container(name, container)
 
 
@@ -88,23 +122,37 @@ def _unschedulable(name: str, message: str) -> Finding:
     for part, cause, remedy in UNSCHEDULABLE:
         if part in message:
             return Finding(name, f"cannot be scheduled: {cause} ({message})", remedy)
-    return Finding(name, f"cannot be scheduled: {message}", "see what the scheduler misses in the message")
+    return Finding(
+        name, f"cannot be scheduled: {message}", "see what the scheduler misses in the message"
+    )
 
 
 def _of_container(pod: str, status: Object) -> Iterator[Finding]:
     waiting = (status.get("state") or {}).get("waiting") or {}
-    ended = (status.get("state") or {}).get("terminated") or (status.get("lastState") or {}).get("terminated") or {}
+    ended = (
+        (status.get("state") or {}).get("terminated")
+        or (status.get("lastState") or {}).get("terminated")
+        or {}
+    )
     container = status.get("name", "")
     subject = f"{pod}/{container}"
     again = status.get("restartCount", 0) >= RESTARTS_UNTIL_FATAL
     if waiting.get("reason") in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName"):
         said = waiting.get("message", "")
-        final = any(part in said for part in ("not found", "unauthorized", "denied", "manifest unknown"))
-        remedy = "does the tag exist, and does the service account have a pull secret for the registry?"
-        yield Finding(subject, f"the image {status.get('image', '')} cannot be pulled ({said})", remedy, final)
+        final = any(
+            part in said for part in ("not found", "unauthorized", "denied", "manifest unknown")
+        )
+        remedy = (
+            "does the tag exist, and does the service account have a pull secret for the registry?"
+        )
+        yield Finding(
+            subject, f"the image {status.get('image', '')} cannot be pulled ({said})", remedy, final
+        )
     elif waiting.get("reason") in ("CreateContainerConfigError", "CreateContainerError"):
         remedy = "make the Secret, ConfigMap or volume that the message names"
-        yield Finding(subject, f"the container cannot be made: {waiting.get('message', '')}", remedy)
+        yield Finding(
+            subject, f"the container cannot be made: {waiting.get('message', '')}", remedy
+        )
     if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == 137:
         yield _killed(subject, container, ended, again)
     elif ended.get("exitCode"):
@@ -116,13 +164,17 @@ def _of_container(pod: str, status: Object) -> Iterator[Finding]:
 def _killed(subject: str, container: str, ended: Object, again: bool) -> Finding:
     if container == "storage-initializer":
         remedy = (
-            "raise the initializer's memory in the inferenceservice-config ConfigMap, or let the server fetch by itself"
+            "raise the initializer's memory in the inferenceservice-config ConfigMap, or let the"
+            " server fetch by itself"
         )
         return Finding(subject, "killed for memory while it downloaded the weights", remedy, again)
     if ended.get("reason") == "OOMKilled":
         remedy = "raise limits.memory; docs/deploying.md says how much a model needs"
         return Finding(subject, "killed for memory (host memory, not the GPU's)", remedy, again)
-    remedy = "see the warnings for a failed probe; a kill without one is the kernel's, for memory: raise limits.memory"
+    remedy = (
+        "see the warnings for a failed probe; a kill without one is the kernel's, for memory: raise"
+        " limits.memory"
+    )
     return Finding(subject, "killed from outside (exit code 137)", remedy, again)
 
 
@@ -132,22 +184,33 @@ def _remedy_for_exit(container: str) -> str:
             "does the address of the weights exist, and do the connection's keys open it? "
             "atelier deploy logs --container storage-initializer"
         )
-    return "atelier deploy logs --previous shows the last run; a line that starts with `atelier:` names the setting"
+    return (
+        "atelier deploy logs --previous shows the last run; a line that starts with `atelier:`"
+        " names the setting"
+    )
 
 
 def _of_events(warnings: list[Object]) -> Iterator[Finding]:
     for event in warnings:
-        subject, reason, message = event["involvedObject"]["name"], event.get("reason"), event.get("message") or ""
+        subject, reason, message = (
+            event["involvedObject"]["name"],
+            event.get("reason"),
+            event.get("message") or "",
+        )
         if reason == "Unhealthy" and message.startswith("Startup probe"):
             yield Finding(
-                subject, "still loading", "the startup probe allows 10 minutes; atelier deploy logs shows the progress"
+                subject,
+                "still loading",
+                "the startup probe allows 10 minutes; atelier deploy logs shows the progress",
             )
         elif reason == "Unhealthy" and message.startswith("Liveness probe"):
             remedy = "the event loop hangs: keep the log for a report; the kubelet restarts it"
             yield Finding(subject, f"does not answer: {message}", remedy)
         elif reason == "FailedMount":
             yield Finding(
-                subject, f"a volume cannot be mounted: {message}", "does the claim, Secret or ConfigMap exist?"
+                subject,
+                f"a volume cannot be mounted: {message}",
+                "does the claim, Secret or ConfigMap exist?",
             )
         elif reason == "FailedCreate":
             remedy = "a quota or a security policy refuses the pod: the message names it"

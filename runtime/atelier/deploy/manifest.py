@@ -24,7 +24,8 @@ TIMEOUT_S = 600
 
 
 class DeployError(StartError):
-    """The endpoint cannot be described, made or brought to readiness; the message says why and what to do."""
+    """The endpoint cannot be described, made or brought to readiness; the message says why and what
+    to do."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,12 @@ GPUS = {
         {"cpu": "16", "memory": "128Gi"},
         32,
     ),
-    "l40s": Gpu(("NVIDIA-L40S",), {"cpu": "6", "memory": "32Gi"}, {"cpu": "12", "memory": "64Gi"}, 16),
-    "a10g": Gpu(("NVIDIA-A10G",), {"cpu": "4", "memory": "16Gi"}, {"cpu": "7", "memory": "28Gi"}, 8),
+    "l40s": Gpu(
+        ("NVIDIA-L40S",), {"cpu": "6", "memory": "32Gi"}, {"cpu": "12", "memory": "64Gi"}, 16
+    ),
+    "a10g": Gpu(
+        ("NVIDIA-A10G",), {"cpu": "4", "memory": "16Gi"}, {"cpu": "7", "memory": "28Gi"}, 8
+    ),
 }
 CPU = Gpu((), {"cpu": "1", "memory": "2Gi"}, {"cpu": "4", "memory": "6Gi"}, 0)
 
@@ -61,7 +66,8 @@ class Endpoint:
 
     name: str
     source: str
-    """Hub id, demo/shapes, s3://bucket/folder (with `connection`), pvc://claim/folder or oci://image."""
+    """Hub id, builtin/shapes, s3://bucket/folder (with `connection`), pvc://claim/folder or
+    oci://image."""
     gpu: str = "cpu"
     """cpu, or a key of `GPUS`."""
     gpus: int = 1
@@ -85,16 +91,23 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise DeployError(
-                f"name={self.name!r}: lower-case letters, digits and dashes, a letter first, at most 53 characters"
+                f"name={self.name!r}: lower-case letters, digits and dashes, a letter first, at"
+                " most 53 characters"
             )
         if self.gpu != "cpu" and self.gpu not in GPUS:
             raise DeployError(f"gpu={self.gpu!r} is not known: choose cpu, {', '.join(GPUS)}")
         if self.gpus < 1 or (self.gpu == "cpu" and self.gpus != 1):
             raise DeployError(f"gpus={self.gpus} does not go with gpu={self.gpu!r}")
         if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
-            raise DeployError(f"replicas {self.min_replicas} to {self.max_replicas}: the first must not be the larger")
+            raise DeployError(
+                f"replicas {self.min_replicas} to {self.max_replicas}: the first must not be the"
+                " larger"
+            )
         if self.source.startswith("s3://") and not self.connection:
-            raise DeployError(f"source={self.source} needs a connection: the name of the Secret with its AWS_* keys")
+            raise DeployError(
+                f"source={self.source} needs a connection: the name of the Secret with its AWS_*"
+                " keys"
+            )
         _storage(self)
 
 
@@ -135,7 +148,9 @@ def render(endpoint: Endpoint) -> dict[str, Any]:
         },
     }
     if gpu.products:
-        predictor["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        predictor["tolerations"] = [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
         predictor["affinity"] = _on_nodes_with(gpu.products)
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -151,7 +166,8 @@ def to_yaml(document: Mapping[str, Any]) -> str:
 
 
 def _storage(endpoint: Endpoint) -> dict[str, Any]:
-    """`storage` or `storageUri` of the model; empty if the server finds or fetches the weights itself."""
+    """`storage` or `storageUri` of the model; empty if the server finds or fetches the weights
+    itself."""
     source = endpoint.source
     if source.startswith("s3://"):
         path = source.removeprefix("s3://").partition("/")[2].strip("/")
@@ -163,8 +179,8 @@ def _storage(endpoint: Endpoint) -> dict[str, Any]:
     if HUB_ID.fullmatch(source):
         return {}
     raise DeployError(
-        f"source={source!r} is none of: Hub id owner/name[@revision], demo/shapes, s3://bucket/folder, "
-        "pvc://claim/folder, oci://image"
+        f"source={source!r} is none of: Hub id owner/name[@revision], builtin/shapes,"
+        " s3://bucket/folder, pvc://claim/folder, oci://image"
     )
 
 
@@ -180,20 +196,30 @@ def _environment(endpoint: Endpoint, gpu: Gpu, stored: bool) -> list[dict[str, A
     if endpoint.gpus > 1:
         given["TENSOR_PARALLEL_SIZE"] = str(endpoint.gpus)
     given.update(endpoint.env)
-    entries: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in given.items()]
-    if not stored and not endpoint.source.startswith("demo/"):
+    entries: list[dict[str, Any]] = [
+        {"name": name, "value": value} for name, value in given.items()
+    ]
+    if not stored and not endpoint.source.startswith("builtin/"):
         entries.append(_from_secret("HF_TOKEN", "hf-token"))
     if any(value.startswith("s3://") for value in given.values()):
         # KServe gives a connection's keys to its initializer only; this server reads S3 itself.
         if not endpoint.connection:
             raise DeployError("a variable names s3://: give the connection whose keys open it")
-        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
+        names = (
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_S3_ENDPOINT",
+            "AWS_DEFAULT_REGION",
+        )
         entries.extend(_from_secret(name, endpoint.connection) for name in names)
     return entries
 
 
 def _from_secret(name: str, secret: str) -> dict[str, Any]:
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name, "optional": True}}}
+    return {
+        "name": name,
+        "valueFrom": {"secretKeyRef": {"name": secret, "key": name, "optional": True}},
+    }
 
 
 def _resources(gpu: Gpu, endpoint: Endpoint) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Brings an endpoint to readiness: apply, follow conditions and pods, and end with a URL or with the reason."""
+"""Brings an endpoint to readiness: apply, follow conditions and pods, and end with a URL or with
+the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from atelier.deploy.manifest import DeployError, Endpoint, render
 
 Say = Callable[[str], None]
 FATAL_FOR_S = 30
-"""A hopeless state must last this long: an image that was just pushed, or a Secret made late, still counts as a start."""
+"""A hopeless state must last this long: an image that was just pushed, or a Secret made late, still
+counts as a start."""
 
 
 def deploy(endpoint: Endpoint, *, wait_s: float = 900, say: Say = print, context: str = "") -> str:
@@ -24,7 +26,8 @@ def deploy(endpoint: Endpoint, *, wait_s: float = 900, say: Say = print, context
         The endpoint's URL; empty if it was not waited for and KServe has given none yet.
 
     Raises:
-        DeployError: it was refused, or did not get ready; the message holds the causes that were found.
+        DeployError: it was refused, or did not get ready; the message holds the causes that were
+            found.
     """
     cluster = Cluster(endpoint.namespace, context)
     cluster.apply(render(endpoint))
@@ -35,7 +38,12 @@ def deploy(endpoint: Endpoint, *, wait_s: float = 900, say: Say = print, context
 
 
 def wait_ready(
-    cluster: Cluster, name: str, wait_s: float, say: Say = print, poll_s: float = 3, fatal_for_s: float = FATAL_FOR_S
+    cluster: Cluster,
+    name: str,
+    wait_s: float,
+    say: Say = print,
+    poll_s: float = 3,
+    fatal_for_s: float = FATAL_FOR_S,
 ) -> str:
     """Follow an endpoint until it is ready; each change of its state is said once.
 
@@ -72,7 +80,9 @@ def is_ready(service: Object) -> bool:
     status = service.get("status") or {}
     if (status.get("observedGeneration") or 0) < (service["metadata"].get("generation") or 0):
         return False
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or [])
+    return any(
+        c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or []
+    )
 
 
 def url(service: Object | None) -> str:
@@ -93,17 +103,24 @@ def status(cluster: Cluster, name: str) -> tuple[bool, str]:
     ready = is_ready(service)
     lines = [f"{name}  {'ready' if ready else 'not ready'}  {url(service)}".rstrip()]
     for condition in (service.get("status") or {}).get("conditions") or []:
-        detail = " ".join(str(condition[key]) for key in ("reason", "message") if condition.get(key))
+        detail = " ".join(
+            str(condition[key]) for key in ("reason", "message") if condition.get(key)
+        )
         lines.append(f"  {condition['type']:<22} {condition['status']:<8} {detail}".rstrip())
     lines += [f"  pod {_pod_line(pod)}" for pod in pods]
     if not ready:
-        lines += [str(finding) for finding in diagnose(service, pods, cluster.warnings(_names(name, pods)))]
+        lines += [
+            str(finding)
+            for finding in diagnose(service, pods, cluster.warnings(_names(name, pods)))
+        ]
     return ready, "\n".join(lines)
 
 
 def _names(name: str, pods: list[Object]) -> set[str]:
     """Objects whose warnings concern an endpoint."""
-    owners = {owner["name"] for pod in pods for owner in pod["metadata"].get("ownerReferences") or []}
+    owners = {
+        owner["name"] for pod in pods for owner in pod["metadata"].get("ownerReferences") or []
+    }
     return {name, f"{name}-predictor", *owners, *(pod["metadata"]["name"] for pod in pods)}
 
 
@@ -115,18 +132,25 @@ def _summary(service: Object, pods: list[Object], findings: list[Finding]) -> st
 
 def _pod_line(pod: Object) -> str:
     status = pod.get("status") or {}
-    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    containers = [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]
     states = [
-        f"{each['name']} {next(iter(each.get('state') or {'waiting': 0}))}{' ready' if each.get('ready') else ''}"
+        f"{each['name']}"
+        f" {next(iter(each.get('state') or {'waiting': 0}))}{' ready' if each.get('ready') else ''}"
         for each in containers
     ]
-    return f"{pod['metadata']['name']} {status.get('phase', '')}" + (f" ({', '.join(states)})" if states else "")
+    return f"{pod['metadata']['name']} {status.get('phase', '')}" + (
+        f" ({', '.join(states)})" if states else ""
+    )
 
 
 def _report(headline: str, findings: list[Finding]) -> str:
     if not findings:
         return (
-            f"{headline}, and neither its pods nor their events say why: atelier deploy logs shows the server's words"
+            f"{headline}, and neither its pods nor their events say why: atelier deploy logs shows"
+            " the server's words"
         )
     return "\n".join([headline, *map(str, findings)])
 

@@ -1,6 +1,7 @@
 """In which type the weights are kept and the arithmetic is done, and why.
 
-Types are named as torch names them ("bfloat16"), so that a plan can be printed, tested and sent as JSON without torch.
+Types are named as torch names them ("bfloat16"), so that a plan can be printed, tested and sent as
+JSON without torch.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from atelier.hardware.devices import Device
+from atelier.hardware.machine import Device
 from atelier.settings import Settings
-from atelier.sources.contents import Checkpoint
+from atelier.sources.checkpoint.contents import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,9 @@ BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The compute type, why, and the components that must be kept in another type, each with its reason."""
+class DtypeChoice:
+    """The compute type, why, and the components that must be kept in another type, each with its
+    reason."""
 
     dtype: str
     reason: str
@@ -54,8 +56,9 @@ class DtypeSelector:
         self.device = device
         self.settings = settings
 
-    def select(self, checkpoint: Checkpoint) -> Choice:
-        """The type for this checkpoint on this device. A departure from what was asked is logged with its reason."""
+    def select(self, checkpoint: Checkpoint) -> DtypeChoice:
+        """The type for this checkpoint on this device. A departure from what was asked is logged
+        with its reason."""
         asked = self.settings.dtype
         if asked == "auto":
             dtype, reason = self._auto()
@@ -67,13 +70,19 @@ class DtypeSelector:
         kept = _kept_in_float32(checkpoint) if dtype == "float16" else {}
         for name, why in kept.items():
             log.info("dtype of %s: float32 instead of float16: %s", name, why)
-        return Choice(dtype, reason, dict.fromkeys(kept, "float32"), kept)
+        return DtypeChoice(dtype, reason, dict.fromkeys(kept, "float32"), kept)
 
     def _auto(self) -> tuple[str, str]:
         device = self.device
         if device.kind == "cpu":
             has = "has" if device.bfloat16 else "lacks"
-            return "float32", f"right on every CPU; DTYPE=bfloat16 halves the memory, and this CPU {has} it in hardware"
+            return (
+                "float32",
+                (
+                    f"right on every CPU; DTYPE=bfloat16 halves the memory, and this CPU {has} it"
+                    " in hardware"
+                ),
+            )
         if device.kind == "mps":
             return "float16", "Metal's kernels are complete in float16"
         if device.bfloat16:
@@ -88,7 +97,10 @@ class DtypeSelector:
             return dtype, f"{source}, which is a storage type only"
         if device.kind == "cpu" and wanted == "float16":
             instead = "bfloat16" if device.bfloat16 else "float32"
-            return instead, f"{source}, but CPUs emulate float16: a convolution takes a hundred times as long"
+            return (
+                instead,
+                f"{source}, but CPUs emulate float16: a convolution takes a hundred times as long",
+            )
         if device.kind == "cpu" and wanted == "bfloat16" and not device.bfloat16:
             return wanted, f"{source}; slow here: {device.name} has neither AMX nor AVX512-BF16"
         if wanted == "bfloat16" and not device.bfloat16:
@@ -97,10 +109,20 @@ class DtypeSelector:
 
 
 def _native(checkpoint: Checkpoint) -> tuple[str, str]:
-    """The type that most elements of the denoiser, or else of the whole checkpoint, are stored in."""
-    main = next((one for one in checkpoint.weighted if one.name in ("transformer", "unet", "denoiser", "model")), None)
+    """The type that most elements of the denoiser, or else of the whole checkpoint, are stored
+    in."""
+    main = next(
+        (
+            one
+            for one in checkpoint.weighted
+            if one.name in ("transformer", "unet", "denoiser", "model")
+        ),
+        None,
+    )
     counts = {
-        name: n for name, n in (main.dtypes if main else checkpoint.dtypes).items() if name.startswith(("f", "b"))
+        name: n
+        for name, n in (main.dtypes if main else checkpoint.dtypes).items()
+        if name.startswith(("f", "b"))
     }
     if not counts:
         return "float32", "DTYPE=native, but the headers name no floating-point type"
@@ -122,5 +144,7 @@ def _kept_in_float32(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _capability(device: Device) -> str:
     return (
-        f" (compute capability {device.capability[0]}.{device.capability[1]}, from 8.0 on)" if device.capability else ""
+        f" (compute capability {device.capability[0]}.{device.capability[1]}, from 8.0 on)"
+        if device.capability
+        else ""
     )

@@ -1,4 +1,5 @@
-"""Arrangements of a model on a device, and the account of memory of each. Choosing among them is `memory.py`'s work."""
+"""Arrangements of a model on a device, and the account of memory of each. Choosing among them is
+`memory.py`'s work."""
 
 from __future__ import annotations
 
@@ -7,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atelier.errors import PlanError
-from atelier.hardware.activations import ENCODE_BYTES
-from atelier.hardware.devices import Device
+from atelier.hardware.account import ENCODE_BYTES, Footprint, ModelSizes, Placement, Quantization
 from atelier.hardware.dtypes import BYTES
+from atelier.hardware.machine import Device
 from atelier.hardware.plan import Wishes
-from atelier.hardware.sizes import Footprint, ModelSizes, Placement, Quantization
 
 GUIDED_ROWS = 2
 """Rows of one guided picture: the least a denoiser call must have room for."""
@@ -21,7 +21,8 @@ Backend = Literal["", "bitsandbytes", "torchao"]
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of the model at once: rows of the denoiser, pictures decoded together, each of `pixels`."""
+    """What is asked of the model at once: rows of the denoiser, pictures decoded together, each of
+    `pixels`."""
 
     pixels: int
     rows: int
@@ -30,7 +31,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageAccount:
     """What lies on the device while one stage of a picture is at work, in bytes."""
 
     name: Literal["encode", "denoise", "decode"]
@@ -65,7 +66,8 @@ class Fit:
 
     @property
     def native_pixels(self) -> int:
-        """The size that the plan reckons with: the model's native one, or the largest allowed if that is smaller."""
+        """The size that the plan reckons with: the model's native one, or the largest allowed if
+        that is smaller."""
         return min(self.sizes.shapes.native_pixels, self.wishes.pixels) if self.sizes.shapes else 0
 
     @property
@@ -76,11 +78,16 @@ class Fit:
     @property
     def host_shortage(self) -> int:
         """Bytes lacking in RAM for offloaded weights."""
-        return self.footprint.total - self.device.host_free_bytes if self.placement != "resident" else 0
+        return (
+            self.footprint.total - self.device.host_free_bytes
+            if self.placement != "resident"
+            else 0
+        )
 
     @property
     def shortage(self) -> int:
-        """Bytes lacking for the least load, on the device or in RAM; 0 or less: this arrangement fits."""
+        """Bytes lacking for the least load, on the device or in RAM; 0 or less: this arrangement
+        fits."""
         return max(self.short_of(self.least), self.host_shortage)
 
     @property
@@ -92,17 +99,21 @@ class Fit:
         """Bytes lacking on the device for a load; 0 or less: it fits."""
         return self.worst(load).total - self.budget
 
-    def worst(self, load: Load) -> Stage:
+    def worst(self, load: Load) -> StageAccount:
         """The stage that needs most."""
         return max(self.stages(load), key=lambda stage: stage.total)
 
-    def stages(self, load: Load) -> tuple[Stage, Stage, Stage]:
+    def stages(self, load: Load) -> tuple[StageAccount, StageAccount, StageAccount]:
         """The account: weights by placement, activations by the formulas of `activations.py`."""
         on_device = self.footprint.on_device
         return (
-            Stage("encode", on_device(self.placement, {"text_encoder", "other"}), ENCODE_BYTES),
-            Stage("denoise", on_device(self.placement, {"denoiser"}), self._denoise(load)),
-            Stage("decode", on_device(self.placement, {"vae"}), self._decode(load)),
+            StageAccount(
+                "encode",
+                on_device(self.placement, {"text_encoder", "image_encoder", "other"}),
+                ENCODE_BYTES,
+            ),
+            StageAccount("denoise", on_device(self.placement, {"denoiser"}), self._denoise(load)),
+            StageAccount("decode", on_device(self.placement, {"vae"}), self._decode(load)),
         )
 
     def largest_picture(self, tiled: bool) -> int:
@@ -171,22 +182,31 @@ def _automatic(device: Device, wishes: Wishes) -> list[Quantization]:
 
 
 def backend_of(quantization: Quantization, device: Device, wishes: Wishes) -> Backend:
-    """The package that does it here: torchao for fp8 and, from compute capability 8.0 on, int8; else bitsandbytes."""
+    """The package that does it here: torchao for fp8 and, from compute capability 8.0 on, int8;
+    else bitsandbytes."""
     if quantization == "none":
         return ""
     if quantization == "fp8" and not device.fp8:
         raise PlanError(
-            f"QUANTIZATION=fp8 needs compute capability 8.9 or more; {device.name} lacks it: set int8 or nf4"
+            f"QUANTIZATION=fp8 needs compute capability 8.9 or more; {device.name} lacks it: set"
+            " int8 or nf4"
         )
     if device.kind == "mps" or (device.kind == "cpu" and quantization != "int8"):
-        raise PlanError(f"QUANTIZATION={quantization} has no backend on {device.name}: set QUANTIZATION=none")
+        raise PlanError(
+            f"QUANTIZATION={quantization} has no backend on {device.name}: set QUANTIZATION=none"
+        )
     torchao_first = device.kind == "cpu" or device.bfloat16
     order: list[Backend] = ["torchao", "bitsandbytes"] if torchao_first else ["bitsandbytes"]
-    choices: dict[Quantization, list[Backend]] = {"fp8": ["torchao"], "nf4": ["bitsandbytes"], "int8": order}
+    choices: dict[Quantization, list[Backend]] = {
+        "fp8": ["torchao"],
+        "nf4": ["bitsandbytes"],
+        "int8": order,
+    }
     allowed = choices[quantization]
     for backend in allowed:
         if backend in wishes.packages:
             return backend
     raise PlanError(
-        f"QUANTIZATION={quantization} needs {' or '.join(allowed)}, which is not installed: pip install 'atelier[gpu]'"
+        f"QUANTIZATION={quantization} needs {' or '.join(allowed)}, which is not installed: pip"
+        " install 'atelier[gpu]'"
     )

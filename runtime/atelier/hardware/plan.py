@@ -1,4 +1,5 @@
-"""The memory plan's form: what was wished, what was decided, and why, ready to be logged, printed or sent as JSON."""
+"""The memory plan's form: what was wished, what was decided, and why, ready to be logged, printed
+or sent as JSON."""
 
 from __future__ import annotations
 
@@ -6,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from atelier.hardware.sizes import Placement, Quantization
+from atelier.hardware.account import Placement, Quantization
 from atelier.settings import Switch
 from atelier.units import gib
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the settings and the environment bring into a plan. `packages` are the importable ones of `bitsandbytes` and
-    `torchao`. `rows` is the largest batch of the denoiser, `pixels` the largest picture that may be asked for."""
+    """What the settings and the environment bring into a plan. `packages` are the importable ones
+    of `bitsandbytes` and `torchao`. `rows` is the largest batch of the denoiser, `pixels` the
+    largest picture that may be asked for."""
 
     dtype: str = "bfloat16"
     dtype_reason: str = "default"
@@ -40,11 +42,13 @@ class Wishes:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a model is put on a device. Each decision has its reason in `reasons` under the field's name.
+    """How a model is put on a device. Each decision has its reason in `reasons` under the field's
+    name.
 
-    `max_rows` is the largest denoiser batch at the model's native size, `max_pixels` the largest picture that fits
-    alone. `weights_bytes` are what lies on the device at the worst moment, `activation_bytes` the working memory of a
-    full batch, `headroom_bytes` what is left of `budget_bytes` then.
+    `max_rows` is the largest denoiser batch at the model's native size, `max_pixels` the largest
+    picture that fits alone. `weights_bytes` are what lies on the device at the worst moment,
+    `activation_bytes` the working memory of a full batch, `headroom_bytes` what is left of
+    `budget_bytes` then.
     """
 
     model: str
@@ -79,13 +83,17 @@ class MemoryPlan:
         return {**asdict(self), "quantized": list(self.quantized)}
 
     def table(self) -> str:
-        """The plan as text: a line for each decision with its reason, then the account of memory."""
+        """The plan as text: a line for each decision with its reason, then the account of
+        memory."""
         decided = [
             ("device", self.device),
             ("dtype", self.dtype),
             *((f"dtype of {name}", dtype) for name, dtype in self.component_dtypes.items()),
             ("placement", self.placement),
-            ("quantization", " ".join(filter(None, (self.quantization, self.quantization_backend)))),
+            (
+                "quantization",
+                " ".join(filter(None, (self.quantization, self.quantization_backend))),
+            ),
             ("low_cpu_mem", _on(self.low_cpu_mem)),
             ("vae_slicing", _on(self.vae_slicing)),
             ("vae_tiling", _on(self.vae_tiling)),
@@ -95,10 +103,14 @@ class MemoryPlan:
             ("max_rows", str(self.max_rows)),
             ("max_pixels", f"{self.max_pixels:,}"),
         ]
-        left, middle = max(len(name) for name, _ in decided), max(len(value) for _, value in decided)
+        left, middle = (
+            max(len(name) for name, _ in decided),
+            max(len(value) for _, value in decided),
+        )
         lines = [f"Memory plan for {self.model}"]
         lines += [
-            f"  {name:<{left}}  {value:<{middle}}  {self.reasons.get(name, '')}".rstrip() for name, value in decided
+            f"  {name:<{left}}  {value:<{middle}}  {self.reasons.get(name, '')}".rstrip()
+            for name, value in decided
         ]
         parts = ", ".join(f"{name} {gib(size)}" for name, size in self.component_bytes.items())
         lines.append(f"  weights {gib(self.weights_bytes)} on the device at most ({parts})")

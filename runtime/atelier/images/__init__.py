@@ -1,1 +1,2 @@
-"""Everything that turns an ImageRequest into pictures: request, loader, step-batching engine, model."""
+"""Everything that turns an ImageRequest into pictures: request, loader, step-batching engine,
+model."""

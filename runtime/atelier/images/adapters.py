@@ -1,6 +1,8 @@
-"""LoRA adapters by name: found in what LORA_PATHS brought, loaded on first use, the least recently used ones dropped.
+"""LoRA adapters by name: found in what LORA_PATHS brought, loaded on first use, the least recently
+used ones dropped.
 
-Adapters live in the shared modules, so only the denoising thread loads and switches them, between two module calls.
+Adapters live in the shared modules, so only the denoising thread loads and switches them, between
+two module calls.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
 from atelier.sources.adapters import LORA_FILE, AdapterSource
-from atelier.sources.contents import PICKLES
+from atelier.sources.checkpoint.contents import PICKLES
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,8 @@ Selection = tuple[tuple[str, float], ...]
 
 
 class Adapters:
-    """The adapters of one model. `select` may be called from any thread, `use` only from the denoising one.
+    """The adapters of one model. `select` may be called from any thread, `use` only from the
+    denoising one.
 
     Raises:
         CheckpointError: LORA_PATHS names what is no adapter; see `discover`.
@@ -59,18 +62,22 @@ class Adapters:
         """Check the names of a request; None stands for DEFAULT_LORA.
 
         Raises:
-            InvalidRequest: a name that is not in the folders, or adapters for a pipeline that takes none.
+            InvalidRequest: a name that is not in the folders, or adapters for a pipeline that takes
+                none.
         """
         chosen = self._default if wanted is None else wanted
         for name in chosen:
             if name not in self._files:
                 raise InvalidRequest(
-                    f"lora: {name!r} is not here; available: {', '.join(self.names) or 'none'}", "lora"
+                    f"lora: {name!r} is not here; available: {', '.join(self.names) or 'none'}",
+                    "lora",
                 )
         if chosen and not hasattr(self._pipeline, "load_lora_weights"):
             raise InvalidRequest(f"lora: {type(self._pipeline).__name__} takes no adapters", "lora")
         if len(chosen) > self._keep:
-            raise InvalidRequest(f"lora: {len(chosen)} adapters are above MAX_LORAS={self._keep}", "lora")
+            raise InvalidRequest(
+                f"lora: {len(chosen)} adapters are above MAX_LORAS={self._keep}", "lora"
+            )
         return tuple(sorted((name, float(weight)) for name, weight in chosen.items()))
 
     def use(self, selection: Selection) -> None:
@@ -86,7 +93,9 @@ class Adapters:
             self._load(name)
         if selection:
             self._pipeline.enable_lora()
-            self._pipeline.set_adapters([name for name, _ in selection], [weight for _, weight in selection])
+            self._pipeline.set_adapters(
+                [name for name, _ in selection], [weight for _, weight in selection]
+            )
         elif self._loaded:
             self._pipeline.disable_lora()
         self._active = selection
@@ -96,11 +105,17 @@ class Adapters:
         if name not in self._loaded:
             path = self._files[name]
             try:
-                self._pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+                self._pipeline.load_lora_weights(
+                    path.parent, weight_name=path.name, adapter_name=name
+                )
             except Exception as error:
-                with contextlib.suppress(ValueError, KeyError, AttributeError):  # whatever came in before the fault
+                with contextlib.suppress(
+                    ValueError, KeyError, AttributeError
+                ):  # whatever came in before the fault
                     self._pipeline.delete_adapters(name)
-                raise GenerationFailed(f"lora: {name} cannot be loaded into this model: {error}") from error
+                raise GenerationFailed(
+                    f"lora: {name} cannot be loaded into this model: {error}"
+                ) from error
             self._after_load()
             log.info("adapter %s loaded from %s", name, path)
         self._loaded[name] = None
@@ -116,7 +131,8 @@ class Adapters:
 
 
 def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
-    """Adapter files by name: a file's stem, or the name of the folder that holds `pytorch_lora_weights.safetensors`.
+    """Adapter files by name: a file's stem, or the name of the folder that holds
+    `pytorch_lora_weights.safetensors`.
 
     Raises:
         CheckpointError: a source that holds no adapter, or two adapters of one name.
@@ -129,7 +145,9 @@ def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
         for file in files:
             name = source.name_of(file)
             if found.setdefault(name, file) != file:
-                raise CheckpointError(f"LORA_PATHS: two adapters are named {name}: {found[name]} and {file}")
+                raise CheckpointError(
+                    f"LORA_PATHS: two adapters are named {name}: {found[name]} and {file}"
+                )
     return found
 
 

@@ -1,4 +1,5 @@
-"""Pictures as bytes: encoding results, decoding uploads. CPU work for a thread pool, never for the denoising thread."""
+"""Pictures as bytes: encoding results, decoding uploads. CPU work for a thread pool, never for the
+denoising thread."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ MEDIA_TYPES: dict[str, str] = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP":
 
 
 def encode(picture: Image, format: Format, compression: int | None = None) -> bytes:
-    """Encode raw pixels as PNG, JPEG or WebP. `compression` is the quality of the lossy formats, 0 to 100.
+    """Encode raw pixels as PNG, JPEG or WebP. `compression` is the quality of the lossy formats, 0
+    to 100.
 
-    PNG uses zlib level 1: on photographs three times faster than the default for a few per cent more bytes.
+    PNG uses zlib level 1: on photographs three times faster than the default for a few per cent
+    more bytes.
     """
     from PIL import Image as PIL
 
@@ -36,10 +39,12 @@ def encode(picture: Image, format: Format, compression: int | None = None) -> by
 
 
 def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
-    """Decode an uploaded picture (PNG, JPEG, WebP, GIF or BMP); orientation is applied, transparency kept.
+    """Decode an uploaded picture (PNG, JPEG, WebP, GIF or BMP); orientation is applied,
+    transparency kept.
 
     Raises:
-        InvalidRequest: not a picture, truncated, or larger than `max_pixels`; the size is read before any pixel is.
+        InvalidRequest: not a picture, truncated, or larger than `max_pixels`; the size is read
+            before any pixel is.
     """
     from PIL import Image as PIL
     from PIL import ImageOps, UnidentifiedImageError
@@ -48,7 +53,8 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
         image = PIL.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP"])
         if image.width * image.height > max_pixels:
             raise InvalidRequest(
-                f"{field}: {image.width} x {image.height} pixels are above MAX_PIXELS={max_pixels}", field
+                f"{field}: {image.width} x {image.height} pixels are above MAX_PIXELS={max_pixels}",
+                field,
             )
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -61,7 +67,8 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
 
 
 def mask_from_alpha(mask: bytes, picture: bytes, max_pixels: int, field: str) -> bytes:
-    """OpenAI's mask, which is transparent where `picture` is to be repainted, as one that is white there.
+    """OpenAI's mask, which is transparent where `picture` is to be repainted, as one that is white
+    there.
 
     Raises:
         InvalidRequest: no transparency in it, or another size than the picture's.
@@ -70,7 +77,9 @@ def mask_from_alpha(mask: bytes, picture: bytes, max_pixels: int, field: str) ->
 
     drawn, given = decode(picture, max_pixels, "image"), decode(mask, max_pixels, field)
     if given.mode != "RGBA":
-        raise InvalidRequest(f"{field}: it has no alpha channel; make transparent what is to be repainted", field)
+        raise InvalidRequest(
+            f"{field}: it has no alpha channel; make transparent what is to be repainted", field
+        )
     if given.size != drawn.size:
         sizes = f"{given.width}x{given.height}, the picture {drawn.width}x{drawn.height}"
         raise InvalidRequest(f"{field}: it must be as large as the picture; it is {sizes}", field)

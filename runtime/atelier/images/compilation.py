@@ -1,7 +1,8 @@
-"""torch.compile for denoisers: the repeated blocks (compiles in seconds) or all of it, with caches that outlive the process.
+"""torch.compile for denoisers: the repeated blocks (compiles in seconds) or all of it, with caches
+that outlive the process.
 
-Compiled code is per shape, so the engine pads batches to `buckets` and the warm-up draws every served shape once: no
-request waits for a compiler.
+Compiled code is per shape, so the engine pads batches to `buckets` and the warm-up draws every
+served shape once: no request waits for a compiler.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def buckets(rows: int) -> tuple[int, ...]:
 def keep_caches(cache_dir: Path, device: str, checkpoint: Path) -> Path:
     """Point torch's compile caches at a folder for these versions, this device and this checkpoint.
 
-    A cache made by another version or another GPU is never looked at, so none can be wrong. Call before torch compiles.
+    A cache made by another version or another GPU is never looked at, so none can be wrong. Call
+    before torch compiles.
     """
     import torch
 
@@ -42,10 +44,12 @@ def keep_caches(cache_dir: Path, device: str, checkpoint: Path) -> Path:
 
 
 def compile_denoisers(gates: Sequence[Gate], mode: str) -> None:
-    """Compile behind the gates, so that no compiler ever sees a greenlet switch. `mode` is `regional` or `full`."""
+    """Compile behind the gates, so that no compiler ever sees a greenlet switch. `mode` is
+    `regional` or `full`."""
     import torch
 
-    # A compiled function per (rows, size) is wanted; the default of eight would fall back to eager after that.
+    # A compiled function per (rows, size) is wanted; the default of eight would fall back to eager
+    # after that.
     torch._dynamo.config.recompile_limit = 128
     for gate in gates:
         if gate.stage is not Stage.DENOISE:
@@ -56,11 +60,16 @@ def compile_denoisers(gates: Sequence[Gate], mode: str) -> None:
         if not blocks:
             gate.real = torch.compile(gate.real, dynamic=False)
         kinds = sorted({type(block).__name__ for block in blocks})
-        log.info("%s: %s compiled", gate.name, f"{len(blocks)} blocks ({', '.join(kinds)}) are" if blocks else "is")
+        log.info(
+            "%s: %s compiled",
+            gate.name,
+            f"{len(blocks)} blocks ({', '.join(kinds)}) are" if blocks else "is",
+        )
 
 
 def _repeated_blocks(denoiser: Any) -> list[Any]:
-    """The blocks of which the denoiser has many: those it names itself, else the members of its lists of equal modules.
+    """The blocks of which the denoiser has many: those it names itself, else the members of its
+    lists of equal modules.
 
     Blocks of one class share one compiled function, which is why this compiles in seconds.
     """
@@ -69,5 +78,11 @@ def _repeated_blocks(denoiser: Any) -> list[Any]:
     named = set(getattr(denoiser, "_repeated_blocks", None) or ())
     if named:
         return [module for module in denoiser.modules() if type(module).__name__ in named]
-    lists = [child for child in denoiser.children() if isinstance(child, torch.nn.ModuleList) and len(child) > 1]
-    return [block for blocks in lists if len({type(block) for block in blocks}) == 1 for block in blocks]
+    lists = [
+        child
+        for child in denoiser.children()
+        if isinstance(child, torch.nn.ModuleList) and len(child) > 1
+    ]
+    return [
+        block for blocks in lists if len({type(block) for block in blocks}) == 1 for block in blocks
+    ]

@@ -1,4 +1,5 @@
-"""One request at work: its own copy of the pipeline, run in a greenlet that parks at every gated module call."""
+"""One request at work: its own copy of the pipeline, run in a greenlet that parks at every gated
+module call."""
 
 from __future__ import annotations
 
@@ -23,11 +24,12 @@ SEEDS = 2**63
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedRequest:
     """A request ready for the engine: the pipeline that serves it, its arguments and its deadline.
 
-    `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way; `exclusive` pipelines let no other
-    request run in between; `restore` undoes what they did to the shared modules.
+    `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way;
+    `exclusive` pipelines let no other request run in between; `restore` undoes what they did to the
+    shared modules.
     """
 
     pipeline: Any
@@ -44,9 +46,10 @@ class Job:
 
 @dataclass(eq=False)
 class Drawing:
-    """The state of one request inside the engine; touched only by the denoising thread, but for `cancelled`."""
+    """The state of one request inside the engine; touched only by the denoising thread, but for
+    `cancelled`."""
 
-    job: Job
+    job: PreparedRequest
     listeners: Sequence[Callable[[Event], None]]
     preview: LatentPreview
     number: int
@@ -110,16 +113,22 @@ class Drawing:
         """What an overdue request is told."""
         waited = time.monotonic() - self.submitted
         progress = (
-            f"{self.steps_done} of {self.steps_total or '?'} steps were done" if self.started else "it was still queued"
+            f"{self.steps_done} of {self.steps_total or '?'} steps were done"
+            if self.started
+            else "it was still queued"
         )
         return DeadlineExceeded(f"the request's time was up after {waited:.1f} s; {progress}")
 
     def digest(self, tensor: torch.Tensor) -> bytes:
-        """A hash of the content; kept for the tensor's life, because pipelines pass the same ids at every step."""
+        """A hash of the content; kept for the tensor's life, because pipelines pass the same ids at
+        every step."""
         known = self._digests.get(id(tensor))
         if known is None or known[0] is not tensor:
             raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            known = tensor, hashlib.blake2b(repr(tensor.shape).encode() + raw, digest_size=16).digest()
+            known = (
+                tensor,
+                hashlib.blake2b(repr(tensor.shape).encode() + raw, digest_size=16).digest(),
+            )
             self._digests[id(tensor)] = known
         return known[1]
 
@@ -127,11 +136,15 @@ class Drawing:
         """Let the pipeline run on until it parks or ends."""
         before = time.monotonic()
         parked = switch(*values)
-        self.spent(self.parked.gate.stage if self.parked else Stage.ENCODE, time.monotonic() - before)
+        self.spent(
+            self.parked.gate.stage if self.parked else Stage.ENCODE, time.monotonic() - before
+        )
         self.parked = parked if isinstance(parked, Call) else None
         if self.parked is None:
             return
-        self.parked.layout = self.parked.gate.stacker.layout(self.parked.args, self.parked.kwargs, self.digest)
+        self.parked.layout = self.parked.gate.stacker.layout(
+            self.parked.args, self.parked.kwargs, self.digest
+        )
         self.key = (id(self.parked.gate), self.job.adapters, self.parked.layout.key or self.number)
 
     def spent(self, stage: Stage, seconds: float) -> None:
@@ -142,13 +155,19 @@ class Drawing:
         """The greenlet's body. Every way out emits exactly one last event."""
         try:
             pipeline = _own_copy(self.job.pipeline, self.job.scheduler, self._watch)
-            output = pipeline(**self.job.arguments, generator=_generators(self.job.seed, self.job.pictures))
+            output = pipeline(
+                **self.job.arguments, generator=_generators(self.job.seed, self.job.pictures)
+            )
             pixels = _pixels(output)
             if self.latents is not None and len(self.latents) == len(pixels):
                 self.preview.learn(self.latents[0], pixels[0].permute(2, 0, 1))
-            for index, row in enumerate((pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()):
+            for index, row in enumerate(
+                (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+            ):
                 seed = (self.job.seed + index) % SEEDS
-                self.emit(Image(index, seed, row.shape[1], row.shape[0], row.shape[2], row.tobytes()))
+                self.emit(
+                    Image(index, seed, row.shape[1], row.shape[0], row.shape[2], row.tobytes())
+                )
             self.emit(Finished(dict(self.timings)))
         except Exception as error:
             refused = isinstance(error, ValueError | TypeError) and not self.steps_done
@@ -158,14 +177,17 @@ class Drawing:
                 self.job.restore()
 
     def _watch(self, pipeline: Any, scheduler: Any) -> None:
-        """Count the scheduler's steps: the one thing that all pipelines do once a step, whatever their guidance."""
+        """Count the scheduler's steps: the one thing that all pipelines do once a step, whatever
+        their guidance."""
         real = scheduler.step
 
         @wraps(real)  # pipelines look at the signature to see what their scheduler takes
         def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
             result = real(model_output, timestep, sample, *args, **kwargs)
             self.steps_done += 1
-            self.steps_total = max(self.steps_done, getattr(pipeline, "_num_timesteps", 0) or len(scheduler.timesteps))
+            self.steps_total = max(
+                self.steps_done, getattr(pipeline, "_num_timesteps", 0) or len(scheduler.timesteps)
+            )
             self.latents = result[0] if torch.is_tensor(result[0]) else None
             self.emit(Step(self.steps_done, self.steps_total))
             if self._preview_is_due():
@@ -175,7 +197,8 @@ class Drawing:
         scheduler.step = step
 
     def _preview_is_due(self) -> bool:
-        """Previews are spread evenly: two of twenty steps come after steps 7 and 14, never after the last."""
+        """Previews are spread evenly: two of twenty steps come after steps 7 and 14, never after
+        the last."""
         spacing = self.steps_total / (self.job.previews + 1)
         before, now = (self.steps_done - 1) // spacing, self.steps_done // spacing
         return bool(self.job.previews) and now > before and self.steps_done < self.steps_total
@@ -184,18 +207,24 @@ class Drawing:
         sizes = self.job.arguments
         drawn = self.preview.draw(latents[0], sizes.get("height", 1) / sizes.get("width", 1))
         if drawn is not None:
-            self.emit(Preview(self.steps_done, drawn.shape[1], drawn.shape[0], drawn.numpy().tobytes()))
+            self.emit(
+                Preview(self.steps_done, drawn.shape[1], drawn.shape[0], drawn.numpy().tobytes())
+            )
 
 
 def _own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -> Any:
-    """A shallow copy that shares the modules but has schedulers and call state of its own, inner pipelines included.
+    """A shallow copy that shares the modules but has schedulers and call state of its own, inner
+    pipelines included.
 
-    Attributes are set through `__dict__`: a pipeline's own `__setattr__` would write to the config that all copies share.
+    Attributes are set through `__dict__`: a pipeline's own `__setattr__` would write to the config
+    that all copies share.
     """
     own = copy.copy(pipeline)
     for name, value in vars(pipeline).items():
         if hasattr(value, "set_timesteps"):
-            fresh = copy.deepcopy(scheduler if scheduler is not None and name == "scheduler" else value)
+            fresh = copy.deepcopy(
+                scheduler if scheduler is not None and name == "scheduler" else value
+            )
             watch(own, fresh)
             own.__dict__[name] = fresh
         elif is_pipeline(value):
@@ -204,13 +233,15 @@ def _own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) 
 
 
 def _generators(seed: int, pictures: int) -> torch.Generator | list[torch.Generator]:
-    """Picture i has seed + i, so that each can be drawn again alone. On the CPU: the same noise on every device."""
+    """Picture i has seed + i, so that each can be drawn again alone. On the CPU: the same noise on
+    every device."""
     each = [torch.Generator("cpu").manual_seed((seed + index) % SEEDS) for index in range(pictures)]
     return each[0] if pictures == 1 else each
 
 
 def _pixels(output: Any) -> torch.Tensor:
-    """A pipeline's pictures as rows x height x width x channels in 0..1, whether it returned a tensor or an array."""
+    """A pipeline's pictures as rows x height x width x channels in 0..1, whether it returned a
+    tensor or an array."""
     images = output.images if hasattr(output, "images") else output[0]
     if torch.is_tensor(images) and images.dim() == 4:
         pixels = images.permute(0, 2, 3, 1).float()
@@ -219,10 +250,16 @@ def _pixels(output: Any) -> torch.Tensor:
     else:
         raise GenerationFailed(f"the pipeline returned {type(images).__name__}, not pictures")
     if not bool(torch.isfinite(pixels).all()):
-        raise GenerationFailed("the picture holds NaN or infinite values; try DTYPE=float32 or bfloat16")
+        raise GenerationFailed(
+            "the picture holds NaN or infinite values; try DTYPE=float32 or bfloat16"
+        )
     return pixels
 
 
 def _told(error: BaseException) -> AtelierError:
     """What the client hears: our own errors as they are, others with their class and words."""
-    return error if isinstance(error, AtelierError) else GenerationFailed(f"{type(error).__name__}: {error}")
+    return (
+        error
+        if isinstance(error, AtelierError)
+        else GenerationFailed(f"{type(error).__name__}: {error}")
+    )

@@ -1,6 +1,8 @@
-"""A bounded cache of what text encoders returned: the same prompt, and above all the empty negative one, comes again and again.
+"""A bounded cache of what text encoders returned: the same prompt, and above all the empty negative
+one, comes again and again.
 
-It sits behind the encoder modules, not behind a pipeline's `encode_prompt`, so it serves every family alike.
+It sits behind the encoder modules, not behind a pipeline's `encode_prompt`, so it serves every
+family alike.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ MAX_INPUT_BYTES = 1 << 18  # token ids are small; hashing pictures would cost mo
 
 
 class EmbeddingCache:
-    """Least recently used results of encoder calls, at most `max_bytes` of tensors. Used by one thread."""
+    """Least recently used results of encoder calls, at most `max_bytes` of tensors. Used by one
+    thread."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -27,17 +30,30 @@ class EmbeddingCache:
         self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     @staticmethod
-    def key(call: Call, adapters: Hashable, digest: Callable[[torch.Tensor], bytes]) -> Hashable | None:
-        """Equal keys mean equal results; None if the call is no pure function of small tensors and plain values."""
-        if call.gate.stage is not Stage.ENCODE or call.layout.key is None or Role.LIST in call.layout.roles:
+    def key(
+        call: Call, adapters: Hashable, digest: Callable[[torch.Tensor], bytes]
+    ) -> Hashable | None:
+        """Equal keys mean equal results; None if the call is no pure function of small tensors and
+        plain values."""
+        if (
+            call.gate.stage is not Stage.ENCODE
+            or call.layout.key is None
+            or Role.LIST in call.layout.roles
+        ):
             return None
         tensors = call.layout.tensors
         if sum(tensor.nbytes for tensor in tensors) > MAX_INPUT_BYTES:
             return None
-        return (id(call.gate), adapters, call.layout.key, tuple(digest(tensor) for tensor in tensors))
+        return (
+            id(call.gate),
+            adapters,
+            call.layout.key,
+            tuple(digest(tensor) for tensor in tensors),
+        )
 
     def get(self, key: Hashable | None) -> Any | None:
-        """The stored result, copied, since a pipeline may write into what it was given; None if there is none."""
+        """The stored result, copied, since a pipeline may write into what it was given; None if
+        there is none."""
         if key is None or key not in self._entries:
             return None
         self._entries.move_to_end(key)

@@ -1,10 +1,12 @@
 """Step batching: many requests, one denoising thread, one batched module call at a time.
 
-Every request runs its own pipeline call in a greenlet that parks at each module call (`drawing.py`, `interception.py`). The
-loop below picks the group of the request that has waited longest, runs the group's calls as one, and resumes each request
-with its rows. So requests join and leave at any step, and their schedulers, guidance and steps stay their own.
+Every request runs its own pipeline call in a greenlet that parks at each module call (`drawing.py`,
+`interception.py`). The loop below picks the group of the request that has waited longest, runs the
+group's calls as one, and resumes each request with its rows. So requests join and leave at any
+step, and their schedulers, guidance and steps stay their own.
 
-It leaves to others: what arguments a pipeline takes (`model.py`), how calls are stacked (`stacking.py`, `verifier.py`).
+It leaves to others: what arguments a pipeline takes (`model.py`), how calls are stacked
+(`stacking.py`, `verifier.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +22,20 @@ from typing import Any
 
 import torch
 
-from atelier.errors import AtelierError, Busy, Cancelled, DeviceOutOfMemory, Draining, GenerationFailed
+from atelier.errors import (
+    AtelierError,
+    Busy,
+    Cancelled,
+    DeviceOutOfMemory,
+    Draining,
+    GenerationFailed,
+)
 from atelier.events import Queued
 from atelier.images.adapters import Selection
-from atelier.images.drawing import Drawing, Job
+from atelier.images.drawing import Drawing, PreparedRequest
 from atelier.images.embeddings import EmbeddingCache
 from atelier.images.interception import Call, Stage
-from atelier.images.observer import Observer, Silent
+from atelier.images.observer import ImageObserver, SilentImageObserver
 from atelier.images.preview import LatentPreview
 from atelier.images.stacking import Stacker, Unsplittable
 from atelier.images.verifier import Verifier
@@ -34,17 +43,21 @@ from atelier.streams import EventStream
 
 log = logging.getLogger(__name__)
 
-# Latent positions of one decoder call, 64 pixels each with the usual VAE: one picture of 1024 x 1024, four of 512 x 512.
-# A decoder is busy with that; eight large pictures at once need many gigabytes and leave the 32-bit index range of the
-# fast convolutions, which made them slower than one by one on an H200.
+# Latent positions of one decoder call, 64 pixels each with the usual VAE: one picture of 1024 x
+# 1024, four of 512 x 512. A decoder is busy with that; eight large pictures at once need many
+# gigabytes and leave the 32-bit index range of the fast convolutions, which made them slower than
+# one by one on an H200.
 DECODE_POSITIONS = 128 * 128
 
-CAP_S = 60.0  # what ran out of memory may have been a neighbour's doing: larger groups are tried again after this long
+# what ran out of memory may have been a neighbour's doing: larger groups are tried again after this
+# long
+CAP_S = 60.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much the engine takes on: rows of one module call, requests queued and running, bytes of cached embeddings.
+class EngineLimits:
+    """How much the engine takes on: rows of one module call, requests queued and running, bytes of
+    cached embeddings.
 
     `buckets` are the row counts that denoiser calls are padded to; empty, if nothing is compiled.
     """
@@ -60,14 +73,14 @@ class ImageEngine:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: EngineLimits,
         *,
         use_adapters: Callable[[Selection], None] | None = None,
-        observer: Observer | None = None,
+        observer: ImageObserver | None = None,
     ) -> None:
         self._limits = limits
         self._use_adapters = use_adapters or (lambda selection: None)
-        self._observer = observer or Silent()
+        self._observer = observer or SilentImageObserver()
         self._preview = LatentPreview()
         self._verifier = Verifier()
         self._embeddings = EmbeddingCache(limits.cache_bytes)
@@ -85,7 +98,7 @@ class ImageEngine:
 
     # Called from the event loop
 
-    def submit(self, job: Job, protocol: str = "") -> EventStream:
+    def submit(self, job: PreparedRequest, protocol: str = "") -> EventStream:
         """Admit a request and return the stream of its events. `protocol` is only reported.
 
         Raises:
@@ -98,9 +111,16 @@ class ImageEngine:
             ahead = len(self._drawings) + len(self._inbox)
             if ahead >= self._limits.queue:
                 wait = self._wait_s()
-                raise Busy(f"{ahead} requests are waiting or running (MAX_QUEUE_SIZE={self._limits.queue})", wait)
+                raise Busy(
+                    f"{ahead} requests are waiting or running"
+                    f" (MAX_QUEUE_SIZE={self._limits.queue})",
+                    wait,
+                )
             stream = EventStream(lambda: self._cancel(drawing))
-            listeners = (self._observer.request(protocol, str(job.arguments.get("prompt", ""))), stream.put)
+            listeners = (
+                self._observer.request(protocol, str(job.arguments.get("prompt", ""))),
+                stream.put,
+            )
             drawing = Drawing(job, listeners, self._preview, next(self._numbers))
             drawing.emit(Queued(ahead, self._wait_s() if ahead else 0.0))
             self._inbox.append(drawing)
@@ -118,7 +138,8 @@ class ImageEngine:
         return len(self._drawings) + len(self._inbox)
 
     def drain(self, seconds: float) -> None:
-        """Admit nothing more, wait until the rest is done or `seconds` are over, and fail what is left. Blocks."""
+        """Admit nothing more, wait until the rest is done or `seconds` are over, and fail what is
+        left. Blocks."""
         with self._wake:
             self._draining = True
         ends = time.monotonic() + seconds
@@ -139,14 +160,19 @@ class ImageEngine:
             self._wake.notify()
 
     def _wait_s(self) -> float:
-        """Seconds until a place is free: the steps that all requests still need, at the measured pace, shared equally."""
-        steps = [max(1, d.steps_total - d.steps_done) if d.steps_total else 20 for d in [*self._drawings, *self._inbox]]
+        """Seconds until a place is free: the steps that all requests still need, at the measured
+        pace, shared equally."""
+        steps = [
+            max(1, d.steps_total - d.steps_done) if d.steps_total else 20
+            for d in [*self._drawings, *self._inbox]
+        ]
         return max(1.0, self._pace_s * sum(steps) / max(1, len(steps)))
 
     # The denoising thread
 
     def _run(self) -> None:
-        # OpenMP keeps its thread count per calling thread; what was chosen at start must be said again here.
+        # OpenMP keeps its thread count per calling thread; what was chosen at start must be said
+        # again here.
         torch.set_num_threads(torch.get_num_threads())
         with torch.no_grad():
             while True:
@@ -156,7 +182,9 @@ class ImageEngine:
                     self._take_in()
                 if self._closed:
                     for drawing in list(self._drawings):
-                        self._drop(drawing, Draining("the server stopped before the picture was done"))
+                        self._drop(
+                            drawing, Draining("the server stopped before the picture was done")
+                        )
                     return
                 for drawing in list(self._drawings):
                     if drawing.cancelled:
@@ -165,10 +193,17 @@ class ImageEngine:
                         self._drop(drawing, drawing.deadline_error())
                 try:
                     self._turn()
-                except Exception:  # a fault of this engine; the requests at hand fail, the server lives
-                    log.exception("the engine failed; %d requests are given up", len(self._drawings))
+                except (
+                    Exception
+                ):  # a fault of this engine; the requests at hand fail, the server lives
+                    log.exception(
+                        "the engine failed; %d requests are given up", len(self._drawings)
+                    )
                     for drawing in list(self._drawings):
-                        self._drop(drawing, GenerationFailed("the engine failed; the server's log has the cause"))
+                        self._drop(
+                            drawing,
+                            GenerationFailed("the engine failed; the server's log has the cause"),
+                        )
 
     def _take_in(self) -> None:
         for drawing in self._inbox:
@@ -208,7 +243,8 @@ class ImageEngine:
         return group
 
     def _cap(self, key: Hashable) -> int:
-        """Rows that a group of this key may have: the limit, or less for a while after it ran out of memory."""
+        """Rows that a group of this key may have: the limit, or less for a while after it ran out
+        of memory."""
         rows, until = self._caps.get(key, (self._limits.rows, math.inf))
         if time.monotonic() > until:
             del self._caps[key]
@@ -230,11 +266,14 @@ class ImageEngine:
         self._observer.call(ran[0].gate.stage.value, seconds, ran[0].layout.shape, rows, len(ran))
         for drawing, call, result in zip(group, calls, results, strict=False):
             drawing.spent(call.gate.stage, seconds)
-            self._embeddings.put(EmbeddingCache.key(call, drawing.job.adapters, drawing.digest), result)
+            self._embeddings.put(
+                EmbeddingCache.key(call, drawing.job.adapters, drawing.digest), result
+            )
             self._step(drawing, drawing.resume, result)
 
     def _results(self, group: list[Drawing], calls: list[Call]) -> Sequence[Any]:
-        """One result for each call that was run; fewer than asked for if stacking has yet to be proven or is off."""
+        """One result for each call that was run; fewer than asked for if stacking has yet to be
+        proven or is off."""
         pipeline, gate = type(group[0].job.pipeline).__name__, calls[0].gate
         verdict = self._verifier.verdict(pipeline, gate.name)
         if verdict is None and len(calls) > 1:
@@ -243,7 +282,9 @@ class ImageEngine:
         padded = self._padded(gate.stage, sum(rows))
         if not verdict or (len(calls) == 1 and padded == rows[0]):
             return [calls[0].run()]
-        return Stacker.split(gate.real(**Stacker.stack([call.layout for call in calls], padded)), rows, padded)
+        return Stacker.split(
+            gate.real(**Stacker.stack([call.layout for call in calls], padded)), rows, padded
+        )
 
     def _padded(self, stage: Stage, rows: int) -> int:
         """The bucket for this many rows of a compiled denoiser; other modules take any number."""
@@ -251,7 +292,8 @@ class ImageEngine:
         return next((bucket for bucket in buckets if bucket >= rows), rows)
 
     def _recover(self, group: list[Drawing], error: Exception) -> None:
-        """A group failed: halve it if memory ran out, run its calls alone otherwise; a lone call's request fails."""
+        """A group failed: halve it if memory ran out, run its calls alone otherwise; a lone call's
+        request fails."""
         short_of_memory = is_out_of_memory(error)
         if short_of_memory:
             self._observer.out_of_memory()
@@ -267,13 +309,23 @@ class ImageEngine:
             cap = 1
         else:
             cap = max(1, sum(drawing.rows for drawing in group) // 2)
-            log.warning("out of memory for %d requests at once; at most %d rows for a minute", len(group), cap)
+            log.warning(
+                "out of memory for %d requests at once; at most %d rows for a minute",
+                len(group),
+                cap,
+            )
         self._caps[group[0].key] = cap, time.monotonic() + CAP_S
 
     def _alone(self, drawing: Drawing) -> None:
-        """Run a pipeline that cannot share the device from begin to end, looking for cancellation at each call."""
+        """Run a pipeline that cannot share the device from begin to end, looking for cancellation
+        at each call."""
         self._step(drawing, drawing.begin)
-        while drawing in self._drawings and not self._closed and not drawing.cancelled and not drawing.overdue:
+        while (
+            drawing in self._drawings
+            and not self._closed
+            and not drawing.cancelled
+            and not drawing.overdue
+        ):
             self._run_group([drawing])
 
     def _step(self, drawing: Drawing, action: Callable[..., None], *values: Any) -> None:
@@ -302,12 +354,17 @@ def _decode_limit(call: Call | None) -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Also true of the CPU allocator's failure, which is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "can't allocate memory" in str(error)
 
 
-def _does_not_fit(job: Job) -> DeviceOutOfMemory:
-    size = "x".join(str(job.arguments[name]) for name in ("width", "height") if name in job.arguments)
+def _does_not_fit(job: PreparedRequest) -> DeviceOutOfMemory:
+    size = "x".join(
+        str(job.arguments[name]) for name in ("width", "height") if name in job.arguments
+    )
     return DeviceOutOfMemory(
-        f"the request does not fit the device's memory even alone; lower width and height{f' (now {size})' if size else ''}"
-        f" or num_images_per_prompt (now {job.pictures}), or set ENABLE_VAE_TILING=true or QUANTIZATION=auto"
+        "the request does not fit the device's memory even alone; lower width and"
+        f" height{f' (now {size})' if size else ''} or num_images_per_prompt (now {job.pictures}),"
+        " or set ENABLE_VAE_TILING=true or QUANTIZATION=auto"
     )

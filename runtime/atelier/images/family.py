@@ -10,17 +10,24 @@ from atelier.errors import InvalidRequest
 from atelier.images.arguments import accepted
 from atelier.images.request import ImageRequest
 
-# Pipelines with this prefix of attribute exchange the attention processors of the shared denoiser while they run.
+# Pipelines with this prefix of attribute exchange the attention processors of the shared denoiser
+# while they run.
 EXCHANGES_PROCESSORS = "pag_applied_layers"
 
-# They go with any model that DDIM goes with, though DDIM does not say so; distilled adapters need them.
+# They go with any model that DDIM goes with, though DDIM does not say so; distilled adapters need
+# them.
 FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 
-FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+FLOW_SCHEDULERS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+)
 
 
 class PipelineFamily:
-    """Picks the pipeline class for a request and makes it, once, around the modules already loaded."""
+    """Picks the pipeline class for a request and makes it, once, around the modules already
+    loaded."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
@@ -33,10 +40,18 @@ class PipelineFamily:
         Raises:
             InvalidRequest: diffusers has no such form of this family.
         """
-        wanted = "mask_image" if request.mask_image is not None else "image" if request.image is not None else ""
+        wanted = (
+            "mask_image"
+            if request.mask_image is not None
+            else "image"
+            if request.image is not None
+            else ""
+        )
         if not wanted or wanted in accepted(self.base):
             return self.base
-        with self._lock:  # importing the map of all pipelines takes seconds; two requests must not do it twice
+        with (
+            self._lock
+        ):  # importing the map of all pipelines takes seconds; two requests must not do it twice
             if wanted not in self._derived:
                 self._derived[wanted] = self._derive(wanted)
             return self._derived[wanted]
@@ -49,29 +64,34 @@ class PipelineFamily:
             pipeline = auto.from_pipe(self.base)
         except ValueError:
             form = "inpainting" if wanted == "mask_image" else "image-to-image"
-            raise InvalidRequest(f"{wanted}: {type(self.base).__name__} has no {form} form", wanted) from None
+            raise InvalidRequest(
+                f"{wanted}: {type(self.base).__name__} has no {form} form", wanted
+            ) from None
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
 
 def must_run_alone(pipeline: Any) -> bool:
-    """True of pipelines whose calls change the shared modules, so that no other request may run in between."""
+    """True of pipelines whose calls change the shared modules, so that no other request may run in
+    between."""
     return hasattr(pipeline, EXCHANGES_PROCESSORS)
 
 
 def restorer(pipeline: Any) -> Callable[[], None]:
-    """Puts the denoiser's attention processors back, for a request that is stopped before its pipeline does so itself."""
+    """Puts the denoiser's attention processors back, for a request that is stopped before its
+    pipeline does so itself."""
     denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
     before = dict(denoiser.attn_processors)
     return lambda: denoiser.set_attn_processor(dict(before))
 
 
 def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
-    """A scheduler of class `name`, configured as the pipeline's own. Those that need a library which is not installed, a
-    placeholder with `_backends` in diffusers, are not on offer.
+    """A scheduler of class `name`, configured as the pipeline's own. Those that need a library
+    which is not installed, a placeholder with `_backends` in diffusers, are not on offer.
 
     Raises:
-        InvalidRequest: no such scheduler, or one for another kind of model; the message lists what fits.
+        InvalidRequest: no such scheduler, or one for another kind of model; the message lists what
+            fits.
     """
     import diffusers
 
@@ -80,7 +100,11 @@ def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
     kin = FLOW_SCHEDULERS if own in FLOW_SCHEDULERS else tuple(getattr(current, "_compatibles", ()))
     if "DDIMScheduler" in kin:
         kin += FEW_STEP_SCHEDULERS
-    allowed = sorted(each for each in {own, *kin} if not hasattr(getattr(diffusers, each), "_backends"))
+    allowed = sorted(
+        each for each in {own, *kin} if not hasattr(getattr(diffusers, each), "_backends")
+    )
     if name not in allowed:
-        raise InvalidRequest(f"{field}: {name!r} does not fit this model; allowed: {', '.join(allowed)}", field)
+        raise InvalidRequest(
+            f"{field}: {name!r} does not fit this model; allowed: {', '.join(allowed)}", field
+        )
     return getattr(diffusers, name).from_config(current.config)

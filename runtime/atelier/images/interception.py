@@ -1,8 +1,10 @@
-"""Put a gate in front of the modules of a pipeline, so that a call made inside a request's greenlet parks there.
+"""Put a gate in front of the modules of a pipeline, so that a call made inside a request's greenlet
+parks there.
 
-The gate replaces `forward` (of a VAE: `decode`) on the module instance. Called from the engine's own greenlet it is the
-real function; called from a request's greenlet it hands the arguments to the engine and returns what the engine answers.
-Pipelines notice nothing: they call their modules as always.
+The gate replaces `forward` (of a VAE: `decode`) on the module instance. Called from the engine's
+own greenlet it is the real function; called from a request's greenlet it hands the arguments to the
+engine and returns what the engine answers. Pipelines notice nothing: they call their modules as
+always.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import greenlet
 import torch
 
 from atelier.images.stacking import Layout, Stacker
+from atelier.sources.checkpoint.roles import role_of
 
 
 class Stage(Enum):
@@ -29,7 +32,8 @@ class Stage(Enum):
 
 
 class Gate:
-    """One intercepted function. `real` is what the pipeline would have called, hooks and compilation included."""
+    """One intercepted function. `real` is what the pipeline would have called, hooks and
+    compilation included."""
 
     def __init__(self, name: str, module: torch.nn.Module, method: str) -> None:
         self.name = name
@@ -41,7 +45,8 @@ class Gate:
         self._gated = self._make_gated()
 
     def put_up(self) -> None:
-        """Stand before the module, again if something else took the place: offload hooks do when adapters are loaded."""
+        """Stand before the module, again if something else took the place: offload hooks do when
+        adapters are loaded."""
         standing = getattr(self.module, self._method)
         if standing is not self._gated:
             self.real = standing
@@ -78,12 +83,14 @@ class Parking(greenlet.greenlet):
     uninterrupted = False
 
     def park(self, call: Call) -> Any:
-        """Wait until the engine has run the call; its result comes back, its exception is raised."""
+        """Wait until the engine has run the call; its result comes back, its exception is
+        raised."""
         return self.parent.switch(call)
 
 
 def install(pipeline: Any) -> list[Gate]:
-    """Put gates before every module of `pipeline` and of pipelines inside it. Call once for a set of shared modules."""
+    """Put gates before every module of `pipeline` and of pipelines inside it. Call once for a set
+    of shared modules."""
     gates: dict[int, Gate] = {}
     for name, module in _modules(pipeline):
         if id(module) in gates:
@@ -116,8 +123,9 @@ def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def _keep_together(module: Any) -> None:
-    """Let nobody in between the tokens that a language model writes: it keeps positions on the module from one to the next,
-    and samples with torch's global generator, which the pipeline seeded just before."""
+    """Let nobody in between the tokens that a language model writes: it keeps positions on the
+    module from one to the next, and samples with torch's global generator, which the pipeline
+    seeded just before."""
     real = module.generate
 
     @wraps(real)
@@ -137,5 +145,5 @@ def _keep_together(module: Any) -> None:
 def _stage(name: str, method: str) -> Stage:
     if method == "decode":
         return Stage.DECODE
-    encoders = ("text_encoder", "image_encoder", "safety_checker", "vision", "tokenizer", "feature")
-    return Stage.ENCODE if any(part in name for part in encoders) else Stage.DENOISE
+    encodes = role_of(name) in ("text_encoder", "image_encoder")
+    return Stage.ENCODE if encodes else Stage.DENOISE

@@ -1,7 +1,8 @@
-"""The universal loader: a checkpoint of any diffusers family to a pipeline on its device, as the memory plan says.
+"""The universal loader: a checkpoint of any diffusers family to a pipeline on its device, as the
+memory plan says.
 
-Nothing is guessed. What the checkpoint lacks was named by `sources.checkpoint.inspect` before anything is read; what
-diffusers then still refuses is passed on with the checkpoint's path.
+Nothing is guessed. What the checkpoint lacks was named by `sources.checkpoint.inspect` before
+anything is read; what diffusers then still refuses is passed on with the checkpoint's path.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from functools import wraps
 from typing import Any
 
 from atelier.errors import CheckpointError, InvalidRequest, SettingsError
-from atelier.hardware.memory import MemoryPlan
+from atelier.hardware.choice import MemoryPlan
 from atelier.images.family import scheduler_for
 from atelier.settings import Settings
-from atelier.sources.contents import Checkpoint
+from atelier.sources.checkpoint.contents import Checkpoint
 
 _ATTENTION_BACKENDS = {  # ours to diffusers' names
     "torch-flash": "_native_flash",
@@ -43,12 +44,21 @@ class PipelineLoader:
         """Read the weights and place them.
 
         Raises:
-            CheckpointError: the checkpoint cannot be loaded; the message says what diffusers found wrong.
+            CheckpointError: the checkpoint cannot be loaded; the message says what diffusers found
+                wrong.
             SettingsError: SCHEDULER is none that fits.
         """
         try:
             pipeline = self._read()
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, ImportError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            RuntimeError,
+            ImportError,
+        ) as error:
             message = f"{self._checkpoint.path} cannot be loaded: {type(error).__name__}: {error}"
             raise CheckpointError(message) from error
         if self._settings.scheduler:
@@ -62,7 +72,9 @@ class PipelineLoader:
                 module.eval()  # a T5 left in training mode has dropout, and no picture repeats
             config: Any = getattr(module, "config", None)
             if hasattr(config, "get_text_config"):
-                config.get_text_config().use_cache = False  # `generate` asks for its own keys and values
+                config.get_text_config().use_cache = (
+                    False  # `generate` asks for its own keys and values
+                )
             if type(module).__name__ == "CLIPTextModel" and not hasattr(module, "text_model"):
                 vars(module)["text_model"] = (
                     module  # where diffusers' clip_skip finds the last norm; transformers moved it
@@ -82,12 +94,15 @@ class PipelineLoader:
         if pipeline_class is None:
             if not checkpoint.remote_code:
                 raise CheckpointError(
-                    f"{checkpoint.path}: diffusers {diffusers.__version__} has no pipeline class {name}"
+                    f"{checkpoint.path}: diffusers {diffusers.__version__} has no pipeline class"
+                    f" {name}"
                 )
             pipeline_class = diffusers.DiffusionPipeline
         if checkpoint.kind == "single_file":
             config = str(settings.single_file_config) or None
-            return pipeline_class.from_single_file(str(checkpoint.path), config=config, dtype=self._dtypes()["default"])
+            return pipeline_class.from_single_file(
+                str(checkpoint.path), config=config, dtype=self._dtypes()["default"]
+            )
         return pipeline_class.from_pretrained(
             checkpoint.path,
             dtype=self._dtypes(),
@@ -96,7 +111,9 @@ class PipelineLoader:
             trust_remote_code=settings.trust_remote_code,
             local_files_only=True,
             quantization_config=self._quantization(),
-            **dict.fromkeys(checkpoint.absent),  # else diffusers takes a Stable Diffusion 3 without T5 for broken
+            **dict.fromkeys(
+                checkpoint.absent
+            ),  # else diffusers takes a Stable Diffusion 3 without T5 for broken
         )
 
     def _dtypes(self) -> dict[str, Any]:
@@ -106,7 +123,8 @@ class PipelineLoader:
         return {name: getattr(torch, dtype) for name, dtype in named.items()}
 
     def _quantization(self) -> Any:
-        """diffusers' configuration for the components that the plan quantizes; None if it quantizes none."""
+        """diffusers' configuration for the components that the plan quantizes; None if it quantizes
+        none."""
         plan = self._plan
         if plan.quantization == "none" or not plan.quantized:
             return None
@@ -117,7 +135,11 @@ class PipelineLoader:
         backends: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
             ("bitsandbytes", "nf4"): (
                 "bitsandbytes_4bit",
-                {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute},
+                {
+                    "load_in_4bit": True,
+                    "bnb_4bit_quant_type": "nf4",
+                    "bnb_4bit_compute_dtype": compute,
+                },
             ),
             ("bitsandbytes", "int8"): ("bitsandbytes_8bit", {"load_in_8bit": True}),
             ("torchao", "int8"): ("torchao", {"quant_type": "int8wo"}),
@@ -125,7 +147,9 @@ class PipelineLoader:
         }
         backend, arguments = backends[plan.quantization_backend, plan.quantization]
         return PipelineQuantizationConfig(
-            quant_backend=backend, quant_kwargs=arguments, components_to_quantize=list(plan.quantized)
+            quant_backend=backend,
+            quant_kwargs=arguments,
+            components_to_quantize=list(plan.quantized),
         )
 
     def _place(self, pipeline: Any) -> None:
@@ -137,7 +161,9 @@ class PipelineLoader:
             pipeline.enable_model_cpu_offload(device=plan.device)
         else:
             pipeline.enable_group_offload(
-                onload_device=plan.device, offload_type="leaf_level", use_stream=plan.device.startswith("cuda")
+                onload_device=plan.device,
+                offload_type="leaf_level",
+                use_stream=plan.device.startswith("cuda"),
             )
         vae: Any = getattr(pipeline, "vae", None)
         if plan.vae_slicing and hasattr(vae, "enable_slicing"):
@@ -154,14 +180,22 @@ class PipelineLoader:
             _take_any_dtype(vae)
 
     def _choose_attention(self, pipeline: Any) -> None:
-        """Another attention kernel for the denoisers, by diffusers' dispatcher, which not every architecture goes through."""
+        """Another attention kernel for the denoisers, by diffusers' dispatcher, which not every
+        architecture goes through."""
         setting = f"ATTENTION_BACKEND={self._plan.attention_backend}"
         backend = _ATTENTION_BACKENDS[self._plan.attention_backend]
-        denoisers = [part for name, part in pipeline.components.items() if name.startswith(("transformer", "unet"))]
+        denoisers = [
+            part
+            for name, part in pipeline.components.items()
+            if name.startswith(("transformer", "unet"))
+        ]
         chosen = [part for part in denoisers if _dispatches_attention(part)]
         if not chosen:
             kinds = ", ".join(type(part).__name__ for part in denoisers) or type(pipeline).__name__
-            raise SettingsError(f"{setting}: {kinds} of this diffusers has torch's attention built in; set it to auto")
+            raise SettingsError(
+                f"{setting}: {kinds} of this diffusers has torch's attention built in; set it to"
+                " auto"
+            )
         try:
             for denoiser in chosen:
                 denoiser.set_attention_backend(backend)
@@ -170,32 +204,40 @@ class PipelineLoader:
             raise SettingsError(f"{setting} cannot be used here: {error}") from None
 
     def _try_attention(self, backend: str) -> None:
-        """One small call, since diffusers checks packages alone: kernels refuse devices and dtypes only when called."""
+        """One small call, since diffusers checks packages alone: kernels refuse devices and dtypes
+        only when called."""
         import torch
         from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-        tokens = torch.zeros(1, 128, 2, 64, device=self._plan.device, dtype=getattr(torch, self._plan.dtype))
+        tokens = torch.zeros(
+            1, 128, 2, 64, device=self._plan.device, dtype=getattr(torch, self._plan.dtype)
+        )
         dispatch_attention_fn(tokens, tokens, tokens, backend=AttentionBackendName(backend))
 
     def _cache_steps(self, pipeline: Any) -> None:
-        """First-block caching, diffusers' own hook. Its state is the module's, so requests run one at a time."""
+        """First-block caching, diffusers' own hook. Its state is the module's, so requests run one
+        at a time."""
         from diffusers import FirstBlockCacheConfig
 
         denoiser: Any = getattr(pipeline, "transformer", None)
         if not hasattr(denoiser, "enable_cache"):
             raise CheckpointError(
-                f"STEP_CACHE: {type(pipeline).__name__} has no transformer that can cache; set it to off"
+                f"STEP_CACHE: {type(pipeline).__name__} has no transformer that can cache; set it"
+                " to off"
             )
         denoiser.enable_cache(FirstBlockCacheConfig(threshold=self._settings.step_cache_threshold))
 
 
 def _dispatches_attention(denoiser: Any) -> bool:
-    processors = (getattr(module, "processor", None) for module in getattr(denoiser, "modules", list)())
+    processors = (
+        getattr(module, "processor", None) for module in getattr(denoiser, "modules", list)()
+    )
     return any(hasattr(processor, "_attention_backend") for processor in processors)
 
 
 def _take_any_dtype(vae: Any) -> None:
-    """Let a VAE in float32 take the latents of a float16 denoiser, which pipelines hand over as they are."""
+    """Let a VAE in float32 take the latents of a float16 denoiser, which pipelines hand over as
+    they are."""
     for method in ("encode", "decode"):
         setattr(vae, method, _casting(getattr(vae, method), vae))
 

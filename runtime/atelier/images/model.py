@@ -1,4 +1,5 @@
-"""A picture model from MODEL_ID to events: fetch, inspect, plan, load, probe, then serve requests through the engine."""
+"""A picture model from MODEL_ID to events: fetch, inspect, plan, load, probe, then serve requests
+through the engine."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, NotReady
-from atelier.images.observer import Observer, Silent
+from atelier.images.observer import ImageObserver, SilentImageObserver
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
 from atelier.streams import EventStream
 
 if TYPE_CHECKING:
-    from atelier.hardware.memory import MemoryPlan
+    from atelier.hardware.choice import MemoryPlan
     from atelier.images.adapters import Adapters
-    from atelier.images.drawing import Job
+    from atelier.images.drawing import PreparedRequest
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
     from atelier.sources import AdapterSource, Checkpoint
@@ -29,14 +30,15 @@ log = logging.getLogger(__name__)
 
 
 class ImageModel:
-    """One checkpoint, served. `load()` blocks and belongs in a thread; everything else is for the event loop."""
+    """One checkpoint, served. `load()` blocks and belongs in a thread; everything else is for the
+    event loop."""
 
-    def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
+    def __init__(self, settings: Settings, observer: ImageObserver | None = None) -> None:
         self.name = settings.served_name
         self.ready = False
         self.progress = "not started"
         self._settings = settings
-        self._observer = observer or Silent()
+        self._observer = observer or SilentImageObserver()
         self._compiled = False
         self._plan: MemoryPlan
         self._family: PipelineFamily
@@ -52,7 +54,9 @@ class ImageModel:
         from atelier.sources import fetch_adapters
 
         settings = self._settings
-        with self._stage("source", f"fetching {', '.join((settings.model_id, *settings.lora_paths))}"):
+        with self._stage(
+            "source", f"fetching {', '.join((settings.model_id, *settings.lora_paths))}"
+        ):
             checkpoint = self._fetch()
             adapters = fetch_adapters(settings)
         with self._stage("weights", f"loading {checkpoint.pipeline_class} from {checkpoint.path}"):
@@ -74,7 +78,7 @@ class ImageModel:
 
     def _fetch(self) -> Checkpoint:
         from atelier.sources import fetch
-        from atelier.sources.checkpoint import inspect
+        from atelier.sources.checkpoint.folder import inspect
 
         settings = self._settings
         checkpoint = inspect(
@@ -88,11 +92,12 @@ class ImageModel:
 
     def _build(self, checkpoint: Checkpoint, adapters: Sequence[AdapterSource]) -> None:
         """Plan, load, place, compile, and start the engine."""
-        from atelier.hardware.devices import DeviceManager, set_cpu_threads
-        from atelier.hardware.memory import OptimizationManager
+        from atelier.hardware.choice import OptimizationManager
+        from atelier.hardware.container import set_cpu_threads
+        from atelier.hardware.machine import DeviceManager
         from atelier.images import compilation
         from atelier.images.adapters import Adapters
-        from atelier.images.engine import ImageEngine, Limits
+        from atelier.images.engine import EngineLimits, ImageEngine
         from atelier.images.family import PipelineFamily
         from atelier.images.interception import install, put_up
         from atelier.images.loader import PipelineLoader
@@ -118,7 +123,7 @@ class ImageModel:
             compilation.compile_denoisers(gates, self._plan.compile)
         rows = min(settings.max_batch_size, self._plan.max_rows)
         buckets = compilation.buckets(rows) if self._compiled else ()
-        limits = Limits(rows, settings.max_queue_size, buckets=buckets)
+        limits = EngineLimits(rows, settings.max_queue_size, buckets=buckets)
         self._engine = ImageEngine(limits, use_adapters=self._adapters.use, observer=self._observer)
 
     def _warm_up(self) -> None:
@@ -127,7 +132,12 @@ class ImageModel:
 
         assert self._engine is not None
         rows = min(self._settings.max_batch_size, self._plan.max_rows)
-        warm_up(self._engine, self._family.base, self._warmup_sizes(), buckets(rows) if self._compiled else (rows,))
+        warm_up(
+            self._engine,
+            self._family.base,
+            self._warmup_sizes(),
+            buckets(rows) if self._compiled else (rows,),
+        )
 
     def _warmup_sizes(self) -> list[tuple[int, int]]:
         """WARMUP_SIZES; if something is compiled, also the size that requests get who name none."""
@@ -167,21 +177,28 @@ class ImageModel:
             self._observer.refused(protocol, error)
             raise
 
-    def prepare(self, request: ImageRequest) -> Job:
-        """Everything about a request that needs no device: pipeline, arguments, decoded pictures, seed, deadline."""
+    def prepare(self, request: ImageRequest) -> PreparedRequest:
+        """Everything about a request that needs no device: pipeline, arguments, decoded pictures,
+        seed, deadline."""
         from atelier.images.arguments import build
-        from atelier.images.drawing import Job
+        from atelier.images.drawing import PreparedRequest
         from atelier.images.family import must_run_alone, restorer, scheduler_for
 
         pipeline = self._family.pipeline_for(request)
-        seconds = min(request.timeout or self._settings.request_timeout, self._settings.request_timeout)
-        return Job(
+        seconds = min(
+            request.timeout or self._settings.request_timeout, self._settings.request_timeout
+        )
+        return PreparedRequest(
             pipeline=pipeline,
-            arguments=build(pipeline, request, min(self._settings.max_pixels, self._plan.max_pixels)),
+            arguments=build(
+                pipeline, request, min(self._settings.max_pixels, self._plan.max_pixels)
+            ),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             pictures=request.num_images_per_prompt,
             deadline=time.monotonic() + seconds,
-            scheduler=scheduler_for(pipeline, request.scheduler, "scheduler") if request.scheduler else None,
+            scheduler=scheduler_for(pipeline, request.scheduler, "scheduler")
+            if request.scheduler
+            else None,
             exclusive=must_run_alone(pipeline) or self._settings.step_cache != "off",
             restore=restorer(pipeline) if must_run_alone(pipeline) else None,
             adapters=self._adapters.select(request.lora),
@@ -195,14 +212,17 @@ class ImageModel:
 
     def device_memory(self) -> tuple[int, int]:
         """Bytes of the device used and free; zeros before the model is placed."""
-        from atelier.hardware.devices import memory_now
+        from atelier.hardware.machine import memory_now
 
         return memory_now(self._plan.device) if self.ready else (0, 0)
 
     @property
     def notes(self) -> dict[str, str]:
-        """What every answer must say of how its pictures were made: nothing, unless steps are approximated."""
-        return {} if self._settings.step_cache == "off" else {"step_cache": self._settings.step_cache}
+        """What every answer must say of how its pictures were made: nothing, unless steps are
+        approximated."""
+        return (
+            {} if self._settings.step_cache == "off" else {"step_cache": self._settings.step_cache}
+        )
 
     def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and stop. Blocks."""
@@ -227,7 +247,8 @@ class ImageModel:
         return 4 in (config.get("out_channels"), config.get("input_channels"))
 
     def metadata(self) -> dict[str, Any]:
-        """What the model's metadata endpoint adds: pipeline class, accepted arguments, memory plan."""
+        """What the model's metadata endpoint adds: pipeline class, accepted arguments, memory
+        plan."""
         from atelier.images.arguments import accepted
 
         if not self.ready:

@@ -1,4 +1,5 @@
-"""What the engine reports of itself while it works. Telemetry implements it; the engine knows no metric."""
+"""What the engine reports of itself while it works. Telemetry implements it; the engine knows no
+metric."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from typing import Protocol
 from atelier.events import Event
 
 
-class Observer(Protocol):
+class ImageObserver(Protocol):
     """Called from the denoising thread, so every method must be quick."""
 
     def request(self, protocol: str, prompt: str) -> Callable[[Event], None]:
-        """A listener for the events of one admitted request. `prompt` is for the log, if prompts are logged at all."""
+        """A listener for the events of one admitted request. `prompt` is for the log, if prompts
+        are logged at all."""
 
     def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
-        """One module call was run: stage, seconds, shape of one row, rows, and how many requests shared it."""
+        """One module call was run: stage, seconds, shape of one row, rows, and how many requests
+        shared it."""
 
     def loaded(self, stage: str, seconds: float) -> None:
         """A stage of the start is done: source, weights or warmup."""
@@ -30,7 +33,7 @@ class Observer(Protocol):
         """A module call ran out of memory."""
 
 
-class Silent:
+class SilentImageObserver:
     """Reports to nobody."""
 
     def request(self, protocol: str, prompt: str) -> Callable[[Event], None]:

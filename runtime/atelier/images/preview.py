@@ -1,8 +1,10 @@
-"""Previews: a small picture from unfinished latents, by a linear map that is learned from the pictures the model finishes.
+"""Previews: a small picture from unfinished latents, by a linear map that is learned from the
+pictures the model finishes.
 
-A VAE's decoder is close to linear at low resolution, so a least-squares fit from a latent's channels to the patch of
-pixels below it gives a recognisable picture for the cost of one small matrix product. Every finished picture adds to the
-fit; the first is drawn while the model warms up. So no table of families is needed, and a fine-tuned VAE is followed.
+A VAE's decoder is close to linear at low resolution, so a least-squares fit from a latent's
+channels to the patch of pixels below it gives a recognisable picture for the cost of one small
+matrix product. Every finished picture adds to the fit; the first is drawn while the model warms up.
+So no table of families is needed, and a fine-tuned VAE is followed.
 """
 
 from __future__ import annotations
@@ -32,13 +34,18 @@ class LatentPreview:
         return self._gram is not None
 
     def learn(self, latents: torch.Tensor, picture: torch.Tensor) -> None:
-        """Add a finished picture: its last latents (of one picture) and its pixels, 3 x height x width in 0..1."""
+        """Add a finished picture: its last latents (of one picture) and its pixels, 3 x height x
+        width in 0..1."""
         cells = _grid(latents, picture.shape[-2] / picture.shape[-1])
         if cells is None:
             return
         rows, columns, _ = cells.shape
-        small = functional.interpolate(picture[None].float(), (rows * PATCH, columns * PATCH), mode="area").cpu()
-        target = functional.unfold(small, PATCH, stride=PATCH)[0].T  # (rows * columns) x (3 * PATCH * PATCH)
+        small = functional.interpolate(
+            picture[None].float(), (rows * PATCH, columns * PATCH), mode="area"
+        ).cpu()
+        target = functional.unfold(small, PATCH, stride=PATCH)[
+            0
+        ].T  # (rows * columns) x (3 * PATCH * PATCH)
         features = _with_bias(cells.reshape(rows * columns, -1))
         if len(features) > SAMPLES:
             picked = torch.linspace(0, len(features) - 1, SAMPLES).long()
@@ -51,14 +58,21 @@ class LatentPreview:
         self._map = None
 
     def draw(self, latents: torch.Tensor, aspect: float) -> torch.Tensor | None:
-        """The preview, height x width x 3 in uint8 on the CPU; None if no picture was seen or the latents have no grid.
+        """The preview, height x width x 3 in uint8 on the CPU; None if no picture was seen or the
+        latents have no grid.
 
         Args:
-            latents: of one picture: channels x rows x columns, or tokens x channels as FLUX packs them.
+            latents: of one picture: channels x rows x columns, or tokens x channels as FLUX packs
+                them.
             aspect: height / width of the picture.
         """
         cells = _grid(latents, aspect)
-        if cells is None or self._gram is None or self._moment is None or cells.shape[-1] + 1 != len(self._gram):
+        if (
+            cells is None
+            or self._gram is None
+            or self._moment is None
+            or cells.shape[-1] + 1 != len(self._gram)
+        ):
             return None
         if self._map is None:
             ridge = RIDGE * self._gram.diagonal().mean() * torch.eye(len(self._gram))
@@ -70,7 +84,8 @@ class LatentPreview:
 
 
 def clean_estimate(scheduler: Any, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Where an Euler step leads when followed to the end: x0 = x - sigma * (x' - x) / (sigma' - sigma).
+    """Where an Euler step leads when followed to the end: x0 = x - sigma * (x' - x) / (sigma' -
+    sigma).
 
     Other schedulers' latents are returned as they are: noisy at first, the picture at last.
     """
@@ -84,7 +99,9 @@ def clean_estimate(scheduler: Any, before: torch.Tensor, after: torch.Tensor) ->
 def _grid(latents: torch.Tensor, aspect: float) -> torch.Tensor | None:
     """Latents as rows x columns x channels, float32 on the CPU."""
     values = latents.detach().float().cpu()
-    if values.dim() == 4 and 1 in values.shape[:2]:  # video models: one frame before or after the channels
+    if (
+        values.dim() == 4 and 1 in values.shape[:2]
+    ):  # video models: one frame before or after the channels
         values = values.squeeze(0) if values.shape[0] == 1 else values.squeeze(1)
     if values.dim() == 3:
         return values.permute(1, 2, 0)

@@ -1,4 +1,5 @@
-"""The one request type for pictures. Every protocol translates into it; a new field is added here and nowhere else."""
+"""The one request type for pictures. Every protocol translates into it; a new field is added here
+and nowhere else."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ def _format(value: Any) -> Any:
 class ImageRequest(BaseModel):
     """What one caller asks for: one prompt, `num_images_per_prompt` pictures.
 
-    `None` means that the pipeline's own default applies. Fields beyond those below are kept in `model_extra` and are passed
-    to the pipeline by name if its signature has them.
+    `None` means that the pipeline's own default applies. Fields beyond those below are kept in
+    `model_extra` and are passed to the pipeline by name if its signature has them.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -34,20 +35,33 @@ class ImageRequest(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=100)
     width: int | None = Field(None, ge=8, description="Pixels.")
     height: int | None = Field(None, ge=8, description="Pixels.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn at random if missing; always returned.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Drawn at random if missing; always returned."
+    )
     num_images_per_prompt: int = Field(1, ge=1)
-    scheduler: str | None = Field(None, description="diffusers scheduler class, for this request only.")
+    scheduler: str | None = Field(
+        None, description="diffusers scheduler class, for this request only."
+    )
     clip_skip: int | None = Field(None, ge=1, le=11)
     max_sequence_length: int | None = Field(None, ge=1, le=4096, description="Text tokens.")
     image: list[bytes] | None = Field(None, min_length=1, description="Encoded input pictures.")
     mask_image: bytes | None = Field(None, description="Encoded mask: white is repainted.")
-    strength: float | None = Field(None, gt=0, le=1, description="Share of the steps that image-to-image runs.")
-    lora: dict[str, float] | None = Field(None, description="Adapter name to weight; missing: DEFAULT_LORA.")
+    strength: float | None = Field(
+        None, gt=0, le=1, description="Share of the steps that image-to-image runs."
+    )
+    lora: dict[str, float] | None = Field(
+        None, description="Adapter name to weight; missing: DEFAULT_LORA."
+    )
     previews: int = Field(
-        0, ge=0, le=8, description="Unfinished pictures wanted on the way, where the protocol shows them."
+        0,
+        ge=0,
+        le=8,
+        description="Unfinished pictures wanted on the way, where the protocol shows them.",
     )
     format: Annotated[Format, BeforeValidator(_format)] = "PNG"
-    compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP, 100 best.")
+    compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of JPEG and WebP, 100 best."
+    )
     timeout: float | None = Field(
         None, gt=0, description="Seconds until the request is dropped; REQUEST_TIMEOUT caps it."
     )
@@ -79,16 +93,25 @@ class ImageRequest(BaseModel):
     def _check_limits(self, settings: Settings, where: str) -> None:
         if (self.num_inference_steps or 0) > settings.max_steps:
             name = f"{where}num_inference_steps"
-            raise InvalidRequest(f"{name}: {self.num_inference_steps} is above MAX_STEPS={settings.max_steps}", name)
+            raise InvalidRequest(
+                f"{name}: {self.num_inference_steps} is above MAX_STEPS={settings.max_steps}", name
+            )
         if self.num_images_per_prompt > settings.max_images_per_request:
             name = f"{where}num_images_per_prompt"
             limit = settings.max_images_per_request
-            raise InvalidRequest(f"{name}: {self.num_images_per_prompt} is above MAX_IMAGES_PER_REQUEST={limit}", name)
+            raise InvalidRequest(
+                f"{name}: {self.num_images_per_prompt} is above MAX_IMAGES_PER_REQUEST={limit}",
+                name,
+            )
         if self.mask_image is not None and self.image is None:
-            raise InvalidRequest(f"{where}mask_image needs {where}image: the picture to repaint", f"{where}mask_image")
+            raise InvalidRequest(
+                f"{where}mask_image needs {where}image: the picture to repaint",
+                f"{where}mask_image",
+            )
         if (self.width or 8) * (self.height or 8) > settings.max_pixels:
             raise InvalidRequest(
-                f"{where}width: {self.width} x {self.height} pixels are above MAX_PIXELS={settings.max_pixels}",
+                f"{where}width: {self.width} x {self.height} pixels are above"
+                f" MAX_PIXELS={settings.max_pixels}",
                 f"{where}width",
             )
 

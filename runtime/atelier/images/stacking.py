@@ -1,8 +1,10 @@
-"""Stack the arguments of several calls of one module along the batch axis, and split what it returns.
+"""Stack the arguments of several calls of one module along the batch axis, and split what it
+returns.
 
-A call is described by a `Layout`: which of its tensors carry one row a sample, which are shared, and a key. Calls with
-equal keys can be stacked. What is not understood gets no key and runs alone. Being wrong here is caught by
-`verifier.py`, which compares stacked with lone results before stacking is trusted.
+A call is described by a `Layout`: which of its tensors carry one row a sample, which are shared,
+and a key. Calls with equal keys can be stacked. What is not understood gets no key and runs alone.
+Being wrong here is caught by `verifier.py`, which compares stacked with lone results before
+stacking is trusted.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ TIMESTEPS = ("timestep", "timesteps", "t", "sigma")
 
 
 def _holds_nothing(cache: Any) -> bool:
-    """True of GLM-Image's key-value cache when no input picture is in it; the denoiser then ignores it."""
+    """True of GLM-Image's key-value cache when no input picture is in it; the denoiser then ignores
+    it."""
     return all(layer.mode is None for layer in cache.caches)
 
 
@@ -55,17 +58,24 @@ class Layout:
     @property
     def shape(self) -> str:
         """The shape of one row of the first tensor, such as 16x64x64, to report step times by."""
-        return next(("x".join(map(str, tensor.shape[1:])) for tensor in self.tensors if tensor.dim() > 1), "")
+        return next(
+            ("x".join(map(str, tensor.shape[1:])) for tensor in self.tensors if tensor.dim() > 1),
+            "",
+        )
 
     @property
     def positions(self) -> int:
         """Height times width of the first tensor's last two axes."""
-        return next((tensor.shape[-1] * tensor.shape[-2] for tensor in self.tensors if tensor.dim() > 2), 1)
+        return next(
+            (tensor.shape[-1] * tensor.shape[-2] for tensor in self.tensors if tensor.dim() > 2), 1
+        )
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """All tensors of the call, those in per-sample lists included."""
-        flat = (entry for leaf in self.leaves for entry in (leaf if isinstance(leaf, list) else [leaf]))
+        flat = (
+            entry for leaf in self.leaves for entry in (leaf if isinstance(leaf, list) else [leaf])
+        )
         return [entry for entry in flat if torch.is_tensor(entry)]
 
 
@@ -79,7 +89,8 @@ class Stacker:
         """Describe one call.
 
         Args:
-            digest: function from a tensor to a hashable of its content, for tensors that all samples share.
+            digest: function from a tensor to a hashable of its content, for tensors that all
+                samples share.
         """
         try:
             named = dict(self._signature.bind(*args, **kwargs).arguments)
@@ -104,7 +115,8 @@ class Stacker:
 
     @staticmethod
     def stack(layouts: Sequence[Layout], pad_to: int = 0) -> dict[str, Any]:
-        """The keyword arguments of one call that does the work of all. `pad_to` repeats the last row up to that many."""
+        """The keyword arguments of one call that does the work of all. `pad_to` repeats the last
+        row up to that many."""
         first = layouts[0]
         padding = max(0, pad_to - sum(layout.rows for layout in layouts))
         leaves = []
@@ -118,7 +130,8 @@ class Stacker:
             else:
                 if role is Role.TIMESTEP:
                     column = [
-                        part.reshape(-1).expand(layout.rows) for part, layout in zip(column, layouts, strict=True)
+                        part.reshape(-1).expand(layout.rows)
+                        for part, layout in zip(column, layouts, strict=True)
                     ]
                 if padding:
                     column.append(column[-1][-1:].expand(padding, *column[-1].shape[1:]))
@@ -135,11 +148,18 @@ class Stacker:
         total = max(sum(rows), padded)
 
         def is_per_sample(node: Any) -> bool:
-            return isinstance(node, list) and len(node) == total and all(torch.is_tensor(entry) for entry in node)
+            return (
+                isinstance(node, list)
+                and len(node) == total
+                and all(torch.is_tensor(entry) for entry in node)
+            )
 
         leaves, spec = pytree.tree_flatten(result, is_leaf=is_per_sample)
         columns = [_cut(leaf, rows, total) for leaf in leaves]
-        return [pytree.tree_unflatten([column[index] for column in columns], spec) for index in range(len(rows))]
+        return [
+            pytree.tree_unflatten([column[index] for column in columns], spec)
+            for index in range(len(rows))
+        ]
 
 
 class _List(list):  # type: ignore[type-arg]
@@ -147,7 +167,8 @@ class _List(list):  # type: ignore[type-arg]
 
 
 def _rows(named: dict[str, Any]) -> int:
-    """How many samples the call is for: the length of the first tensor with two axes, or of a leading list of tensors."""
+    """How many samples the call is for: the length of the first tensor with two axes, or of a
+    leading list of tensors."""
     first = next(iter(named.values()), None)
     if isinstance(first, list) and first and all(torch.is_tensor(entry) for entry in first):
         return len(first)
@@ -156,7 +177,8 @@ def _rows(named: dict[str, Any]) -> int:
 
 
 def _flatten(named: dict[str, Any], rows: int) -> tuple[list[str], list[Any], Any]:
-    """Leaves with the name of the argument they belong to; a list with one entry a sample stays one leaf."""
+    """Leaves with the name of the argument they belong to; a list with one entry a sample stays one
+    leaf."""
     marked = {
         name: _List(value) if isinstance(value, list) and len(value) == rows and rows else value
         for name, value in named.items()
@@ -173,12 +195,16 @@ def _is_list(node: Any) -> bool:
 
 
 def _unlist(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, _List) else value for name, value in arguments.items()}
+    return {
+        name: list(value) if isinstance(value, _List) else value
+        for name, value in arguments.items()
+    }
 
 
 def _is_mixed(value: Any, rows: int) -> bool:
-    """True of a list or tuple of tensors of which some, but not all, are as long as there are samples: Kandinsky 5's
-    positions along three axes are, one of which is a single frame. Such tensors have no batch axis."""
+    """True of a list or tuple of tensors of which some, but not all, are as long as there are
+    samples: Kandinsky 5's positions along three axes are, one of which is a single frame. Such
+    tensors have no batch axis."""
     if not isinstance(value, list | tuple) or not all(torch.is_tensor(entry) for entry in value):
         return False
     lengths = {entry.shape[:1] for entry in value}
@@ -194,10 +220,13 @@ def _role(name: str, leaf: Any, rows: int, digest: Any) -> tuple[Role | None, Ha
         return Role.SHARED, "generator"
     if not torch.is_tensor(leaf):
         kind_of = type(leaf).__name__
-        return (Role.SHARED, kind_of) if kind_of in UNUSED and UNUSED[kind_of](leaf) else (None, None)
+        return (
+            (Role.SHARED, kind_of) if kind_of in UNUSED and UNUSED[kind_of](leaf) else (None, None)
+        )
     kind = (leaf.dtype, str(leaf.device))
     if name in TIMESTEPS and leaf.numel() in (1, rows):
-        # Whole and 32-bit timesteps of different schedulers meet in one exact type; half types would round the whole ones.
+        # Whole and 32-bit timesteps of different schedulers meet in one exact type; half types
+        # would round the whole ones.
         exact = leaf.dtype in (torch.int32, torch.int64, torch.float32)
         return Role.TIMESTEP, (name, "exact" if exact else leaf.dtype, str(leaf.device))
     if leaf.dim() and leaf.shape[0] == rows:
@@ -206,8 +235,13 @@ def _role(name: str, leaf: Any, rows: int, digest: Any) -> tuple[Role | None, Ha
 
 
 def _describe(entry: Any) -> Hashable:
-    """Samples of a list may differ along their first axis: the channels of latents never do, the tokens of texts may."""
-    return (tuple(entry.shape[1:]), entry.dtype, str(entry.device)) if torch.is_tensor(entry) else repr(entry)
+    """Samples of a list may differ along their first axis: the channels of latents never do, the
+    tokens of texts may."""
+    return (
+        (tuple(entry.shape[1:]), entry.dtype, str(entry.device))
+        if torch.is_tensor(entry)
+        else repr(entry)
+    )
 
 
 def _cut(leaf: Any, rows: Sequence[int], total: int) -> list[Any]:
@@ -216,4 +250,6 @@ def _cut(leaf: Any, rows: Sequence[int], total: int) -> list[Any]:
         return [leaf[end - count : end] for end, count in zip(ends, rows, strict=True)]
     if isinstance(leaf, PRIMITIVE):
         return [leaf] * len(rows)
-    raise Unsplittable(f"{type(leaf).__name__} of shape {tuple(getattr(leaf, 'shape', ()))} for {total} rows")
+    raise Unsplittable(
+        f"{type(leaf).__name__} of shape {tuple(getattr(leaf, 'shape', ()))} for {total} rows"
+    )

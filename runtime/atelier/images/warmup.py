@@ -1,4 +1,5 @@
-"""The first pictures, drawn before the model is ready: they prove stacking, fit the previews, and fill compile caches."""
+"""The first pictures, drawn before the model is ready: they prove stacking, fit the previews, and
+fill compile caches."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 from atelier.errors import AtelierError
 from atelier.events import Failed
 from atelier.images.arguments import accepted, size_multiple, sized
-from atelier.images.drawing import Job
+from atelier.images.drawing import PreparedRequest
 from atelier.images.engine import ImageEngine
 from atelier.images.family import must_run_alone
 
@@ -22,12 +23,16 @@ STEPS = 2
 SMALLEST = 8  # in units of the size multiple: enough for any denoiser's down-sampling
 
 
-def warm_up(engine: ImageEngine, pipeline: Any, sizes: Sequence[tuple[int, int]], rows: Sequence[int]) -> None:
-    """Draw two different pictures side by side, small ones; then at each of `sizes` (width, height) as many at once as lead
-    to each of the row counts `rows`, with a row a picture and with guidance's two.
+def warm_up(
+    engine: ImageEngine, pipeline: Any, sizes: Sequence[tuple[int, int]], rows: Sequence[int]
+) -> None:
+    """Draw two different pictures side by side, small ones; then at each of `sizes` (width, height)
+    as many at once as lead to each of the row counts `rows`, with a row a picture and with
+    guidance's two.
 
-    Two at once is what proves stacking: the engine compares stacked with lone results the first time it could stack.
-    A pipeline that cannot draw these is still served, since a request may bring what they lack; the log says so.
+    Two at once is what proves stacking: the engine compares stacked with lone results the first
+    time it could stack. A pipeline that cannot draw these is still served, since a request may
+    bring what they lack; the log says so.
     """
     began = time.monotonic()
     asyncio.run(_draw(engine, pipeline, _smallest(pipeline), 2))
@@ -39,7 +44,9 @@ def warm_up(engine: ImageEngine, pipeline: Any, sizes: Sequence[tuple[int, int]]
 
 def _smallest(pipeline: Any) -> dict[str, int]:
     side = size_multiple(pipeline) * SMALLEST
-    as_asked = {"use_resolution_binning": False} if "use_resolution_binning" in accepted(pipeline) else {}
+    as_asked = (
+        {"use_resolution_binning": False} if "use_resolution_binning" in accepted(pipeline) else {}
+    )
     return sized(pipeline, side, side) | as_asked
 
 
@@ -49,12 +56,16 @@ async def _draw(engine: ImageEngine, pipeline: Any, size: dict[str, int], count:
     streams = []
     for index in range(min(count, engine.places)):
         arguments = {"prompt": PROMPTS[index % 2], **size, **steps, **output}
-        job = Job(pipeline, arguments, index, 1, deadline=float("inf"), exclusive=must_run_alone(pipeline))
+        job = PreparedRequest(
+            pipeline, arguments, index, 1, deadline=float("inf"), exclusive=must_run_alone(pipeline)
+        )
         streams.append(engine.submit(job, "warm-up"))
     for stream in streams:
         async for event in stream:
             if isinstance(event, Failed):
-                log.warning("warm-up at %s failed: %s", size or "the default size", _words(event.error))
+                log.warning(
+                    "warm-up at %s failed: %s", size or "the default size", _words(event.error)
+                )
 
 
 def _words(error: AtelierError) -> str:

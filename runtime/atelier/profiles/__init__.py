@@ -1,7 +1,7 @@
 """Ready sets of values for known pairs of model and GPUs, one YAML file each, chosen by PROFILE.
 
-A profile holds `description`, `gpus` (how many and how large) and `values` by setting name; it overrides the defaults
-and is itself overridden by environment variables and the command line.
+A profile holds `description`, `gpus` (how many and how large) and `values` by setting name; it
+overrides the defaults and is itself overridden by environment variables and the command line.
 """
 
 from __future__ import annotations
@@ -28,17 +28,25 @@ class Profile:
     values: dict[str, Any]
 
     def check(self, free_bytes: list[int]) -> None:
-        """Refuse to start on less than the profile needs; `free_bytes` holds the total memory of each GPU present.
+        """Refuse to start on less than the profile needs; `free_bytes` holds the total memory of
+        each GPU present.
 
         Raises:
             PlanError: with both numbers.
         """
         needed = f"PROFILE={self.name} needs {self.gpus} GPU(s) of {self.gpu_gib} GiB"
         if len(free_bytes) < self.gpus:
-            raise PlanError(f"{needed}, but there are {len(free_bytes)}: choose another profile or give it more GPUs")
-        small = [size / 2**30 for size in free_bytes[: self.gpus] if size < 0.9 * self.gpu_gib * 2**30]
+            raise PlanError(
+                f"{needed}, but there are {len(free_bytes)}: choose another profile or give it more"
+                " GPUs"
+            )
+        small = [
+            size / 2**30 for size in free_bytes[: self.gpus] if size < 0.9 * self.gpu_gib * 2**30
+        ]
         if small:
-            raise PlanError(f"{needed}, but one has {small[0]:.1f} GiB: choose another profile or a larger GPU")
+            raise PlanError(
+                f"{needed}, but one has {small[0]:.1f} GiB: choose another profile or a larger GPU"
+            )
 
 
 def names() -> list[str]:
@@ -50,17 +58,14 @@ def read(name: str) -> Profile:
     """Load one profile.
 
     Raises:
-        SettingsError: there is no such profile, or it sets something that is not a setting.
+        SettingsError: there is no such profile.
     """
-    from atelier.settings import Settings
-
     if name not in names():
         raise SettingsError(f"PROFILE={name!r} is not valid: allowed: {', '.join(names())}")
     body = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    unknown = set(body["values"]) - set(Settings.model_fields)
-    if unknown:
-        raise SettingsError(f"profile {name} sets {', '.join(sorted(unknown))}, which are no settings")
-    return Profile(name, body["description"], body["gpus"]["count"], body["gpus"]["gib"], body["values"])
+    return Profile(
+        name, body["description"], body["gpus"]["count"], body["gpus"]["gib"], body["values"]
+    )
 
 
 def check_profile(settings: Any) -> None:

@@ -1,8 +1,9 @@
-"""Where weights come from, and what they are: `fetch` finds or downloads them, `inspect` reads their headers."""
+"""Where weights come from, and what they are: `fetch` finds or downloads them, `inspect` reads
+their headers."""
 
 from atelier.sources.adapters import AdapterSource, fetch_adapters
-from atelier.sources.checkpoint import inspect
-from atelier.sources.contents import Checkpoint, Component
+from atelier.sources.checkpoint.contents import Checkpoint, Component
+from atelier.sources.checkpoint.folder import inspect
 from atelier.sources.source import fetch, file_names, on_this_machine
 
 __all__ = [

@@ -1,4 +1,5 @@
-"""Where the adapters of LORA_PATHS lie: the same kinds of source as MODEL_ID, found and fetched by the same code."""
+"""Where the adapters of LORA_PATHS lie: the same kinds of source as MODEL_ID, found and fetched by
+the same code."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """One entry of LORA_PATHS: as it is written, its address without a revision, and its folder or file on this machine.
+    """One entry of LORA_PATHS: as it is written, its address without a revision, and its folder or
+    file on this machine.
 
     Adapters are named after the address: the folder of a download has a name of its own.
     """
@@ -32,8 +34,13 @@ class AdapterSource:
         return self.address.stem if self.path.is_file() else self.address.name
 
     def name_of(self, file: Path) -> str:
-        """Name of the adapter in `file`: the file's stem, or its folder's name if all adapters' files are called so."""
-        place = self.address if file == self.path else self.address / file.relative_to(self.path).as_posix()
+        """Name of the adapter in `file`: the file's stem, or its folder's name if all adapters'
+        files are called so."""
+        place = (
+            self.address
+            if file == self.path
+            else self.address / file.relative_to(self.path).as_posix()
+        )
         return place.parent.name if place.name == LORA_FILE else place.stem
 
 
@@ -47,7 +54,8 @@ def fetch_adapters(settings: Settings) -> list[AdapterSource]:
 
 
 def remote_file_names(settings: Settings, entry: str) -> list[str] | None:
-    """The files that an entry of LORA_PATHS would bring, without downloading any; None if it is on this machine.
+    """The files that an entry of LORA_PATHS would bring, without downloading any; None if it is on
+    this machine.
 
     Raises:
         SourceError: as `fetch_adapters`.
@@ -71,9 +79,12 @@ def _as_model(settings: Settings, entry: str) -> Settings:
 
 @contextmanager
 def _naming(entry: str) -> Iterator[None]:
-    """Sources speak of MODEL_ID, since that is what they mostly fetch: their advice is as true of LORA_PATHS."""
+    """Sources speak of MODEL_ID, since that is what they mostly fetch: their advice is as true of
+    LORA_PATHS."""
     try:
         yield
     except SourceError as error:
         message = error.message.replace("MODEL_ID", "LORA_PATHS")
-        raise SourceError(message if "LORA_PATHS=" in message else f"LORA_PATHS={entry}: {message}") from error
+        raise SourceError(
+            message if "LORA_PATHS=" in message else f"LORA_PATHS={entry}: {message}"
+        ) from error

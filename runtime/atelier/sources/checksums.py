@@ -1,8 +1,9 @@
-"""Whether a downloaded object is what the store holds: size, then the best checksum that the store tells.
+"""Whether a downloaded object is what the store holds: size, then the best checksum that the store
+tells.
 
-A stored checksum of the whole object is preferred; else the ETag, which is an MD5 of the object, or of the parts it was
-uploaded in. Where neither can be computed (encryption with a KMS key, unknown part size, CRC32C without awscrt), the
-size is all there is, and that is said. The ETag's form:
+A stored checksum of the whole object is preferred; else the ETag, which is an MD5 of the object, or
+of the parts it was uploaded in. Where neither can be computed (encryption with a KMS key, unknown
+part size, CRC32C without awscrt), the size is all there is, and that is said. The ETag's form:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
 """
 
@@ -21,13 +22,15 @@ MIB = 2**20
 BLOCK = 4 * MIB
 
 UPLOAD_PART_SIZES = tuple(size * MIB for size in (8, 16, 5, 32, 64, 15, 10, 50, 100, 128, 256, 512))
-"""Part sizes that upload tools use, tried where the store does not tell; the AWS command line's first."""
+"""Part sizes that upload tools use, tried where the store does not tell; the AWS command line's
+first."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the store says of one object. `checksums` are whole-object ones by algorithm, in base64; `part_bytes` is the
-    size of the first part if the store tells it; `opaque_etag`: the ETag is no MD5 (encrypted objects)."""
+    """What the store says of one object. `checksums` are whole-object ones by algorithm, in base64;
+    `part_bytes` is the size of the first part if the store tells it; `opaque_etag`: the ETag is no
+    MD5 (encrypted objects)."""
 
     size: int
     etag: str
@@ -59,7 +62,11 @@ def _etag_fault(path: Path, expected: Expected) -> str | None:
         return None
     parts = int(match[1])
     told = expected.part_bytes
-    sizes = (told,) if told else tuple(one for one in UPLOAD_PART_SIZES if -(-expected.size // one) == parts)
+    sizes = (
+        (told,)
+        if told
+        else tuple(one for one in UPLOAD_PART_SIZES if -(-expected.size // one) == parts)
+    )
     made = [_multipart_etag(path, one) for one in sizes]
     if etag in made or not told:
         return None  # an unknown part size proves nothing

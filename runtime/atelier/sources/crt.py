@@ -1,8 +1,9 @@
-"""The AWS Common Runtime's S3 client, for large objects, where the `awscrt` package is installed (extra `crt`).
+"""The AWS Common Runtime's S3 client, for large objects, where the `awscrt` package is installed
+(extra `crt`).
 
-It fetches in C what Python threads fetch in Python, with parts and retries of its own, and from any endpoint. It cannot
-resume: an object that was begun in ranges is finished in ranges. boto3's own switch for it knows AWS alone, so the
-transfer manager beneath is used.
+It fetches in C what Python threads fetch in Python, with parts and retries of its own, and from any
+endpoint. It cannot resume: an object that was begun in ranges is finished in ranges. boto3's own
+switch for it knows AWS alone, so the transfer manager beneath is used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Whole = Callable[[str, Path], None]
 
 
 def whole_objects(client: Any, bucket: str, verify: str) -> Whole | None:
-    """A way to fetch whole objects of `bucket` with the endpoint, region and credentials of a boto3 client.
+    """A way to fetch whole objects of `bucket` with the endpoint, region and credentials of a boto3
+    client.
 
     Returns None where `awscrt` is not installed, or where there are no credentials.
     """
@@ -38,11 +40,14 @@ def whole_objects(client: Any, bucket: str, verify: str) -> Whole | None:
     endpoint, region = client.meta.endpoint_url, client.meta.region_name
     config = Config(s3=client.meta.config.s3, signature_version="s3v4")
     serializer = crt.BotocoreCRTRequestSerializer(
-        botocore.session.Session(), {"region_name": region, "endpoint_url": endpoint, "config": config}
+        botocore.session.Session(),
+        {"region_name": region, "endpoint_url": endpoint, "config": config},
     )
     s3 = crt.create_s3_crt_client(
         region,
-        crt_credentials_provider=crt.BotocoreCRTCredentialsWrapper(credentials).to_crt_credentials_provider(),
+        crt_credentials_provider=crt.BotocoreCRTCredentialsWrapper(
+            credentials
+        ).to_crt_credentials_provider(),
         part_size=PART_BYTES,
         use_ssl=endpoint.startswith("https"),
         verify=verify or None,

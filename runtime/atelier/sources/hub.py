@@ -1,7 +1,7 @@
 """Weights from the Hub: only the files that a load needs, of one revision.
 
-A repository often holds the same weights three or four times (pickles, variants, original layout, ONNX). Its file list
-is read first, and only what `from_pretrained` will open is downloaded.
+A repository often holds the same weights three or four times (pickles, variants, original layout,
+ONNX). Its file list is read first, and only what `from_pretrained` will open is downloaded.
 """
 
 from __future__ import annotations
@@ -14,26 +14,32 @@ from typing import Any
 from atelier.errors import SourceError
 from atelier.settings import Settings
 from atelier.sources import local
+from atelier.sources.checkpoint.weight_files import WEIGHTS
 from atelier.sources.landing import FULL, land
 from atelier.sources.progress import Progress
-from atelier.sources.weights import WEIGHTS
 from atelier.units import gib
 
 SIDE_FILES = re.compile(r".*\.(json|txt|model|jinja|py|tiktoken|vocab|merges)")
 """Configuration, tokenizers, templates."""
 
-UNUSED = re.compile(r"(.*/)?(onnx|openvino|flax|coreml)[^/]*/.*|.*\.(onnx|msgpack|h5|ot|gguf|tflite)")
+UNUSED = re.compile(
+    r"(.*/)?(onnx|openvino|flax|coreml)[^/]*/.*|.*\.(onnx|msgpack|h5|ot|gguf|tflite)"
+)
 
 ADAPTERS = re.compile(r"(.*/)?(pytorch_lora_weights|adapter_model)\.safetensors")
 
 OFFLINE = "HF_HUB_OFFLINE=1 forbids asking the Hub"
 
 
-def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | None = None) -> Path:
-    """Download what MODEL_ID (`owner/name[@revision]`) needs into `into`, or into the Hub's own cache (HF_HOME).
+def fetch(
+    settings: Settings, *, into: Path | None = None, progress: Progress | None = None
+) -> Path:
+    """Download what MODEL_ID (`owner/name[@revision]`) needs into `into`, or into the Hub's own
+    cache (HF_HOME).
 
     Raises:
-        SourceError: the Hub does not answer or refuses, or HF_HUB_OFFLINE is set and the cache lacks the model.
+        SourceError: the Hub does not answer or refuses, or HF_HUB_OFFLINE is set and the cache
+            lacks the model.
     """
     name, _, revision = settings.model_id.partition("@")
     if settings.hf_hub_offline:
@@ -43,7 +49,9 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
         return local.copy(cached, into) if into else cached
     commit, files, _ = _listing(settings, name, revision)
     if into is None:
-        return _download(settings, revision or None, files, progress)  # by name, so that the cache notes it for offline
+        return _download(
+            settings, revision or None, files, progress
+        )  # by name, so that the cache notes it for offline
 
     def fill(staging: Path) -> None:
         _download(settings, commit, files, progress, local_dir=staging)
@@ -52,7 +60,8 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
 
 
 def outlook(settings: Settings) -> tuple[Path | None, str, int]:
-    """For `doctor`: the cached snapshot if it is there; else what a fetch would bring, in words and bytes.
+    """For `doctor`: the cached snapshot if it is there; else what a fetch would bring, in words and
+    bytes.
 
     Raises:
         SourceError: as `fetch`.
@@ -88,9 +97,9 @@ def file_names(settings: Settings) -> list[str]:
 def needed(files: Iterable[str], variant: str, allow_pickle: bool) -> list[str]:
     """Of a repository's files, those that a load reads.
 
-    In each folder: the weights of `variant` if it has them, else the plain ones, else all variants; safetensors, and
-    pickles only where there is nothing else and `allow_pickle`. A repository without folders of weights keeps its
-    single .safetensors files.
+    In each folder: the weights of `variant` if it has them, else the plain ones, else all variants;
+    safetensors, and pickles only where there is nothing else and `allow_pickle`. A repository
+    without folders of weights keeps its single .safetensors files.
     """
     kept, groups = [], {}  # type: ignore[var-annotated]
     for file in sorted(files):
@@ -124,10 +133,17 @@ def _set(sets: dict[tuple[bool, str], list[str]], variant: str, allow_pickle: bo
 def _listing(settings: Settings, name: str, revision: str) -> tuple[str, list[str], dict[str, int]]:
     """The commit that the revision is now, the files to fetch from it, and their bytes."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
-        info = HfApi(token=_token(settings)).model_info(name, revision=revision or None, files_metadata=True)
+        info = HfApi(token=_token(settings)).model_info(
+            name, revision=revision or None, files_metadata=True
+        )
     except OfflineModeIsEnabled:
         raise SourceError(f"MODEL_ID={settings.model_id}: {OFFLINE}") from None
     except GatedRepoError:
@@ -139,22 +155,35 @@ def _listing(settings: Settings, name: str, revision: str) -> tuple[str, list[st
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise SourceError(f"MODEL_ID={settings.model_id}: the Hub refuses HF_TOKEN (HTTP {status})") from None
+            raise SourceError(
+                f"MODEL_ID={settings.model_id}: the Hub refuses HF_TOKEN (HTTP {status})"
+            ) from None
         if status == 404:
-            raise SourceError(f"MODEL_ID={settings.model_id}: there is no revision {revision!r}") from None
+            raise SourceError(
+                f"MODEL_ID={settings.model_id}: there is no revision {revision!r}"
+            ) from None
         raise SourceError(f"MODEL_ID={settings.model_id}: the Hub answered HTTP {status}") from None
-    except Exception as error:  # the HTTP library beneath huggingface_hub, and so its errors, changed twice
+    except (
+        Exception
+    ) as error:  # the HTTP library beneath huggingface_hub, and so its errors, changed twice
         text = "the Hub does not answer; set HF_ENDPOINT to a mirror, or MODEL_ID to a folder"
-        raise SourceError(f"MODEL_ID={settings.model_id} is no path here, and {text}: {error}") from None
-    files = needed([one.rfilename for one in info.siblings or ()], settings.variant, settings.allow_pickle)
+        raise SourceError(
+            f"MODEL_ID={settings.model_id} is no path here, and {text}: {error}"
+        ) from None
+    files = needed(
+        [one.rfilename for one in info.siblings or ()], settings.variant, settings.allow_pickle
+    )
     if not any(file.endswith((".safetensors", ".bin")) for file in files):
-        raise SourceError(f"MODEL_ID={settings.model_id}: the repository has no weights in safetensors")
+        raise SourceError(
+            f"MODEL_ID={settings.model_id}: the repository has no weights in safetensors"
+        )
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     return str(info.sha), files, {file: sizes[file] for file in files}
 
 
 def _cached(name: str, revision: str) -> Path | None:
-    """The snapshot of a revision in the Hub's cache, if there is one; `inspect` tells whether it is complete."""
+    """The snapshot of a revision in the Hub's cache, if there is one; `inspect` tells whether it is
+    complete."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -185,9 +214,17 @@ def _download(
         )
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
-            where = f"{local_dir.parent}" if local_dir else "the Hub's cache: set HF_HOME to a larger volume"
-            raise SourceError(f"the disk is full: {settings.model_id} does not fit under {where}") from error
-        raise SourceError(f"MODEL_ID={settings.model_id}: the download from the Hub broke off: {error}") from error
+            where = (
+                f"{local_dir.parent}"
+                if local_dir
+                else "the Hub's cache: set HF_HOME to a larger volume"
+            )
+            raise SourceError(
+                f"the disk is full: {settings.model_id} does not fit under {where}"
+            ) from error
+        raise SourceError(
+            f"MODEL_ID={settings.model_id}: the download from the Hub broke off: {error}"
+        ) from error
     return Path(path)
 
 
@@ -206,7 +243,8 @@ def _token(settings: Settings) -> str | None:
 
 
 def _bar(progress: Progress | None) -> Any:
-    """huggingface_hub reports through tqdm: a bar that tells `progress` instead of drawing, if there is one."""
+    """huggingface_hub reports through tqdm: a bar that tells `progress` instead of drawing, if
+    there is one."""
     if progress is None:
         return None
     from huggingface_hub.utils import tqdm

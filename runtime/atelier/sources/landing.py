@@ -1,9 +1,9 @@
 """Where a download lands: one process at a time, whole or not at all.
 
-Files are gathered in `<target>.partial` beside the target and moved there by one rename, after a manifest of what was
-fetched has been written into it. So a folder without `.partial` in its name is complete, also after a crash, a full
-disk or a kill; what was gathered stays for the next try. A lock file beside it keeps two processes (two pods on one
-volume) from filling it at once.
+Files are gathered in `<target>.partial` beside the target and moved there by one rename, after a
+manifest of what was fetched has been written into it. So a folder without `.partial` in its name is
+complete, also after a crash, a full disk or a kill; what was gathered stays for the next try. A
+lock file beside it keeps two processes (two pods on one volume) from filling it at once.
 """
 
 from __future__ import annotations
@@ -48,14 +48,17 @@ def land(target: Path, source: str, versions: Versions, fill: Callable[[Path], N
         versions: what must be there; a target whose manifest says the same is returned untouched.
 
     Raises:
-        SourceError: the place cannot be written, is full, or holds files that did not come from `source`.
+        SourceError: the place cannot be written, is full, or holds files that did not come from
+            `source`.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target) as locked:
             if holds(target, source, versions):
                 return target
-            staging = target.with_name(f"{target.name}.partial" if locked else f"{target.name}.partial-{uuid.uuid4()}")
+            staging = target.with_name(
+                f"{target.name}.partial" if locked else f"{target.name}.partial-{uuid.uuid4()}"
+            )
             staging.mkdir(exist_ok=True)
             fill(staging)
             _write_manifest(staging, source, versions)
@@ -70,8 +73,8 @@ def check_space(folder: Path, needed: int, source: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise SourceError(
-            f"{source} needs {gib(needed)} more, but only {gib(free)} are free under {folder.parent}: "
-            "make room or set CACHE_DIR to a larger volume"
+            f"{source} needs {gib(needed)} more, but only {gib(free)} are free under"
+            f" {folder.parent}: make room or set CACHE_DIR to a larger volume"
         )
 
 
@@ -87,7 +90,10 @@ def _locked(target: Path) -> Iterator[bool]:
                 break
             except OSError as error:
                 if error.errno in NO_LOCKS:
-                    log.warning("%s: this file system has no locks; two processes may download the same", path)
+                    log.warning(
+                        "%s: this file system has no locks; two processes may download the same",
+                        path,
+                    )
                     yield False
                     return
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
@@ -96,7 +102,9 @@ def _locked(target: Path) -> Iterator[bool]:
                 log.info("another process is filling %s; waiting for it", target)
                 said = time.monotonic()
             time.sleep(LOCK_POLL_SECONDS)
-        yield True  # closing the file gives the lock back; the empty lock file stays, since removing it would race
+        # closing the file gives the lock back; the empty lock file stays, since removing it would
+        # race
+        yield True
 
 
 def holds(target: Path, source: str, versions: Versions) -> bool:
@@ -108,11 +116,17 @@ def holds(target: Path, source: str, versions: Versions) -> bool:
     manifest = target / MANIFEST
     if not manifest.is_file():
         if target.exists() and any(target.iterdir()):
-            raise SourceError(f"{target} holds files that did not come from {source}: name an empty or a new folder")
+            raise SourceError(
+                f"{target} holds files that did not come from {source}: name an empty or a new"
+                " folder"
+            )
         return False
     told = json.loads(manifest.read_text())
     if told["source"] != source:
-        raise SourceError(f"{target} holds what was fetched from {told['source']}, not {source}: name another folder")
+        raise SourceError(
+            f"{target} holds what was fetched from {told['source']}, not {source}: name another"
+            " folder"
+        )
     return bool(told["files"] == dict(versions))
 
 
@@ -126,7 +140,9 @@ def _write_manifest(staging: Path, source: str, versions: Versions) -> None:
 def _swap(staging: Path, target: Path, source: str, versions: Versions) -> None:
     """Put the staging folder in the target's place; an older version there is removed."""
     if target.is_mount():
-        raise SourceError(f"{target} is a mount point, which cannot be replaced: name a folder inside it")
+        raise SourceError(
+            f"{target} is a mount point, which cannot be replaced: name a folder inside it"
+        )
     old = target.with_name(f"{target.name}.old-{uuid.uuid4()}")
     if (target / MANIFEST).is_file():
         if holds(target, source, versions):  # without locks, another process may have been first
@@ -140,10 +156,12 @@ def _swap(staging: Path, target: Path, source: str, versions: Versions) -> None:
 def _explained(error: OSError, target: Path, source: str) -> SourceError:
     if error.errno in FULL:
         return SourceError(
-            f"the disk is full: {source} does not fit under {target.parent} ({os.strerror(error.errno or 0)}). Make room or "
-            f"set CACHE_DIR to a larger volume; what was fetched stays in {target.name}.partial and is used again"
+            f"the disk is full: {source} does not fit under {target.parent}"
+            f" ({os.strerror(error.errno or 0)}). Make room or set CACHE_DIR to a larger volume;"
+            f" what was fetched stays in {target.name}.partial and is used again"
         )
     where = error.filename or target
     return SourceError(
-        f"{source} cannot be written to {where}: {error.strerror or error}: set CACHE_DIR to a writable folder"
+        f"{source} cannot be written to {where}: {error.strerror or error}: set CACHE_DIR to a"
+        " writable folder"
     )

@@ -1,7 +1,9 @@
-"""Weights from an S3-compatible store: `s3://bucket/prefix`, or `s3:///prefix` with the bucket of AWS_S3_BUCKET.
+"""Weights from an S3-compatible store: `s3://bucket/prefix`, or `s3:///prefix` with the bucket of
+AWS_S3_BUCKET.
 
-The prefix is a folder: `sd` takes what lies under `sd/`, never `sd-refiner/`. How objects are brought is `transfer.py`'s
-work, whether they are right `checksums.py`'s, where they land `landing.py`'s.
+The prefix is a folder: `sd` takes what lies under `sd/`, never `sd-refiner/`. How objects are
+brought is `transfer.py`'s work, whether they are right `checksums.py`'s, where they land
+`landing.py`'s.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,15 +42,19 @@ class Address:
         return f"s3://{self.bucket}/{self.prefix}"
 
 
-def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | None = None) -> Path:
-    """Bring everything under the address MODEL_ID into a folder, or a single object into a file in that folder.
+def fetch(
+    settings: Settings, *, into: Path | None = None, progress: Progress | None = None
+) -> Path:
+    """Bring everything under the address MODEL_ID into a folder, or a single object into a file in
+    that folder.
 
     Args:
         into: the folder to fill; empty: one under CACHE_DIR named after the store and the address.
         progress: told of bytes done and bytes in all, from the threads that download.
 
     Raises:
-        SourceError: address, credentials, endpoint, content or disk stand in the way; the message names which.
+        SourceError: address, credentials, endpoint, content or disk stand in the way; the message
+            names which.
     """
     address = parse(settings.model_id, settings.aws_s3_bucket)
     with explained(settings, address):
@@ -67,7 +74,8 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
 
 
 def outlook(settings: Settings) -> tuple[Path | None, str, int]:
-    """For `doctor`: the folder if it was fetched and is still current; else what a fetch would bring, in words and bytes.
+    """For `doctor`: the folder if it was fetched and is still current; else what a fetch would
+    bring, in words and bytes.
 
     Raises:
         SourceError: as `fetch`.
@@ -106,18 +114,27 @@ def parse(model_id: str, default_bucket: str) -> Address:
     """The address that MODEL_ID means."""
     bucket, _, prefix = model_id.removeprefix("s3://").partition("/")
     if not bucket and not default_bucket:
-        raise SourceError(f"MODEL_ID={model_id} names no bucket: set AWS_S3_BUCKET or write s3://bucket/prefix")
+        raise SourceError(
+            f"MODEL_ID={model_id} names no bucket: set AWS_S3_BUCKET or write s3://bucket/prefix"
+        )
     return Address(bucket or default_bucket, prefix.strip("/"))
 
 
 def cache_folder(settings: Settings, address: Address) -> Path:
     """Where an address is kept: readable, and apart for each endpoint."""
     store = hashlib.sha256(settings.aws_s3_endpoint.encode()).hexdigest()[:8]
-    return settings.cache_dir / "models" / f"s3-{store}" / address.bucket / (address.prefix.replace("/", "--") or "all")
+    return (
+        settings.cache_dir
+        / "models"
+        / f"s3-{store}"
+        / address.bucket
+        / (address.prefix.replace("/", "--") or "all")
+    )
 
 
 def make_client(settings: Settings) -> Any:
-    """A boto3 client. Without AWS_ACCESS_KEY_ID, boto3's own chain applies (web identity, instance roles).
+    """A boto3 client. Without AWS_ACCESS_KEY_ID, boto3's own chain applies (web identity, instance
+    roles).
 
     Retries are left to `transfer.retried`, which also covers a body that breaks off half-way.
     """
@@ -146,7 +163,9 @@ def make_client(settings: Settings) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.client("s3", endpoint_url=endpoint or None, verify=settings.aws_ca_bundle or None, config=config)
+    return session.client(
+        "s3", endpoint_url=endpoint or None, verify=settings.aws_ca_bundle or None, config=config
+    )
 
 
 def list_objects(client: Any, address: Address) -> list[Object]:
@@ -164,21 +183,35 @@ def list_objects(client: Any, address: Address) -> list[Object]:
     if not found and address.prefix:
         for entry in _entries(client, Bucket=address.bucket, Prefix=address.prefix):
             if entry["Key"] == address.prefix:
-                found = [Object(entry["Key"], PurePosixPath(entry["Key"]).name, entry["Size"], entry["ETag"])]
+                found = [
+                    Object(
+                        entry["Key"], PurePosixPath(entry["Key"]).name, entry["Size"], entry["ETag"]
+                    )
+                ]
     if not found:
-        raise SourceError(f"{address} is empty: no object begins with {folder!r}; {_beside(client, address)}")
+        raise SourceError(
+            f"{address} is empty: no object begins with {folder!r}; {_beside(client, address)}"
+        )
     paths = {one.path for one in found}
     for one in found:
-        above = next((str(parent) for parent in PurePosixPath(one.path).parents if str(parent) in paths), None)
+        above = next(
+            (str(parent) for parent in PurePosixPath(one.path).parents if str(parent) in paths),
+            None,
+        )
         if above:
-            raise SourceError(f"{address} holds both {above!r} and {one.path!r}: a file cannot be a folder as well")
+            raise SourceError(
+                f"{address} holds both {above!r} and {one.path!r}: a file cannot be a folder as"
+                " well"
+            )
     return found
 
 
 def _entries(client: Any, **where: str) -> Iterator[dict[str, Any]]:
     token: dict[str, str] = {}
     while True:
-        page = retried(lambda: client.list_objects_v2(**where, **token), f"listing s3://{where['Bucket']}")  # noqa: B023
+        page = retried(
+            partial(client.list_objects_v2, **where, **token), f"listing s3://{where['Bucket']}"
+        )
         yield from page.get("Contents", ())
         if not page.get("IsTruncated"):
             return
@@ -204,7 +237,8 @@ def _beside(client: Any, address: Address) -> str:
 
 @contextmanager
 def explained(settings: Settings, address: Address) -> Iterator[None]:
-    """Say what boto3's errors mean in terms of settings. The store's own message is left out: it may quote keys."""
+    """Say what boto3's errors mean in terms of settings. The store's own message is left out: it
+    may quote keys."""
     from botocore import exceptions
 
     endpoint = settings.aws_s3_endpoint or "AWS"
@@ -216,9 +250,17 @@ def explained(settings: Settings, address: Address) -> Iterator[None]:
         raise SourceError(f"{address}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
     except exceptions.SSLError as error:
         hint = f"AWS_CA_BUNDLE={settings.aws_ca_bundle or '(unset)'}"
-        raise SourceError(f"{address}: the certificate of {endpoint} is not trusted ({hint}): {error}") from None
-    except (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError, exceptions.HTTPClientError) as error:
-        raise SourceError(f"{address}: AWS_S3_ENDPOINT={endpoint} does not answer: {error}") from None
+        raise SourceError(
+            f"{address}: the certificate of {endpoint} is not trusted ({hint}): {error}"
+        ) from None
+    except (
+        exceptions.EndpointConnectionError,
+        exceptions.ConnectTimeoutError,
+        exceptions.HTTPClientError,
+    ) as error:
+        raise SourceError(
+            f"{address}: AWS_S3_ENDPOINT={endpoint} does not answer: {error}"
+        ) from None
     except (exceptions.BotoCoreError, ValueError) as error:
         raise SourceError(f"{address}: {error}") from None
 
@@ -227,14 +269,18 @@ def _refusal(error: Any, address: Address, endpoint: str) -> str:
     code = str(error.response.get("Error", {}).get("Code", "unknown"))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code == "NoSuchBucket":
-        return f"{address}: there is no bucket {address.bucket!r} at {endpoint}: look at MODEL_ID and AWS_S3_BUCKET"
+        return (
+            f"{address}: there is no bucket {address.bucket!r} at {endpoint}: look at MODEL_ID and"
+            " AWS_S3_BUCKET"
+        )
     if code == "PreconditionFailed" or status == 412:
         return f"{address} was changed while it was downloaded: start again"
     if code == "RequestTimeTooSkewed":
         return f"{address}: {endpoint} refuses this machine's clock ({code}): set it right"
     if status in (401, 403):
         return (
-            f"{address}: {endpoint} refuses access ({code}): look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
-            f"AWS_DEFAULT_REGION, and whether they may list and read bucket {address.bucket!r}"
+            f"{address}: {endpoint} refuses access ({code}): look at AWS_ACCESS_KEY_ID,"
+            " AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, and whether they may list and read"
+            f" bucket {address.bucket!r}"
         )
     return f"{address}: {endpoint} answered {code} (HTTP {status})"

@@ -1,6 +1,6 @@
 """From MODEL_ID to a folder or file on this machine.
 
-A path that exists is used as it is; the built-in names are found beside the installed `demo` package; `s3://` and Hub
+A path that exists is used as it is; the built-in models lie in the package; `s3://` and Hub
 ids are downloaded into CACHE_DIR, or into a folder that the caller names.
 """
 
@@ -18,16 +18,20 @@ from atelier.sources.progress import Progress
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
 
-def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | None = None) -> Path:
-    """The place of the checkpoint that MODEL_ID names, downloaded first if it is not on this machine.
+def fetch(
+    settings: Settings, *, into: Path | None = None, progress: Progress | None = None
+) -> Path:
+    """The place of the checkpoint that MODEL_ID names, downloaded first if it is not on this
+    machine.
 
     Args:
-        into: the folder to fill. Without it, downloads go to a folder under CACHE_DIR, and what is on this machine
-            already is used where it is.
+        into: the folder to fill. Without it, downloads go to a folder under CACHE_DIR, and what is
+            on this machine already is used where it is.
         progress: told of every piece of a download.
 
     Raises:
-        SourceError: nothing is there, or it could not be fetched; the message names the setting to look at.
+        SourceError: nothing is there, or it could not be fetched; the message names the setting to
+            look at.
     """
     found = on_this_machine(settings)
     if found:
@@ -36,7 +40,8 @@ def fetch(settings: Settings, *, into: Path | None = None, progress: Progress | 
 
 
 def file_names(settings: Settings) -> list[str]:
-    """The files that MODEL_ID names, as paths below it, without downloading any: what a checkpoint is shows in them.
+    """The files that MODEL_ID names, as paths below it, without downloading any: what a checkpoint
+    is shows in them.
 
     Raises:
         SourceError: as `fetch`.
@@ -54,11 +59,13 @@ def on_this_machine(settings: Settings) -> Path | None:
         SourceError: MODEL_ID is empty, or a built-in model that is not installed.
     """
     if not settings.model_id:
-        raise SourceError("MODEL_ID is empty: set a folder, a .safetensors file, s3://bucket/prefix or a Hub id")
+        raise SourceError(
+            "MODEL_ID is empty: set a folder, a .safetensors file, s3://bucket/prefix or a Hub id"
+        )
     path = Path(settings.model_id).expanduser()
     if path.exists():
         return path
-    return local.built_in(settings.model_id) if settings.model_id in local.BUILT_IN else None
+    return local.built_in(settings.model_id)
 
 
 def _store(model_id: str) -> Any:
@@ -67,8 +74,15 @@ def _store(model_id: str) -> Any:
         from atelier.sources import s3
 
         return s3
-    if Path(model_id).is_absolute() or model_id.startswith((".", "~")) or not HUB_ID.fullmatch(model_id):
-        raise SourceError(f"MODEL_ID={model_id} is not a path on this machine, an s3:// address or a Hub id owner/name")
+    if (
+        Path(model_id).is_absolute()
+        or model_id.startswith((".", "~"))
+        or not HUB_ID.fullmatch(model_id)
+    ):
+        raise SourceError(
+            f"MODEL_ID={model_id} is not a path on this machine, an s3:// address or a Hub id"
+            " owner/name"
+        )
     from atelier.sources import hub
 
     return hub

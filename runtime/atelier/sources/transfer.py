@@ -1,7 +1,9 @@
-"""Brings objects of an S3 store into a folder: parallel ranges, bounded retries, resumed after a break, verified.
+"""Brings objects of an S3 store into a folder: parallel ranges, bounded retries, resumed after a
+break, verified.
 
-A file is written beside its place, with a journal of finished ranges; it gets its name once its checksum is right. Each
-range asks for the version that was listed (If-Match), so two versions are never mixed.
+A file is written beside its place, with a journal of finished ranges; it gets its name once its
+checksum is right. Each range asks for the version that was listed (If-Match), so two versions are
+never mixed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ WORKERS = 16
 """Ranges fetched at once."""
 
 RANGE_BYTES = 16 * 2**20
-"""Large enough that a round trip is lost in it, small enough that little is repeated after a break."""
+"""Large enough that a round trip is lost in it, small enough that little is repeated after a
+break."""
 
 READ_BYTES = 2**20
 
@@ -41,7 +44,8 @@ JOURNAL = ".atelier-journal"
 ATTEMPTS = 6
 FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 20.0
-"""Delays of half to one and a half times 0.5, 1, 2, 4, 8 seconds: a burst of 503 of some ten seconds is outlasted."""
+"""Delays of half to one and a half times 0.5, 1, 2, 4, 8 seconds: a burst of 503 of some ten
+seconds is outlasted."""
 
 Result = TypeVar("Result")
 
@@ -69,7 +73,11 @@ class Transfer:
     """A download over one client, which boto3 lets threads share."""
 
     def __init__(
-        self, client: Any, bucket: str, progress: Progress | None = None, whole: crt.Whole | None = None
+        self,
+        client: Any,
+        bucket: str,
+        progress: Progress | None = None,
+        whole: crt.Whole | None = None,
     ) -> None:
         self._client = client
         self._bucket = bucket
@@ -78,7 +86,8 @@ class Transfer:
         self._stop = threading.Event()
 
     def bring(self, objects: list[Object], staging: Path) -> None:
-        """Fetch all objects; after the first failure the rest is stopped, and what is there is kept for the next try.
+        """Fetch all objects; after the first failure the rest is stopped, and what is there is kept
+        for the next try.
 
         Raises:
             SourceError: an object's content is wrong.
@@ -98,7 +107,9 @@ class Transfer:
         for journal in staging.rglob("*" + JOURNAL):
             journal.unlink()
 
-    def _start(self, one: Object, staging: Path, pool: ThreadPoolExecutor, counter: Counter) -> Iterator[Future[None]]:
+    def _start(
+        self, one: Object, staging: Path, pool: ThreadPoolExecutor, counter: Counter
+    ) -> Iterator[Future[None]]:
         landing = _Landing(staging, one)
         if landing.whole:
             counter.add(one.size)
@@ -108,14 +119,17 @@ class Transfer:
         if self._whole and not landing.done and one.size >= crt.WORTH_BYTES:
             yield pool.submit(self._at_once, landing, self._whole, counter)
             return
-        lacking = landing.lacking  # once: after the loop all may be there, and the last range has finished the file
+        lacking = (
+            landing.lacking
+        )  # once: after the loop all may be there, and the last range has finished the file
         for start, length in lacking:
             yield pool.submit(self._range, landing, start, length, counter)
         if not lacking:
             yield pool.submit(self._finish, landing)
 
     def _at_once(self, landing: _Landing, whole: crt.Whole, counter: Counter) -> None:
-        """Fetch an object by the Common Runtime; if that fails, in ranges, whose errors say what is wrong."""
+        """Fetch an object by the Common Runtime; if that fails, in ranges, whose errors say what is
+        wrong."""
         try:
             whole(landing.object.key, landing.part)
         except Exception as error:
@@ -133,12 +147,15 @@ class Transfer:
             self._finish(landing)
 
     def _get(self, landing: _Landing, start: int, length: int, counter: Counter) -> None:
-        """Fetch one range into its place in the file. The journal hears of it only when it is all there."""
+        """Fetch one range into its place in the file. The journal hears of it only when it is all
+        there."""
         one, written = landing.object, 0
         if not length:
             return
         arguments = {"Bucket": self._bucket, "Key": one.key, "IfMatch": one.etag}
-        body = self._client.get_object(**arguments, Range=f"bytes={start}-{start + length - 1}")["Body"]
+        body = self._client.get_object(**arguments, Range=f"bytes={start}-{start + length - 1}")[
+            "Body"
+        ]
         try:
             with contextlib.closing(body), landing.part.open("r+b") as file:
                 file.seek(start)
@@ -159,22 +176,33 @@ class Transfer:
         wrong = fault(landing.part, self._expected(one))
         if wrong:
             landing.discard()
-            raise SourceError(f"s3://{self._bucket}/{one.key} is damaged: {wrong}; it was removed, fetch it again")
+            raise SourceError(
+                f"s3://{self._bucket}/{one.key} is damaged: {wrong}; it was removed, fetch it again"
+            )
         landing.accept()
 
     def _expected(self, one: Object) -> Expected:
-        """Ask the store for the checksums it keeps. The first part's size tells how a multipart ETag was made."""
+        """Ask the store for the checksums it keeps. The first part's size tells how a multipart
+        ETag was made."""
         where = {"Bucket": self._bucket, "Key": one.key}
-        head = retried(lambda: self._client.head_object(**where, ChecksumMode="ENABLED"), one.key, self._stop)
+        head = retried(
+            lambda: self._client.head_object(**where, ChecksumMode="ENABLED"), one.key, self._stop
+        )
         whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
         names = ("SHA256", "CRC64NVME", "CRC32C", "SHA1", "CRC32")
-        sums = tuple((name, str(head[f"Checksum{name}"])) for name in names if head.get(f"Checksum{name}"))
+        sums = tuple(
+            (name, str(head[f"Checksum{name}"])) for name in names if head.get(f"Checksum{name}")
+        )
         sums = tuple(pair for pair in sums if whole and "-" not in pair[1])
         part_bytes = None
         if "-" in one.etag:
-            first = retried(lambda: self._client.head_object(**where, PartNumber=1), one.key, self._stop)
+            first = retried(
+                lambda: self._client.head_object(**where, PartNumber=1), one.key, self._stop
+            )
             part_bytes = first["ContentLength"] if first["ContentLength"] < one.size else None
-        opaque = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+        opaque = (
+            head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+        )
         return Expected(one.size, one.etag, sums, part_bytes, opaque)
 
 
@@ -194,12 +222,16 @@ class _Landing:
     def lacking(self) -> list[tuple[int, int]]:
         """Ranges still to be fetched, as start and length; an empty object is one empty range."""
         starts = range(0, self.object.size, RANGE_BYTES)
-        return [(at, min(RANGE_BYTES, self.object.size - at)) for at in starts if at not in self.done]
+        return [
+            (at, min(RANGE_BYTES, self.object.size - at)) for at in starts if at not in self.done
+        ]
 
     def open(self) -> None:
         """Make the part file in its full length, and a journal that names the version."""
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        for stray in self.part.parent.glob(glob.escape(self.part.name) + ".*"):  # of a killed Common Runtime transfer
+        for stray in self.part.parent.glob(
+            glob.escape(self.part.name) + ".*"
+        ):  # of a killed Common Runtime transfer
             stray.unlink()
         if not self.done:
             self.journal.write_text(json.dumps(self.object.etag) + "\n")
@@ -215,7 +247,8 @@ class _Landing:
             return not self.lacking
 
     def accept(self) -> None:
-        """Give the verified file its name; the journal stays, as the note of its version, until the folder is moved."""
+        """Give the verified file its name; the journal stays, as the note of its version, until the
+        folder is moved."""
         with self.part.open("rb") as file:
             os.fsync(file.fileno())
         self.part.rename(self.final)
@@ -230,7 +263,8 @@ class _Landing:
         return str(json.loads(lines[0])) if lines else ""
 
     def _resumed(self) -> dict[int, int]:
-        """The ranges that the journal of the same version notes; a last line cut short by a crash is dropped."""
+        """The ranges that the journal of the same version notes; a last line cut short by a crash
+        is dropped."""
         if not self.part.is_file() or self._stamp() != self.object.etag:
             return {}
         done = {}
@@ -242,15 +276,20 @@ class _Landing:
 
 
 def retried(act: Callable[[], Result], what: str, stop: threading.Event | None = None) -> Result:
-    """Do something with the store, again after each passing fault, with growing random delays between."""
+    """Do something with the store, again after each passing fault, with growing random delays
+    between."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return act()
         except Exception as error:
             if attempt == ATTEMPTS or not _passing(error) or (stop and stop.is_set()):
                 raise
-            delay = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
-            log.warning("%s: %s; attempt %d of %d in %.1f s", what, error, attempt + 1, ATTEMPTS, delay)
+            delay = min(
+                LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (attempt - 1)
+            ) * random.uniform(0.5, 1.5)
+            log.warning(
+                "%s: %s; attempt %d of %d in %.1f s", what, error, attempt + 1, ATTEMPTS, delay
+            )
             time.sleep(delay)
     raise AssertionError("the last attempt returns or raises")
 
@@ -264,4 +303,6 @@ def _passing(error: Exception) -> bool:
         return status >= 500 or status == 429
     if isinstance(error, (exceptions.SSLError, exceptions.ProxyConnectionError)):
         return False
-    return isinstance(error, (ShortBody, exceptions.HTTPClientError, exceptions.IncompleteReadError))
+    return isinstance(
+        error, (ShortBody, exceptions.HTTPClientError, exceptions.IncompleteReadError)
+    )

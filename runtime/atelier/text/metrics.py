@@ -1,4 +1,5 @@
-"""Metrics that only language models have: time to first token, gaps between tokens, tokens, queue, cache."""
+"""Metrics that only language models have: time to first token, gaps between tokens, tokens, queue,
+cache."""
 
 from __future__ import annotations
 
@@ -24,11 +25,15 @@ ITL = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
 )
 PROMPT = Counter("atelier_text_prompt_tokens_total", "Tokens of prompts", ["model"])
-CACHED = Counter("atelier_text_cached_tokens_total", "Tokens of prompts found in the cache", ["model"])
+CACHED = Counter(
+    "atelier_text_cached_tokens_total", "Tokens of prompts found in the cache", ["model"]
+)
 GENERATED = Counter("atelier_text_generated_tokens_total", "Tokens generated", ["model"])
 RUNNING = Gauge("atelier_text_running_sequences", "Sequences in the batch", ["model"])
 WAITING = Gauge("atelier_text_waiting_sequences", "Sequences not yet in the batch", ["model"])
-CACHE_USE = Gauge("atelier_text_kv_cache_usage_ratio", "Share of the key-value cache in use", ["model"])
+CACHE_USE = Gauge(
+    "atelier_text_kv_cache_usage_ratio", "Share of the key-value cache in use", ["model"]
+)
 
 
 def follow_engine(model: str, engine: Any) -> None:
@@ -38,8 +43,11 @@ def follow_engine(model: str, engine: Any) -> None:
     CACHE_USE.labels(model).set_function(lambda: engine.cache_use)
 
 
-async def measured(model: str, events: AsyncIterator[Event], follow: Callable[[Event], None]) -> AsyncIterator[Event]:
-    """Pass events through, record them, and show them to `follow`. A client that leaves early counts as cancelled."""
+async def measured(
+    model: str, events: AsyncIterator[Event], follow: Callable[[Event], None]
+) -> AsyncIterator[Event]:
+    """Pass events through, record them, and show them to `follow`. A client that leaves early
+    counts as cancelled."""
     begun = last = time.monotonic()
     first, ended = True, False
     try:

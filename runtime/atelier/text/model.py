@@ -1,6 +1,8 @@
-"""A language model from MODEL_ID to events: fetch, load or start the engine, warm up, then serve requests.
+"""A language model from MODEL_ID to events: fetch, load or start the engine, warm up, then serve
+requests.
 
-Which engine runs is this module's business; protocols see `submit`, or, for a child engine, the address to forward to.
+Which engine runs is this module's business; protocols see `submit`, or, for a child engine, the
+address to forward to.
 """
 
 from __future__ import annotations
@@ -17,28 +19,30 @@ from typing import TYPE_CHECKING, Any
 from atelier.errors import AtelierError, InvalidRequest, NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream
-from atelier.text.engines.specs import check_embedded, served_paths
-from atelier.text.observer import Observer, Silent
+from atelier.text.child.specs import check_embedded, served_paths
+from atelier.text.observer import SilentTextObserver, TextObserver
 from atelier.text.parsing import FORMATS, THINK, AnswerParser, forced_call_grammar, format_of
 from atelier.text.request import TextRequest, make_request
 from atelier.text.template import PromptEncoder
 
 if TYPE_CHECKING:
-    from atelier.text.engines.process import ProcessEngine
-    from atelier.text.engines.transformers import TransformersEngine
-    from atelier.text.loading import Loaded
+    from atelier.text.child.process import ProcessEngine
+    from atelier.text.embedded.engine import TransformersEngine
+    from atelier.text.embedded.loading import Loaded
 
 log = logging.getLogger(__name__)
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Of one prefill step if MAX_NUM_BATCHED_TOKENS is unset: about as long as running answers may be made to wait."""
+"""Of one prefill step if MAX_NUM_BATCHED_TOKENS is unset: about as long as running answers may be
+made to wait."""
 
 
 class TextModel:
-    """One language model, served. `load()` blocks and belongs in a thread; the rest is for the event loop."""
+    """One language model, served. `load()` blocks and belongs in a thread; the rest is for the
+    event loop."""
 
-    def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
-        self.observer = observer or Silent()
+    def __init__(self, settings: Settings, observer: TextObserver | None = None) -> None:
+        self.observer = observer or SilentTextObserver()
         self.name = settings.served_name
         self.progress = "not started"
         self.stages: dict[str, float] = {}
@@ -72,7 +76,8 @@ class TextModel:
         return self._engine.depth if self._engine is not None else 0
 
     def device_memory(self) -> tuple[int, int]:
-        """Used and free bytes of the device; (0, 0) where there is nothing to ask, or a child owns it."""
+        """Used and free bytes of the device; (0, 0) where there is nothing to ask, or a child owns
+        it."""
         import torch
 
         device = self._loaded.runner.device if self._loaded is not None else None
@@ -90,7 +95,8 @@ class TextModel:
         """Bring the model up to `ready`; `progress` says at every moment what is being done.
 
         Raises:
-            StartError: the source, the checkpoint, the engine's settings or the memory stand in the way.
+            StartError: the source, the checkpoint, the engine's settings or the memory stand in the
+                way.
         """
         from atelier.profiles import check_profile
         from atelier.sources import fetch
@@ -103,7 +109,10 @@ class TextModel:
             self._load_embedded()
         else:
             self._start_child()
-        log.info("started in %s", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items()))
+        log.info(
+            "started in %s",
+            ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items()),
+        )
         self._up = True
         self.progress = "ready"
 
@@ -136,9 +145,13 @@ class TextModel:
             return AnswerParser(None, reasoning=self.child is not None)
         template = self._encoder.template if self._encoder is not None else ""
         offered = bool(request.tools) and request.tool_choice != "none"
-        form = FORMATS.get(format_of(template, self._settings.tool_call_parser)) if offered else None
+        form = (
+            FORMATS.get(format_of(template, self._settings.tool_call_parser)) if offered else None
+        )
         thinks = self._settings.reasoning_parser != "none"
-        opened = thinks and THINK in template and self.encoder.render(request).rstrip().endswith(THINK)
+        opened = (
+            thinks and THINK in template and self.encoder.render(request).rstrip().endswith(THINK)
+        )
         return AnswerParser(form, reasoning=thinks, thinking=opened)
 
     async def tokenize(self, request: TextRequest) -> list[int]:
@@ -147,9 +160,11 @@ class TextModel:
 
     async def embed(self, text: str | list[int]) -> tuple[list[float], int]:
         """The vector of a text and how many tokens it has."""
-        from atelier.text.embeddings import embed, pooling
+        from atelier.text.embedded.embeddings import embed, pooling
 
-        request = make_request(prompt=text) if isinstance(text, str) else make_request(prompt_ids=text)
+        request = (
+            make_request(prompt=text) if isinstance(text, str) else make_request(prompt_ids=text)
+        )
         ids = await self.tokenize(request)
         loaded = self._loaded
         assert loaded is not None
@@ -212,13 +227,13 @@ class TextModel:
 
     def _load_embedded(self) -> None:
         with self._stage("weights", f"loading {self._path}"):
-            from atelier.hardware.devices import DeviceManager
+            from atelier.hardware.container import set_cpu_threads
             from atelier.hardware.dtypes import DtypeSelector
-            from atelier.hardware.threads import set_cpu_threads
-            from atelier.sources.checkpoint import inspect
-            from atelier.text.engines.admission import Limits
-            from atelier.text.engines.transformers import TransformersEngine
-            from atelier.text.loading import load, record_graphs, warm_up
+            from atelier.hardware.machine import DeviceManager
+            from atelier.sources.checkpoint.folder import inspect
+            from atelier.text.embedded.admission import ContextLimits
+            from atelier.text.embedded.engine import TransformersEngine
+            from atelier.text.embedded.loading import load, record_graphs, warm_up
             from atelier.text.metrics import follow_engine
 
             settings = self._settings
@@ -238,12 +253,14 @@ class TextModel:
             with self._stage("warmup", "warming up"):
                 warm_up(self._loaded.runner, settings.warmup, prefill)
         self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer)
-        limits = Limits(self.context, settings.max_queue_size, settings.request_timeout, prefill)
+        limits = ContextLimits(
+            self.context, settings.max_queue_size, settings.request_timeout, prefill
+        )
         self._engine = TransformersEngine(self._loaded.runner, self._loaded.vocabulary, limits)
         follow_engine(self.name, self._engine)
 
     def _start_child(self) -> None:
-        from atelier.text.engines.process import ProcessEngine
+        from atelier.text.child.process import ProcessEngine
 
         settings = self._settings
         self.child = ProcessEngine(settings, self._path, self.name)

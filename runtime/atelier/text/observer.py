@@ -1,4 +1,5 @@
-"""What a language model reports about its start and its requests; telemetry implements it, and nothing here knows how."""
+"""What a language model reports about its start and its requests; telemetry implements it, and
+nothing here knows how."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Protocol
 from atelier.events import Event
 
 
-class Observer(Protocol):
+class TextObserver(Protocol):
     """Told of every stage of the start, every refusal, and every event of a request."""
 
     def loaded(self, stage: str, seconds: float) -> None:
@@ -21,7 +22,7 @@ class Observer(Protocol):
         """A request was admitted; its events go to what this returns."""
 
 
-class Silent:
+class SilentTextObserver:
     """Reports nothing."""
 
     def loaded(self, stage: str, seconds: float) -> None: ...

@@ -1,6 +1,7 @@
 """What a client may ask of a language model: one type that every protocol translates into.
 
-Bounds are checked here, field by field; whether the prompt fits the context is checked by the engine, which knows it.
+Bounds are checked here, field by field; whether the prompt fits the context is checked by the
+engine, which knows it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class ResponseFormat(BaseModel):
 
     @model_validator(mode="after")
     def _has_schema(self) -> ResponseFormat:
-        if self.type == "json_schema" and not isinstance((self.json_schema or {}).get("schema"), dict):
+        if self.type == "json_schema" and not isinstance(
+            (self.json_schema or {}).get("schema"), dict
+        ):
             raise ValueError("json_schema needs an object `schema`")
         return self
 
@@ -77,12 +80,19 @@ class TextRequest(BaseModel):
     def _functions(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         for tool in value:
             function = tool.get("function")
-            if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            if (
+                not isinstance(function, dict)
+                or not isinstance(function.get("name"), str)
+                or not function["name"]
+            ):
                 raise ValueError(
-                    'each tool must be {"type": "function", "function": {"name": ..., "parameters": {...}}}'
+                    'each tool must be {"type": "function", "function": {"name": ..., "parameters":'
+                    " {...}}}"
                 )
             if not isinstance(function.get("parameters") or {}, dict):
-                raise ValueError(f"the parameters of {function['name']} must be a JSON schema, an object")
+                raise ValueError(
+                    f"the parameters of {function['name']} must be a JSON schema, an object"
+                )
         return value
 
     @field_validator("logit_bias")
@@ -94,14 +104,18 @@ class TextRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> TextRequest:
-        given = [name for name in ("prompt", "prompt_ids", "messages") if getattr(self, name) is not None]
+        given = [
+            name for name in ("prompt", "prompt_ids", "messages") if getattr(self, name) is not None
+        ]
         if len(given) != 1:
             raise ValueError(f"give one of prompt and messages, not {len(given)} of them")
         if self.messages is not None and not self.messages:
             raise ValueError("messages must not be empty")
         named = self.tool_choice not in ("auto", "none", "required")
         if named and self.tool_choice not in tool_names(self.tools):
-            raise ValueError(f"tool_choice names {self.tool_choice!r}, which is not among the tools")
+            raise ValueError(
+                f"tool_choice names {self.tool_choice!r}, which is not among the tools"
+            )
         if self.tool_choice == "required" and not self.tools:
             raise ValueError("tool_choice is required but there are no tools")
         return self

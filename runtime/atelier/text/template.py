@@ -1,4 +1,5 @@
-"""Prompts to token ids: plain text, ready ids, and chat messages through the checkpoint's own chat template."""
+"""Prompts to token ids: plain text, ready ids, and chat messages through the checkpoint's own chat
+template."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from atelier.text.request import TextRequest
 
 
 class PromptEncoder:
-    """Encodes requests with one tokenizer. Thread-safe; takes milliseconds for long prompts, so call it in a thread."""
+    """Encodes requests with one tokenizer. Thread-safe; takes milliseconds for long prompts, so
+    call it in a thread."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -24,7 +26,8 @@ class PromptEncoder:
         """Token ids of the request's prompt.
 
         Raises:
-            InvalidRequest: there is no chat template, it refuses the messages, or a part is not text.
+            InvalidRequest: there is no chat template, it refuses the messages, or a part is not
+                text.
         """
         if request.prompt_ids is not None:
             return list(request.prompt_ids)
@@ -35,17 +38,27 @@ class PromptEncoder:
     def render(self, request: TextRequest) -> str:
         """The messages as one text, ready for the model's answer."""
         if not self.template:
-            raise InvalidRequest("this model has no chat template: use /v1/completions with a prompt", "messages")
+            raise InvalidRequest(
+                "this model has no chat template: use /v1/completions with a prompt", "messages"
+            )
         messages = [_plain(message, index) for index, message in enumerate(request.messages or ())]
         tools = None if request.tool_choice == "none" else list(request.tools) or None
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=True, **request.template_arguments
+                    messages,
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **request.template_arguments,
                 )
             )
-        except Exception as error:  # templates raise whatever their author chose, and jinja its own classes
-            raise InvalidRequest(f"the chat template refuses these messages: {error}", "messages") from error
+        except (
+            Exception
+        ) as error:  # templates raise whatever their author chose, and jinja its own classes
+            raise InvalidRequest(
+                f"the chat template refuses these messages: {error}", "messages"
+            ) from error
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids, special tokens included."""
@@ -57,7 +70,8 @@ class PromptEncoder:
 
 
 def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message as templates expect it: text content, `system` for `developer`, tool arguments as an object."""
+    """A message as templates expect it: text content, `system` for `developer`, tool arguments as
+    an object."""
     if not isinstance(message.get("role"), str):
         raise InvalidRequest(f"messages.{index}.role is missing", f"messages.{index}.role")
     role = "system" if message["role"] == "developer" else message["role"]
@@ -75,7 +89,9 @@ def _text(content: Any, index: int) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise InvalidRequest(f"messages.{index}.content must be text or a list of parts", f"messages.{index}.content")
+        raise InvalidRequest(
+            f"messages.{index}.content must be text or a list of parts", f"messages.{index}.content"
+        )
     texts = []
     for part in content:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
@@ -96,4 +112,6 @@ def _with_object(call: Any, index: int) -> dict[str, Any]:
         return {**call, "function": function}
     except (KeyError, TypeError, ValueError) as error:
         field = f"messages.{index}.tool_calls"
-        raise InvalidRequest(f"{field} is not a list of function calls with JSON arguments: {error}", field) from None
+        raise InvalidRequest(
+            f"{field} is not a list of function calls with JSON arguments: {error}", field
+        ) from None

@@ -1,1 +1,0 @@
-"""The built-in models: generators, checkers, training scripts, cards and weights."""

@@ -1,0 +1,156 @@
+"""The pictures of a run and their captions, read and checked before anything else costs time.
+
+Leaves shapes to `buckets` and tensors to `cache`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from atelier_training.dreambooth.errors import DataError
+from atelier_training.dreambooth.options import TrainOptions
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+LARGEST_SIDE = 16384  # pixels; beyond it a file is a mistake or an attack
+
+
+@dataclass(frozen=True)
+class TrainingPicture:
+    """A file that opens, its size in pixels as shown (EXIF turned), and its caption."""
+
+    path: Path
+    width: int
+    height: int
+    caption: str
+
+    def open(self) -> Image.Image:
+        """The pixels, RGB; transparency over white."""
+        with Image.open(self.path) as image:
+            shown = ImageOps.exif_transpose(image)
+            if shown.has_transparency_data:
+                rgba = shown.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(
+                    "RGB"
+                )
+            return shown.convert("RGB")
+
+
+def read_subject(options: TrainOptions) -> list[TrainingPicture]:
+    """The subject's pictures in order of their names.
+
+    Raises:
+        DataError: no folder, too few, unreadable or too small pictures, missing or empty captions;
+            all faults at once.
+    """
+    paths = picture_files(options.data, "data")
+    found = [_read(path, options) for path in paths]
+    if faults := [fault for fault in found if isinstance(fault, DataError)]:
+        raise DataError("\n".join(fault.message for fault in faults))
+    pictures = [picture for picture in found if isinstance(picture, TrainingPicture)]
+    if len(pictures) < options.minimum_pictures:
+        raise DataError(
+            f"data={options.data} has {len(pictures)} pictures; {options.minimum_pictures} are"
+            " needed"
+        )
+    return pictures
+
+
+def _read(path: Path, options: TrainOptions) -> TrainingPicture | DataError:
+    """The picture, or what is wrong with it."""
+    try:
+        return TrainingPicture(path, *measure(path, options.resolution), _caption(path, options))
+    except DataError as error:
+        return error
+
+
+def picture_files(folder: Path, option: str) -> list[Path]:
+    """Files of `folder` that are pictures by their suffix, sorted."""
+    if not folder.is_dir():
+        raise DataError(f"{option}={folder} is not a folder")
+    paths = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if not paths and option == "data":
+        raise DataError(
+            f"{option}={folder} has no pictures; readable: {', '.join(sorted(SUFFIXES))}"
+        )
+    return paths
+
+
+def measure(path: Path, resolution: int) -> tuple[int, int]:
+    """Decode the picture once; width and height as shown.
+
+    Raises:
+        DataError: it does not decode, or its shorter side is below half the resolution: enlarging
+            would train blur.
+    """
+    try:
+        with Image.open(path) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise DataError(
+                    f"{path.name}: {image.width} x {image.height} pixels, at most {LARGEST_SIDE} a"
+                    " side"
+                )
+            image.load()
+            shown = ImageOps.exif_transpose(image)
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise DataError(f"{path.name} cannot be read as a picture: {error}") from None
+    if 2 * min(shown.size) < resolution:
+        raise DataError(
+            f"{path.name}: {shown.width} x {shown.height} pixels is too small for"
+            f" resolution={resolution}; lower the resolution or use a picture of at least"
+            f" {resolution // 2} pixels a side"
+        )
+    if max(shown.size) > 4 * min(shown.size):
+        raise DataError(
+            f"{path.name}: {shown.width} x {shown.height} pixels is narrower than 1:4; crop it"
+        )
+    return shown.size
+
+
+def _caption(path: Path, options: TrainOptions) -> str:
+    if options.captions == "prompt":
+        return options.instance_prompt
+    if options.captions == "names":
+        caption = path.stem.replace("_", " ").strip()
+    else:
+        sidecar = path.with_suffix(".txt")
+        if not sidecar.is_file():
+            raise DataError(
+                f"{path.name} has no caption file {sidecar.name}; write it or use captions=prompt"
+            )
+        caption = sidecar.read_text(encoding="utf-8").strip()
+    if not caption:
+        raise DataError(f"{path.name} has an empty caption")
+    return caption
+
+
+def data_hash(pictures: Sequence[TrainingPicture]) -> str:
+    """SHA-256 over names, captions and contents, in order."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        content = hashlib.sha256(picture.path.read_bytes()).hexdigest()
+        digest.update(f"{picture.path.name}\0{picture.caption}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raises DataError if the volume of `folder` has less than `needed` bytes free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(
+            f"output={folder}: {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB needed"
+        )

@@ -1,0 +1,177 @@
+"""The command line: serve, generate, doctor, fetch, settings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atelier import logs
+from atelier.errors import AtelierError
+from atelier.settings import load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=(
+        "Serve diffusion pipelines and language models. `atelier settings` lists the environment"
+        " variables."
+    ),
+)
+
+KSERVE_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+Source = Annotated[str, typer.Option("--model", "-m", help="The same as MODEL_ID.")]
+
+
+@app.command(context_settings=KSERVE_OPTIONS)
+def serve(
+    context: typer.Context,
+    model_dir: Annotated[str, typer.Option("--model_dir", help="The same as MODEL_ID.")] = "",
+    model_name: Annotated[str, typer.Option("--model_name", help="The same as MODEL_NAME.")] = "",
+) -> None:
+    """Serve the model. KServe's options work too: --http_port, --grpc_port, --enable_grpc,
+    --ssl_certfile, ..."""
+    settings = load_settings(model_id=model_dir or None, model_name=model_name or None)
+    logs.set_up(settings)
+    from atelier.serving.server import serve as run
+
+    raise typer.Exit(run(settings, context.args))
+
+
+@app.command()
+def generate(
+    prompt: str,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="PNG, JPEG or WebP, by its ending.")
+    ],
+    model: Source = "",
+    negative_prompt: str | None = None,
+    steps: Annotated[int | None, typer.Option(help="num_inference_steps.")] = None,
+    guidance_scale: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    seed: int | None = None,
+) -> None:
+    """Draw one picture without a server."""
+    settings = load_settings(model_id=model or None)
+    logs.set_up(settings)
+    from atelier.cli.generate import draw_to_file
+
+    fields = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "width": width,
+        "height": height,
+        "seed": seed,
+    }
+    seed = draw_to_file(settings, fields, output)
+    typer.echo(f"{output} (seed {seed})")
+
+
+@app.command()
+def doctor(model: Source = "") -> None:
+    """Say what hardware is here, what the checkpoint holds, what the memory plan would be, and what
+    is misconfigured."""
+    from atelier.cli.doctor import examine
+
+    report = examine(load_settings(model_id=model or None))
+    typer.echo(report.text())
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def fetch(source: str, folder: Annotated[Path | None, typer.Argument()] = None) -> None:
+    """Bring the weights of SOURCE (s3:// or Hub id) into FOLDER, or to where `serve` looks for
+    them."""
+    from atelier.sources import fetch as bring
+
+    typer.echo(bring(load_settings(model_id=source), into=folder))
+
+
+@app.command()
+def settings(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As a Markdown table of defaults.")
+    ] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="Renew that table in this file, between its markers.")
+    ] = None,
+) -> None:
+    """Print the environment variables: default, current value and meaning."""
+    from atelier.cli import settings_table as tables
+
+    if into:
+        typer.echo(f"{into}: {'renewed' if tables.renew(into) else 'current'}")
+    elif markdown:
+        typer.echo(tables.markdown())
+    else:
+        _print_settings()
+
+
+def _print_settings() -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from atelier.settings import rows
+
+    table = Table("Variable", "Default", "Now", "Meaning", box=box.SIMPLE_HEAD)
+    for row in rows(load_settings()):
+        table.add_row(
+            row.variable, row.default, row.value if row.value != row.default else "", row.help
+        )
+    console = Console()
+    console.width = max(console.width, 140) if not console.is_terminal else console.width
+    console.print(table)
+
+
+@app.command()
+def profiles() -> None:
+    """List the ready sets of values that PROFILE chooses from."""
+    from atelier.profiles import names, read
+
+    for name in names():
+        profile = read(name)
+        typer.echo(f"{name:26} {profile.gpus} x {profile.gpu_gib} GiB  {profile.description}")
+
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASS_ON)
+def deploy(context: typer.Context) -> None:
+    """Make, follow and remove endpoints on a cluster: render, apply, status, logs, delete."""
+    from atelier.cli.deploy import app as deploy_app
+
+    deploy_app(context.args, prog_name="atelier deploy")
+
+
+@app.command(context_settings=PASS_ON)
+def train(context: typer.Context) -> None:
+    """Teach a checkpoint a subject from a few pictures: train dreambooth."""
+    from atelier.cli.train import app as dreambooth_app
+
+    trainers = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint.")
+    trainers.add_typer(dreambooth_app, name="dreambooth")
+    trainers(context.args, prog_name="atelier train")
+
+
+@app.command(context_settings=PASS_ON)
+def pipeline(context: typer.Context) -> None:
+    """Compile the fine-tuning pipeline and run it on a Data Science Pipelines server."""
+    from atelier.cli.pipeline import app as pipeline_app
+
+    pipeline_app(context.args, prog_name="atelier pipeline")
+
+
+def main() -> None:
+    """Run the command line; an error of ours is a line on standard error and exit code 1."""
+    try:
+        app()
+    except AtelierError as error:
+        sys.exit(f"atelier: {error}")

@@ -1,0 +1,152 @@
+"""The memory plan: where weights lie, in which form, and what is sliced, from header sizes against
+free memory.
+
+`plan` is a pure function of sizes, device and wishes; `OptimizationManager` collects these and logs
+the result. Applying a plan to a pipeline is the loader's work. Order of preference: everything on
+the device; whole components in RAM until they are needed (same pictures, a transfer per stage);
+quantization, if QUANTIZATION allows; blocks in RAM (a transfer per block and step).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+from atelier.errors import PlanError
+from atelier.hardware.account import ModelSizes, Quantization, sizes_of
+from atelier.hardware.dtypes import DtypeSelector
+from atelier.hardware.fit import Fit, options
+from atelier.hardware.machine import Device
+from atelier.hardware.plan import MemoryPlan, Wishes
+from atelier.hardware.switches import complete
+from atelier.settings import Settings
+from atelier.sources.contents import Checkpoint
+from atelier.units import gib
+
+__all__ = ["MemoryPlan", "OptimizationManager", "Wishes", "plan"]
+
+log = logging.getLogger(__name__)
+
+NEEDED: dict[Quantization, frozenset[str]] = {
+    "fp8": frozenset({"torchao"}),
+    "int8": frozenset({"torchao", "bitsandbytes"}),
+    "nf4": frozenset({"bitsandbytes"}),
+}
+"""Packages of which one must be there, most exact quantization first."""
+
+
+class OptimizationManager:
+    """Makes the plan for a checkpoint on a device."""
+
+    def __init__(self, device: Device, settings: Settings) -> None:
+        self.device = device
+        self.settings = settings
+
+    def plan(self, checkpoint: Checkpoint) -> MemoryPlan:
+        """Choose the type, weigh the checkpoint, plan and log the plan as a table.
+
+        Raises:
+            PlanError: nothing fits; the message says what is short and what would fit.
+        """
+        made = plan(sizes_of(checkpoint), self.device, self.wishes(checkpoint))
+        log.info("%s", made.table())
+        return made
+
+    def wishes(self, checkpoint: Checkpoint) -> Wishes:
+        """The settings as wishes, with the type chosen for this checkpoint."""
+        settings, choice = (
+            self.settings,
+            DtypeSelector(self.device, self.settings).select(checkpoint),
+        )
+        return Wishes(
+            dtype=choice.dtype,
+            dtype_reason=choice.reason,
+            component_dtypes=choice.components,
+            component_reasons=choice.component_reasons,
+            quantization=settings.quantization,
+            low_cpu_mem=settings.enable_low_cpu_mem,
+            attention_slicing=settings.enable_attention_slicing,
+            vae_slicing=settings.enable_vae_slicing,
+            vae_tiling=settings.enable_vae_tiling,
+            cpu_offload=settings.enable_cpu_offload,
+            compile=settings.compile,
+            attention_backend=settings.attention_backend,
+            memory_fraction=settings.memory_fraction,
+            pixels=settings.max_pixels,
+            rows=settings.max_batch_size,
+            packages=frozenset(
+                name for name in ("bitsandbytes", "torchao") if importlib.util.find_spec(name)
+            ),
+        )
+
+
+def plan(sizes: ModelSizes, device: Device, wishes: Wishes) -> MemoryPlan:
+    """The first arrangement, in order of preference, that fits; see the module's first lines.
+
+    Raises:
+        PlanError: none fits, or QUANTIZATION cannot be had on this device or without a package that
+            is missing.
+    """
+    fits = [Fit(sizes, device, wishes, *option) for option in options(device, wishes)]
+    for fit in fits:
+        if fit.shortage <= 0:
+            return complete(fit, passed_over=fits[: fits.index(fit)])
+    raise PlanError(_too_large(min(fits, key=lambda fit: fit.shortage)))
+
+
+def _too_large(best: Fit) -> str:
+    """What is short, by how much, and which settings would make it fit (each is tried, none is
+    guessed)."""
+    name, device, wishes = best.sizes.name, best.device, best.wishes
+    worst, form = (
+        best.worst(best.least),
+        wishes.dtype if best.quantization == "none" else best.quantization,
+    )
+    where = (
+        "RAM, where offloaded weights lie" if best.host_shortage == best.shortage else device.name
+    )
+    text = (
+        f"{name} does not fit: in {form} with placement {best.placement} (the best of those"
+        f" allowed) its {worst.name} stage needs {gib(worst.weights)} for weights and"
+        f" {gib(worst.activations)} for activations; {gib(best.shortage)} short on {where}"
+        f" ({gib(device.free_bytes)} free, of which MEMORY_FRACTION={wishes.memory_fraction:g} may"
+        " be used)"
+    )
+    remedies = [
+        remedy for remedy, changed in _remedies(wishes) if _would_fit(best.sizes, device, changed)
+    ]
+    if remedies:
+        return f"{text}. Any one of these makes it fit: {'; '.join(remedies)}"
+    enough = gib(worst.total / wishes.memory_fraction)
+    return (
+        f"{text}. No setting makes it fit: it takes a device with {enough} free, or a smaller model"
+    )
+
+
+def _remedies(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
+    """Settings that save memory, mildest first; packages are assumed to be installable."""
+    if wishes.vae_tiling == "false":
+        yield "ENABLE_VAE_TILING=auto", replace(wishes, vae_tiling="auto")
+    if wishes.cpu_offload != "auto":
+        yield "ENABLE_CPU_OFFLOAD=auto", replace(wishes, cpu_offload="auto")
+    half = replace(wishes, dtype="bfloat16", component_dtypes={})
+    if wishes.dtype == "float32":
+        yield "DTYPE=bfloat16", half
+    for quantization, needed in NEEDED.items():
+        installed = "" if needed & wishes.packages else " (pip install 'atelier[gpu]')"
+        changed = replace(wishes, quantization=quantization, packages=wishes.packages | needed)
+        yield f"QUANTIZATION={quantization}{installed}", changed
+        if wishes.dtype == "float32":
+            both = replace(half, quantization=quantization, packages=wishes.packages | needed)
+            yield f"DTYPE=bfloat16 with QUANTIZATION={quantization}{installed}", both
+
+
+def _would_fit(sizes: ModelSizes, device: Device, wishes: Wishes) -> bool:
+    try:
+        return any(
+            Fit(sizes, device, wishes, *option).shortage <= 0 for option in options(device, wishes)
+        )
+    except PlanError:  # this quantization cannot be had on this device
+        return False

@@ -1,0 +1,250 @@
+"""Anthropic's Messages API: bodies to TextRequests, answers as content blocks, whole or as a stream
+of block events."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import Request, Response
+
+from atelier.errors import AtelierError, InvalidRequest
+from atelier.events import Finished, Usage
+from atelier.protocols.http.bodies import json_response, read_object
+from atelier.protocols.http.deadlines import timed
+from atelier.protocols.http.error_bodies import anthropic_error
+from atelier.protocols.http.models import check_name
+from atelier.protocols.http.sse import frame, when_begun
+from atelier.protocols.openai.text_bodies import switch
+from atelier.protocols.text_requests import complete, pieces, running
+from atelier.text.model import TextModel
+from atelier.text.parsing import AnswerPart
+from atelier.text.request import TextRequest, make_request
+
+REASONS = {"stop": "end_turn", "length": "max_tokens"}
+CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+async def messages(model: TextModel, request: Request) -> Response:
+    """`/v1/messages`."""
+    with model.refusals("anthropic"):
+        body = await read_object(request)
+        check_name(model, body.get("model", model.name))
+        if not isinstance(body.get("max_tokens"), int):
+            raise InvalidRequest("max_tokens is required and must be a whole number", "max_tokens")
+        wanted = timed(message_request(body), request.headers)
+        streaming = switch(body, "stream")
+    if streaming:
+        return await when_begun(message_events(model, wanted))
+    return json_response(await message_answer(model, wanted))
+
+
+async def count_tokens(model: TextModel, request: Request) -> Response:
+    """`/v1/messages/count_tokens`."""
+    body = await read_object(request)
+    check_name(model, body.get("model", model.name))
+    ids = await model.tokenize(message_request(body))
+    return json_response({"input_tokens": len(ids)})
+
+
+def message_request(body: dict[str, Any]) -> TextRequest:
+    """A Messages body as a request with chat messages.
+
+    Raises:
+        InvalidRequest: names the field and what is allowed.
+    """
+    if not isinstance(body.get("messages"), list):
+        raise InvalidRequest("messages must be a list of objects with role and content", "messages")
+    tools = [] if body.get("tools") is None else body["tools"]
+    if not isinstance(tools, list):
+        raise InvalidRequest("tools must be a list of objects with name and input_schema", "tools")
+    system = body.get("system")
+    if system is not None and not isinstance(system, str | list):
+        raise InvalidRequest("system must be text or a list of text blocks", "system")
+    turns = [{"role": "system", "content": system}] if system else []
+    for index, message in enumerate(body["messages"]):
+        turns += _turns(message, f"messages.{index}")
+    return make_request(
+        messages=turns,
+        max_tokens=body.get("max_tokens"),
+        temperature=body.get("temperature"),
+        top_p=body.get("top_p"),
+        top_k=body.get("top_k"),
+        stop=body.get("stop_sequences"),
+        tools=[_tool(tool, index) for index, tool in enumerate(tools)],
+        tool_choice=_choice(body.get("tool_choice")),
+    )
+
+
+async def message_answer(model: TextModel, request: TextRequest) -> dict[str, Any]:
+    """A whole message."""
+    answer = await complete(model, request, "anthropic")
+    choice = answer.choices[0]
+    blocks: list[dict[str, Any]] = []
+    for part in choice.parts:
+        kind = _kind(part)
+        if part.call is not None:
+            arguments = json.loads(part.call.arguments)
+            blocks.append(
+                {"type": "tool_use", "id": _id("toolu"), "name": part.call.name, "input": arguments}
+            )
+        elif blocks and blocks[-1]["type"] == kind:
+            blocks[-1][kind] += part.content or part.reasoning
+        else:
+            blocks.append({"type": kind, kind: part.content or part.reasoning})
+    called = any(part.call for part in choice.parts)
+    return _message(model, blocks, answer.usage) | {"stop_reason": _reason(choice.reason, called)}
+
+
+async def message_events(model: TextModel, request: TextRequest) -> AsyncGenerator[bytes]:
+    """A message as a stream: blocks open, grow and close in order."""
+    async with running(model, request, "anthropic") as events:
+        yield _event("message_start", message=_message(model, [], Usage(0, 0, 0)))
+        index, open_kind, called = -1, "", False
+        try:
+            async for piece in pieces(model, request, events):
+                if isinstance(piece, Finished):
+                    if open_kind:
+                        yield _event("content_block_stop", index=index)
+                    delta = {
+                        "stop_reason": _reason(piece.reasons[0], called),
+                        "stop_sequence": None,
+                    }
+                    yield _event(
+                        "message_delta", delta=delta, usage=_usage(piece.usage or Usage(0, 0, 0))
+                    )
+                    yield _event("message_stop")
+                    continue
+                for part in piece.parts:
+                    kind = _kind(part)
+                    if kind != open_kind or part.call is not None:
+                        if open_kind:
+                            yield _event("content_block_stop", index=index)
+                        index, open_kind = index + 1, kind
+                        yield _event(
+                            "content_block_start", index=index, content_block=_empty_block(part)
+                        )
+                    called = called or part.call is not None
+                    yield _event("content_block_delta", index=index, delta=_delta(part))
+        except AtelierError as error:
+            yield frame(anthropic_error(error), "error")
+
+
+def _turns(message: Any, where: str) -> list[dict[str, Any]]:
+    """One Anthropic message as one or more chat messages: tool results become messages of their
+    own."""
+    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant", "system"):
+        raise InvalidRequest(f"{where}.role must be user or assistant", f"{where}.role")
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"role": message["role"], "content": content}]
+    if not isinstance(content, list):
+        raise InvalidRequest(
+            f"{where}.content must be text or a list of blocks", f"{where}.content"
+        )
+    texts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": block.get("input") or {}}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind == "tool_result":
+            results.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": block.get("tool_use_id"),
+                    "content": block.get("content") or "",
+                }
+            )
+        elif kind == "text":
+            texts.append(block)
+        elif kind != "thinking":
+            raise InvalidRequest(
+                f"{where}.content has a block of type {kind}; this model reads text", where
+            )
+    turns = results
+    if texts or calls:
+        turn: dict[str, Any] = {"role": message["role"], "content": texts}
+        turns = [*results, turn | ({"tool_calls": calls} if calls else {})]
+    return turns
+
+
+def _tool(tool: Any, index: int) -> dict[str, Any]:
+    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+        raise InvalidRequest(f"tools.{index}.name is missing", f"tools.{index}.name")
+    function = {"name": tool["name"], "description": tool.get("description", "")}
+    return {
+        "type": "function",
+        "function": function | {"parameters": tool.get("input_schema") or {"type": "object"}},
+    }
+
+
+def _choice(choice: Any) -> str | None:
+    if choice is None:
+        return None
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind == "tool":
+        return str(choice.get("name"))
+    if kind not in CHOICES:
+        raise InvalidRequest(
+            f"tool_choice.type={kind!r}: allowed: auto, any, none, tool", "tool_choice"
+        )
+    return CHOICES[kind]
+
+
+def _message(model: TextModel, blocks: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+    envelope = {
+        "id": _id("msg"),
+        "type": "message",
+        "role": "assistant",
+        "model": model.name,
+        "content": blocks,
+    }
+    return envelope | {"stop_reason": None, "stop_sequence": None, "usage": _usage(usage)}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    fresh = usage.prompt - usage.cached
+    return {
+        "input_tokens": fresh,
+        "cache_read_input_tokens": usage.cached,
+        "output_tokens": usage.generated,
+    }
+
+
+def _kind(part: AnswerPart) -> str:
+    return "tool_use" if part.call is not None else "thinking" if part.reasoning else "text"
+
+
+def _empty_block(part: AnswerPart) -> dict[str, Any]:
+    if part.call is not None:
+        return {"type": "tool_use", "id": _id("toolu"), "name": part.call.name, "input": {}}
+    return (
+        {"type": "thinking", "thinking": "", "signature": ""}
+        if part.reasoning
+        else {"type": "text", "text": ""}
+    )
+
+
+def _delta(part: AnswerPart) -> dict[str, Any]:
+    if part.call is not None:
+        return {"type": "input_json_delta", "partial_json": part.call.arguments}
+    if part.reasoning:
+        return {"type": "thinking_delta", "thinking": part.reasoning}
+    return {"type": "text_delta", "text": part.content}
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return frame({"type": kind} | fields, kind)
+
+
+def _reason(reason: str, called: bool) -> str:
+    return "tool_use" if called and reason == "stop" else REASONS[reason]
+
+
+def _id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex[:24]}"

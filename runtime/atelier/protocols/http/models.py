@@ -1,0 +1,92 @@
+"""The list of models and their readiness, for KServe's and OpenAI's clients alike."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from atelier.errors import ModelUnknown
+
+
+class ServedModel(Protocol):
+    """What every kind of model tells of itself."""
+
+    name: str
+    progress: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What the metadata route adds about this model."""
+
+
+def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
+    """Routes that must match before KServe's own: lists in both conventions, readiness that tells
+    what is going on. `outputs` maps the v2 output tensors to their types."""
+    routes = APIRouter()
+    created = int(time.time())
+
+    def entry() -> dict[str, Any]:
+        return {"id": model.name, "object": "model", "created": created, "owned_by": "atelier"}
+
+    def readiness(name: str) -> JSONResponse:
+        check_name(model, name)
+        if model.ready:
+            return JSONResponse(entry() | {"name": name, "ready": True})
+        return JSONResponse(
+            {"name": name, "ready": False, "error": f"not ready: {model.progress}"}, 503
+        )
+
+    @routes.get("/v1/models")
+    @routes.get("/openai/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [entry()], "models": [model.name]}
+
+    @routes.get("/v1/models/{name}")
+    @routes.get("/openai/v1/models/{name}")
+    async def one(name: str) -> JSONResponse:
+        return readiness(name)
+
+    @routes.get("/v2/models/{name}/ready")
+    async def ready(name: str) -> JSONResponse:
+        return readiness(name)
+
+    @routes.get("/v2/models/{name}")
+    async def metadata(name: str) -> dict[str, Any]:
+        check_name(model, name)
+        inputs = [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
+        made = [
+            {"name": output, "datatype": datatype, "shape": [-1]}
+            for output, datatype in outputs.items()
+        ]
+        described = {
+            "name": name,
+            "platform": "atelier",
+            "versions": [],
+            "inputs": inputs,
+            "outputs": made,
+        }
+        return described | {"properties": model.metadata()}
+
+    @routes.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse(
+            {"status": "ready" if model.ready else model.progress}, 200 if model.ready else 503
+        )
+
+    return routes
+
+
+def check_name(model: ServedModel, name: str) -> None:
+    """See that a request means the served model.
+
+    Raises:
+        ModelUnknown: it means another.
+    """
+    if name != model.name:
+        raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")

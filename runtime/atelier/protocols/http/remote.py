@@ -1,0 +1,153 @@
+"""Input pictures from the web, where ALLOWED_IMAGE_HOSTS names their host: bounded in size, time
+and redirects.
+
+A name may point anywhere, so the address is checked where the connection is made: what is resolved
+is what is checked and what is connected to. Private, local and other special addresses are never
+reached, whatever redirects or DNS say.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Iterable
+from urllib.parse import urljoin, urlsplit
+
+import httpcore
+
+from atelier.errors import InvalidRequest, PayloadTooLarge
+from atelier.settings import Settings
+
+SECONDS = 10.0
+REDIRECTS = 3
+MOVED = {301, 302, 303, 307, 308}
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def is_public(address: Address) -> bool:
+    """True of addresses of the open internet; of an IPv6 address that carries an IPv4 address, both
+    must be."""
+    if isinstance(address, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
+        teredo = address.teredo[1] if address.teredo else None
+        inner = address.ipv4_mapped or address.sixtofour or teredo or nat64
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast
+
+
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class CheckedBackend(httpcore.SyncBackend):
+    """Connects only to addresses that pass `check`."""
+
+    def __init__(self, check: Callable[[Address], bool]) -> None:
+        self._check = check
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(f"{host} cannot be resolved: {error}") from None
+        address = str(found[0][4][0])
+        if not self._check(ipaddress.ip_address(address.partition("%")[0])):
+            raise httpcore.ConnectError(f"{host} is {address}, which is not a public address")
+        return super().connect_tcp(address, port, timeout, local_address, socket_options)
+
+
+class RemotePictures:
+    """Fetches pictures from the hosts that the settings allow. Blocks; for worker threads.
+
+    `check` says which addresses may be connected to; `seconds` bounds a fetch, redirects included.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        check: Callable[[Address], bool] = is_public,
+        seconds: float = SECONDS,
+    ) -> None:
+        self._hosts = {host.lower() for host in settings.allowed_image_hosts}
+        self._limit = settings.max_body_bytes
+        self._seconds = seconds
+        self._backend = CheckedBackend(check)
+
+    def fetch(self, url: str, where: str) -> bytes:
+        """The body of `url`, not yet known to be a picture.
+
+        Raises:
+            InvalidRequest: the host is not allowed, cannot be reached, or answers with anything but
+                the picture in time.
+            PayloadTooLarge: it is larger than MAX_BODY_BYTES.
+        """
+        ends = time.monotonic() + self._seconds
+        with httpcore.ConnectionPool(network_backend=self._backend) as pool:
+            for _ in range(REDIRECTS + 1):
+                self._check_url(url, where)
+                try:
+                    location, body = self._get(pool, url, ends)
+                except (
+                    httpcore.NetworkError,
+                    httpcore.TimeoutException,
+                    httpcore.ProtocolError,
+                    OSError,
+                ) as error:
+                    raise InvalidRequest(
+                        f"{where}: {url[:200]} cannot be fetched: {error}", where
+                    ) from None
+                if location is None:
+                    return body
+                url = urljoin(url, location)
+        raise InvalidRequest(f"{where}: the URL is redirected more than {REDIRECTS} times", where)
+
+    def _check_url(self, url: str, where: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, scheme, _ = (parts.hostname or "").lower(), parts.scheme, parts.port
+        except ValueError as error:
+            raise InvalidRequest(f"{where}: {url[:200]!r} is not a URL: {error}", where) from None
+        if not (url.isascii() and url.isprintable()):
+            raise InvalidRequest(
+                f"{where}: {url[:200]!r} is not a URL: percent-encode what is not ASCII", where
+            )
+        if scheme not in ("http", "https") or host not in self._hosts:
+            raise InvalidRequest(
+                f"{where}: pictures are not fetched from {scheme}://{host}; send the picture as"
+                " base64 or as a data URL, or have its host named in ALLOWED_IMAGE_HOSTS",
+                where,
+            )
+
+    def _get(
+        self, pool: httpcore.ConnectionPool, url: str, ends: float
+    ) -> tuple[str | None, bytes]:
+        """Where the answer points to, or else its body."""
+        left = max(0.01, ends - time.monotonic())
+        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), left)
+        with pool.stream(
+            "GET", url, headers={"Accept": "image/*"}, extensions={"timeout": timeouts}
+        ) as response:
+            headers = {name.lower(): value for name, value in response.headers}
+            if response.status in MOVED and b"location" in headers:
+                return headers[b"location"].decode("latin-1"), b""
+            if response.status != 200:
+                raise httpcore.ProtocolError(f"it answered with status {response.status}")
+            body = bytearray()
+            for chunk in response.iter_stream():
+                body += chunk
+                if len(body) > self._limit:
+                    raise PayloadTooLarge(
+                        f"the picture at {url[:200]} is larger than MAX_BODY_BYTES={self._limit}"
+                    )
+                if time.monotonic() > ends:
+                    raise httpcore.ReadTimeout(f"it took longer than {self._seconds:g} s")
+            return None, bytes(body)

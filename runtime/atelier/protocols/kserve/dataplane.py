@@ -1,0 +1,59 @@
+"""KServe's model registry and data plane, for a server that keeps its one model and asks gRPC
+callers for their key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kserve
+from grpc import StatusCode
+from grpc_interceptor.exceptions import GrpcException
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.infer_type import InferRequest
+
+from atelier.errors import Unauthorized
+from atelier.protocols.http.access import Keys
+from atelier.settings import Settings
+
+
+class OneModel(kserve.ModelRepository):
+    """KServe's registry, for a server that keeps its model until it ends."""
+
+    def unload(self, name: str) -> None:
+        """Refuse: an unloaded model could not come back.
+
+        Raises:
+            KeyError: there is no such model.
+            InvalidInput: there is.
+        """
+        if name not in self.models:
+            raise KeyError(name)
+        raise kserve.errors.InvalidInput(
+            f"{name}: this server has one model and keeps it; stop the server instead"
+        )
+
+
+class KeyedDataPlane(DataPlane):
+    """Checks the key of gRPC calls, which pass no HTTP middleware: in the metadata, as HTTP has it
+    in a header."""
+
+    def __init__(self, registry: OneModel, settings: Settings) -> None:
+        super().__init__(model_registry=registry)
+        self._keys = Keys(settings)
+
+    async def infer(
+        self, model_name: str, request: Any, headers: dict[str, str] | None = None
+    ) -> Any:
+        """See KServe.
+
+        Raises:
+            GrpcException: no accepted key.
+        """
+        if isinstance(request, InferRequest) and request.from_grpc:
+            try:
+                self._keys.check(headers or {})
+            except Unauthorized as error:
+                raise GrpcException(
+                    details=error.message, status_code=StatusCode.UNAUTHENTICATED
+                ) from None
+        return await super().infer(model_name, request, headers)

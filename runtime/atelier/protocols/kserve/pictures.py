@@ -1,0 +1,248 @@
+"""KServe v1 and v2 (REST and gRPC) for picture models: bodies and tensors to ImageRequests,
+pictures back."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import kserve
+import numpy as np
+from grpc import StatusCode
+from grpc_interceptor.exceptions import GrpcException
+from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
+
+from atelier.errors import AtelierError, InvalidRequest, report
+from atelier.images.model import ImageModel
+from atelier.images.request import ImageRequest
+from atelier.protocols.http.bodies import json_value
+from atelier.protocols.http.deadlines import timed
+from atelier.protocols.kserve.tensors import check_outputs, parameter, values
+from atelier.protocols.picture_requests import DrawnRequest, draw_all, picture_bytes
+from atelier.settings import Settings
+
+PICTURE_FIELDS = ("image", "mask_image")
+MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
+
+
+class KServeImageModel(kserve.Model):
+    """The model as KServe's data plane sees it. `ImageModel` does the work."""
+
+    def __init__(self, model: ImageModel, settings: Settings, load: Callable[[], Any]) -> None:
+        super().__init__(model.name)
+        # the server refuses to start otherwise; `healthy` tells whether the weights are here
+        self.ready = True
+        self.engine = True
+        self._model = model
+        self._settings = settings
+        self._load = load
+
+    def start(self) -> None:
+        """Nothing: loading happens in `start_engine`, while the server already answers probes."""
+
+    async def start_engine(self) -> None:
+        """Load in the background."""
+        await self._load()
+
+    def load(self) -> bool:
+        """KServe calls this when a gRPC request meets a model that is not ready."""
+        told = f"the model {self.name} is not ready: {self._model.progress}"
+        raise GrpcException(status_code=StatusCode.UNAVAILABLE, details=told)
+
+    async def healthy(self) -> bool:
+        return self._model.ready
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        return [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        return [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "seed", "datatype": "INT64", "shape": [-1]},
+        ]
+
+    async def predict(
+        self,
+        payload: Any,
+        headers: dict[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> dict[str, Any] | InferResponse:
+        """Answer one v1 body or one v2 request; for gRPC, errors become status codes here."""
+        headers = headers or {}
+        if not isinstance(payload, InferRequest):
+            return await self._predict_v1(payload, headers)
+        try:
+            return await infer(self._model, self._settings, payload, headers)
+        except AtelierError as error:
+            if not payload.from_grpc:
+                raise
+            raise GrpcException(
+                status_code=StatusCode[report(error).grpc], details=error.message
+            ) from error
+
+    async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
+        with self._model.refusals("v1"):
+            parsed = await asyncio.to_thread(parse_v1, payload, self._settings)
+            requests = [timed(one, headers) for one in parsed]
+        drawn = await draw_all(self._model, requests, "v1")
+        return {"predictions": [prediction(self._model, each) for each in drawn]}
+
+
+async def infer(
+    model: ImageModel, settings: Settings, payload: InferRequest, headers: Mapping[str, str]
+) -> InferResponse:
+    """Answer one v2 request, in the form it asks for.
+
+    Raises:
+        InvalidRequest: names the tensor or parameter.
+    """
+    protocol = "grpc-v2" if payload.from_grpc else "v2"
+    with model.refusals(protocol):
+        parsed = await asyncio.to_thread(parse_v2, payload, settings)
+        requests = [timed(one, headers) for one in parsed]
+        check_outputs(payload, ("image", "seed"))
+    drawn = await draw_all(model, requests, protocol)
+    pictures = [picture for each in drawn for picture in each.pictures]
+    binary = _wants_binary(payload)
+    data = [picture.data if binary else picture.b64 for picture in pictures]
+    image = InferOutput("image", [len(pictures)], "BYTES")
+    image.set_data_from_numpy(np.array(data, dtype=object), binary_data=binary)
+    seed = InferOutput("seed", [len(pictures)], "INT64")
+    seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
+    return InferResponse(
+        payload.id or str(uuid.uuid4()),
+        model.name,
+        [image, seed],
+        use_binary_outputs=payload.use_binary_outputs,
+        requested_outputs=payload.request_outputs,
+    )
+
+
+def _wants_binary(payload: InferRequest) -> bool:
+    """Whether the picture goes out as bytes: gRPC and the binary extension can, JSON has it as
+    base64 text."""
+    named = [output for output in payload.request_outputs or [] if output.name == "image"]
+    return bool(
+        payload.from_grpc or (named[0].binary_data if named else payload.use_binary_outputs)
+    )
+
+
+def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
+    """`{"instances": [...], "parameters": {...}}`; what an instance says wins over the parameters.
+
+    Raises:
+        InvalidRequest: names the instance and the field.
+    """
+    body = json_value(payload) if isinstance(payload, bytes | str) else payload
+    if not isinstance(body, dict) or not isinstance(body.get("instances"), list):
+        raise InvalidRequest(
+            'the body must be {"instances": [{"prompt": "..."}, ...]}', "instances"
+        )
+    shared = {} if body.get("parameters") is None else body["parameters"]
+    if not isinstance(shared, dict):
+        raise InvalidRequest("parameters must be an object of field names and values", "parameters")
+    if not body["instances"]:
+        raise InvalidRequest("instances is empty; it needs at least one prompt", "instances")
+    rows = []
+    for index, instance in enumerate(body["instances"]):
+        if isinstance(instance, str):
+            instance = {"prompt": instance}
+        if not isinstance(instance, dict):
+            raise InvalidRequest(
+                f"instances[{index}] must be an object with a prompt", f"instances[{index}]"
+            )
+        rows.append(shared | instance)
+    return _requests(rows, settings, lambda index: f"instances[{index}].")
+
+
+def prediction(model: ImageModel, drawn: DrawnRequest) -> dict[str, Any]:
+    """One v1 prediction; `images` holds all pictures if there are several, and the model's notes
+    are added."""
+    images = [
+        {"format": picture.format, "b64": picture.b64, "seed": picture.seed}
+        for picture in drawn.pictures
+    ]
+    first = {key: value for key, value in images[0].items() if key != "seed"}
+    answer = model.notes | {
+        "model_name": model.name,
+        "prompt": drawn.request.prompt,
+        "seed": drawn.pictures[0].seed,
+        "image": first,
+    }
+    return answer | ({"images": images} if len(images) > 1 else {})
+
+
+def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
+    """BYTES tensor `prompt`, one request an element; other tensors by field name, with as many
+    elements or one.
+
+    Raises:
+        InvalidRequest: names the tensor or parameter.
+    """
+    columns = {
+        tensor.name: values(tensor, raw=tensor.name in PICTURE_FIELDS) for tensor in payload.inputs
+    }
+    if "prompt" not in columns:
+        raise InvalidRequest(
+            f"an input tensor named prompt is needed; got {sorted(columns) or 'none'}", "prompt"
+        )
+    count = len(columns["prompt"])
+    if not count:
+        raise InvalidRequest("prompt: the tensor is empty", "prompt")
+    for name, column in columns.items():
+        if len(column) not in (1, count):
+            raise InvalidRequest(
+                f"{name}: {len(column)} elements for {count} prompts; send {count} or 1", name
+            )
+    shared = {name: parameter(value) for name, value in dict(payload.parameters or {}).items()}
+    shared.pop("binary_data_output", None)
+    rows = [
+        shared | {name: column[index if len(column) > 1 else 0] for name, column in columns.items()}
+        for index in range(count)
+    ]
+    return _requests(rows, settings, lambda _: "")
+
+
+def _requests(
+    rows: list[dict[str, Any]], settings: Settings, where: Callable[[int], str]
+) -> list[ImageRequest]:
+    requests = []
+    for index, fields in enumerate(rows):
+        named = {
+            key: _pictures_in(key, value, where(index), settings) for key, value in fields.items()
+        }
+        requests.append(ImageRequest.parse(named, settings, where(index)))
+    total = sum(request.num_images_per_prompt for request in requests)
+    if total > settings.max_images_per_request:
+        limit = settings.max_images_per_request
+        raise InvalidRequest(
+            f"{total} pictures are asked for; MAX_IMAGES_PER_REQUEST={limit}", "instances"
+        )
+    return requests
+
+
+def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:
+    """Picture fields as bytes: from base64 text, or, in a binary tensor, as they are."""
+    if name not in PICTURE_FIELDS:
+        return value
+    many = value if isinstance(value, list) else [value]
+    decoded = []
+    for entry in many:
+        if isinstance(entry, bytes) and not entry.startswith(MAGIC):
+            entry = entry.decode("ascii", "replace")
+        if not isinstance(entry, str | bytes):
+            raise InvalidRequest(
+                f"{where}{name} must be a picture as base64 text", f"{where}{name}"
+            )
+        decoded.append(
+            picture_bytes(entry, where + name, settings) if isinstance(entry, str) else entry
+        )
+    if name == "image":
+        return decoded
+    if len(decoded) != 1:
+        raise InvalidRequest(
+            f"{where}{name}: {len(decoded)} pictures for one mask", f"{where}{name}"
+        )
+    return decoded[0]

@@ -1,0 +1,151 @@
+"""KServe bodies as Python values and back, for every kind of model: v1 JSON, v2 requests with their
+tensors and parameters."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import kserve
+import orjson
+from fastapi.responses import Response
+from kserve.protocol.infer_type import InferInput, InferRequest, InferResponse, RequestedOutput
+from pydantic import BaseModel, Field, ValidationError
+
+from atelier.errors import InvalidRequest
+from atelier.protocols.http.bodies import json_value
+
+LENGTH_HEADER = "inference-header-content-length"
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+)  # what decoding tensors raises
+
+
+class TensorBody(BaseModel):
+    """An input: its elements are in `data`, or follow the JSON as `binary_data_size` bytes."""
+
+    name: str
+    shape: list[int] = Field(max_length=8)
+    datatype: str
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class Output(BaseModel):
+    """An output that is asked for, and in which form."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class Body(BaseModel):
+    """The JSON of a v2 inference request."""
+
+    id: str | None = None
+    inputs: list[TensorBody] = Field(min_length=1)
+    outputs: list[Output] = []
+    parameters: dict[str, Any] = {}
+
+
+def values(tensor: Any, raw: bool = False) -> list[Any]:
+    """The elements of a v2 tensor in row-major order; bytes are decoded as UTF-8 unless they are
+    wanted `raw`.
+
+    Raises:
+        InvalidRequest: the data do not fit the shape or type, or are not text; the tensor is named.
+    """
+    try:
+        flat = tensor.as_numpy().reshape(-1).tolist()
+    except (*UNREADABLE, kserve.errors.InvalidInput, kserve.errors.InferenceError) as error:
+        raise InvalidRequest(
+            f"{tensor.name}: the tensor cannot be read: {error}", tensor.name
+        ) from None
+    if raw:
+        return list(flat)
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in flat]
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{tensor.name}: the tensor is not UTF-8 text", tensor.name) from None
+
+
+def parameter(value: Any) -> Any:
+    """A request parameter; over gRPC it arrives as a protobuf union."""
+    which = getattr(value, "WhichOneof", None)
+    return getattr(value, which("parameter_choice")) if which else value
+
+
+def check_outputs(payload: InferRequest, made: tuple[str, ...]) -> None:
+    """See that only outputs are asked for that the model makes.
+
+    Raises:
+        InvalidRequest: names the one that is not made.
+    """
+    for output in payload.request_outputs or []:
+        if output.name not in made:
+            raise InvalidRequest(
+                f"outputs: {output.name!r} is not made here; there are {' and '.join(made)}",
+                "outputs",
+            )
+
+
+def decode(body: bytes, headers: Mapping[str, str], model: str) -> InferRequest:
+    """The request in `body`: JSON, and after it the bytes of its binary tensors.
+
+    Raises:
+        InvalidRequest: it is not JSON of a v2 request, or its lengths do not add up.
+    """
+    length = headers.get(LENGTH_HEADER, str(len(body)))
+    if not length.isdecimal() or int(length) > len(body):
+        raise InvalidRequest(
+            f"{LENGTH_HEADER}: {length} of a body of {len(body)} bytes", LENGTH_HEADER
+        )
+    try:
+        told = Body.model_validate(json_value(body[: int(length)]))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = ".".join(map(str, fault["loc"]))
+        raise InvalidRequest(f"{name}: {fault['msg']}", name) from None
+    inputs, rest = [], memoryview(body)[int(length) :]
+    for tensor in told.inputs:
+        size = tensor.parameters.get("binary_data_size", 0)
+        if (
+            not isinstance(size, int)
+            or not 0 <= size <= len(rest)
+            or (tensor.data is None) != bool(size)
+        ):
+            raise InvalidRequest(
+                f"{tensor.name}: it needs either data or a binary_data_size of at most the"
+                f" {len(rest)} bytes left",
+                tensor.name,
+            )
+        made = InferInput(
+            tensor.name,
+            tensor.shape,
+            tensor.datatype,
+            data=tensor.data,
+            parameters=tensor.parameters,
+        )
+        made._raw_data = bytes(rest[:size]) if size else None
+        rest = rest[size:]
+        inputs.append(made)
+    outputs = [RequestedOutput(output.name, output.parameters) for output in told.outputs]
+    return InferRequest(
+        model, inputs, told.id, parameters=told.parameters, request_outputs=outputs or None
+    )
+
+
+def encode(response: InferResponse) -> Response:
+    """JSON, or JSON and the bytes of the tensors that were asked for in binary."""
+    body, length = response.to_rest()
+    if isinstance(body, bytes):
+        return Response(
+            body, media_type="application/octet-stream", headers={LENGTH_HEADER: str(length)}
+        )
+    return Response(orjson.dumps(body), media_type="application/json")

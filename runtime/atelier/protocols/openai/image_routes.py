@@ -1,0 +1,240 @@
+"""OpenAI's images API: generations, edits, variations, and the pictures behind their URLs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from atelier.errors import InvalidRequest
+from atelier.events import Failed, Image, Preview
+from atelier.images.codec import MEDIA_TYPES
+from atelier.images.model import ImageModel
+from atelier.protocols.http.deadlines import timed
+from atelier.protocols.http.error_bodies import error_object
+from atelier.protocols.http.openapi import answers, form_or_json_body, json_body
+from atelier.protocols.http.results import ResultStore
+from atelier.protocols.http.sse import EventStreamResponse, frame
+from atelier.protocols.jobs.job import Jobs
+from atelier.protocols.jobs.routes import accepted, wants_job
+from atelier.protocols.openai.image_bodies import (
+    EditBody,
+    GenerationBody,
+    ImagesBody,
+    ImagesCall,
+    VariationBody,
+    check,
+    translate,
+)
+from atelier.protocols.openai.image_uploads import Upload, read
+from atelier.protocols.picture_requests import (
+    DrawnRequest,
+    EncodedPicture,
+    draw_all,
+    encode,
+    encode_preview,
+)
+from atelier.settings import Settings
+from atelier.streams import EventStream
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = "openai"
+PREFIXES = ("/v1", "/openai/v1")
+NO_TOKENS = {
+    "total_tokens": 0,
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}
+"""OpenAI's stream events must have a usage; nothing is counted in tokens here."""
+
+
+@dataclass(frozen=True)
+class ImagesApi:
+    """The handlers, over one model."""
+
+    model: ImageModel
+    jobs: Jobs
+    store: ResultStore
+    settings: Settings
+
+    async def generations(self, request: Request) -> Response:
+        """Draw pictures from a prompt."""
+        with self.model.refusals(PROTOCOL):
+            upload = await read(request, self.settings)
+            if upload.pictures or upload.mask:
+                raise InvalidRequest(
+                    "image: generations take no picture; send it to /v1/images/edits", "image"
+                )
+            body = check(GenerationBody, upload.fields)
+        return await self._answer(request, body, upload, "image_generation")
+
+    async def edits(self, request: Request) -> Response:
+        """Redraw one or several pictures as the prompt says; with a mask, only where it is
+        transparent."""
+        with self.model.refusals(PROTOCOL):
+            upload = await read(request, self.settings)
+            if not upload.pictures:
+                raise InvalidRequest("image: is missing", "image")
+            body = check(EditBody, upload.fields)
+        return await self._answer(request, body, upload, "image_edit")
+
+    async def variations(self, request: Request) -> Response:
+        """Draw variations of one picture."""
+        with self.model.refusals(PROTOCOL):
+            upload = await read(request, self.settings)
+            if len(upload.pictures) != 1 or upload.mask:
+                raise InvalidRequest(
+                    "image: a variation has exactly one picture and no mask", "image"
+                )
+            body = check(VariationBody, upload.fields)
+        return await self._answer(request, body, upload, "image_edit")
+
+    async def file(self, name: str) -> Response:
+        """A picture that an answer with `response_format: url` named."""
+        entry = self.store.get(name)
+        left = max(0, int(entry.expires - time.monotonic()))
+        return Response(
+            entry.data,
+            media_type=entry.media_type,
+            headers={"Cache-Control": f"private, max-age={left}"},
+        )
+
+    async def _answer(
+        self, request: Request, body: ImagesBody, upload: Upload, kind: str
+    ) -> Response:
+        if who := body.user or body.safety_identifier:
+            log.info("the request is from user %.64r", who)
+        with self.model.refusals(PROTOCOL):
+            call = await asyncio.to_thread(
+                translate, body, upload.pictures, upload.mask, self.model, self.settings
+            )
+            requests = [timed(call.request, request.headers)]
+            if call.stream and wants_job(request):
+                raise InvalidRequest(
+                    "stream: a job has its own events; leave out stream or the Prefer header",
+                    "stream",
+                )
+        if call.stream:
+            return EventStreamResponse(
+                _frames(kind, call, await self.model.submit(requests[0], PROTOCOL))
+            )
+        base = self.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
+        finish = partial(self._body, call, base)
+        if wants_job(request):
+            return accepted(await self.jobs.start(requests, PROTOCOL, finish))
+        return Response(
+            await finish(await draw_all(self.model, requests, PROTOCOL)),
+            media_type="application/json",
+        )
+
+    async def _body(self, call: ImagesCall, base: str, drawn: list[DrawnRequest]) -> bytes:
+        """OpenAI's answer, and with each picture the seed that draws it again."""
+        if not call.as_url:
+            return await asyncio.to_thread(_json, call, drawn[0].pictures)
+        return _json(
+            call,
+            drawn[0].pictures,
+            [self._link(call, base, picture) for picture in drawn[0].pictures],
+        )
+
+    def _link(self, call: ImagesCall, base: str, picture: EncodedPicture) -> dict[str, Any]:
+        name = self.store.put(picture.data, MEDIA_TYPES[picture.format], f".{call.output_format}")
+        return {
+            "url": f"{base}/v1/images/files/{name}",
+            "expires_at": int(time.time() + self.store.seconds),
+        }
+
+
+def _json(
+    call: ImagesCall, pictures: list[EncodedPicture], links: list[dict[str, Any]] | None = None
+) -> bytes:
+    """The whole answer: links, or else the pictures as text, which is work for a thread."""
+    contents = links or [{"b64_json": picture.b64} for picture in pictures]
+    data = [
+        content | {"seed": picture.seed}
+        for content, picture in zip(contents, pictures, strict=True)
+    ]
+    first = pictures[0]
+    return orjson.dumps(
+        {"created": int(time.time()), "data": data, **_described(call, first.width, first.height)}
+    )
+
+
+def _described(call: ImagesCall, width: int, height: int) -> dict[str, str]:
+    return {
+        "background": call.background,
+        "output_format": call.output_format,
+        "quality": call.quality,
+        "size": f"{width}x{height}",
+    }
+
+
+async def _frames(kind: str, call: ImagesCall, stream: EventStream) -> AsyncGenerator[bytes]:
+    """OpenAI's events: previews as they come, then each finished picture; a failure is an `error`
+    event."""
+    previews = 0
+    try:
+        async for event in stream:
+            if isinstance(event, Preview):
+                data = await encode_preview(event, call.request)
+                extra: dict[str, Any] = {"partial_image_index": previews}
+                yield _event(f"{kind}.partial_image", call, data, event, extra)
+                previews += 1
+            elif isinstance(event, Image):
+                picture = await encode(event, call.request)
+                extra = {"usage": NO_TOKENS, "seed": event.seed}
+                yield _event(f"{kind}.completed", call, picture.data, event, extra)
+            elif isinstance(event, Failed):
+                yield frame({"type": "error", "error": error_object(event.error)}, "error")
+    finally:
+        stream.cancel()
+
+
+def _event(
+    name: str, call: ImagesCall, data: bytes, size: Preview | Image, extra: dict[str, Any]
+) -> bytes:
+    body = {
+        "type": name,
+        "b64_json": base64.b64encode(data).decode(),
+        "created_at": int(time.time()),
+    }
+    return frame(body | _described(call, size.width, size.height) | extra, name)
+
+
+def router(api: ImagesApi) -> APIRouter:
+    """The routes under both prefixes; the second is hidden from the OpenAPI document, which it
+    would only repeat."""
+    routes = APIRouter(tags=["Images"])
+    edit, variation = EditBody.model_json_schema(), VariationBody.model_json_schema()
+    handlers: list[tuple[str, Any, dict[str, Any]]] = [
+        ("generations", api.generations, json_body(GenerationBody.model_json_schema())),
+        ("edits", api.edits, form_or_json_body(edit, mask=True)),
+        ("variations", api.variations, form_or_json_body(variation, mask=False)),
+    ]
+    options = answers("application/json", "text/event-stream", job=True)
+    for prefix in PREFIXES:
+        shown = prefix == PREFIXES[0]
+        for name, handler, body in handlers:
+            path = f"{prefix}/images/{name}"
+            routes.add_api_route(
+                path,
+                handler,
+                methods=["POST"],
+                include_in_schema=shown,
+                openapi_extra=body,
+                **options,
+            )
+    files = answers(*MEDIA_TYPES.values())
+    routes.add_api_route("/v1/images/files/{name}", api.file, methods=["GET"], **files)
+    return routes

@@ -1,0 +1,98 @@
+"""The fields and pictures of an OpenAI images body, whether it is JSON or a form."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from atelier.errors import InvalidRequest
+from atelier.protocols.http.bodies import json_object
+from atelier.protocols.picture_requests import picture_bytes
+from atelier.settings import Settings
+
+IMAGE_NAMES = ("image", "images", "image[]")
+MAX_FILES = 17
+"""OpenAI's sixteen pictures and a mask."""
+
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
+
+@dataclass
+class Upload:
+    """Scalar fields as sent, and encoded pictures."""
+
+    fields: dict[str, Any]
+    pictures: list[bytes] = field(default_factory=list)
+    mask: bytes | None = None
+
+
+async def read(request: Request, settings: Settings) -> Upload:
+    """Read the body, whatever its form.
+
+    Raises:
+        InvalidRequest: not JSON, not an object, or a picture that cannot be read.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind in FORMS:
+        fields, pictures, masks = await _form(request, settings)
+    else:
+        fields = await asyncio.to_thread(json_object, await request.body())
+        pictures = [value for name in IMAGE_NAMES for value in _many(fields.pop(name, None))]
+        masks = _many(fields.pop("mask", None))
+    if len(pictures) >= MAX_FILES:
+        raise InvalidRequest(
+            f"image: {len(pictures)} pictures; at most {MAX_FILES - 1} are taken", "image"
+        )
+    if len(masks) > 1:
+        raise InvalidRequest("mask: one mask is enough for all pictures", "mask")
+    decoded = await asyncio.to_thread(_decode_all, pictures, "image", settings)
+    mask = await asyncio.to_thread(_decode_all, masks, "mask", settings)
+    return Upload(fields, decoded, mask[0] if mask else None)
+
+
+async def _form(
+    request: Request, settings: Settings
+) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    fields: dict[str, Any] = {}
+    pictures: list[Any] = []
+    masks: list[Any] = []
+    async with request.form(
+        max_files=MAX_FILES, max_fields=200, max_part_size=settings.max_body_bytes
+    ) as form:
+        for name, value in form.multi_items():
+            content = await value.read() if isinstance(value, UploadFile) else value
+            if name in IMAGE_NAMES:
+                pictures.append(content)
+            elif name == "mask":
+                masks.append(content)
+            elif isinstance(content, bytes):
+                raise InvalidRequest(f"{name}: this field is not a file", name)
+            elif name in fields:
+                raise InvalidRequest(f"{name}: the form has it twice", name)
+            else:
+                fields[name] = content
+    return fields, pictures, masks
+
+
+def _many(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _decode_all(values: list[Any], where: str, settings: Settings) -> list[bytes]:
+    """Each picture from a file, from base64 text, or from OpenAI's `{"image_url": "data:..."}`."""
+    decoded = []
+    for value in values:
+        text = value.get("image_url") if isinstance(value, dict) else value
+        if isinstance(text, bytes):
+            decoded.append(text)
+        elif isinstance(text, str):
+            decoded.append(picture_bytes(text, where, settings))
+        else:
+            raise InvalidRequest(
+                f"{where}: a picture is an upload, base64 text or an object with image_url", where
+            )
+    return decoded

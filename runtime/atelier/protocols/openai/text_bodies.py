@@ -1,0 +1,175 @@
+"""OpenAI request bodies to TextRequests: names, defaults and refusals; no shape of an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from atelier.errors import InvalidRequest
+from atelier.text.request import TextRequest, make_request
+
+SAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "n",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "skip_special_tokens",
+    "response_format",
+    "timeout",
+)
+"""Fields that mean the same in both endpoints and in TextRequest; those beyond OpenAI's are vLLM's
+names."""
+
+REFUSED = {"echo": False, "suffix": None, "best_of": 1, "use_beam_search": False}
+"""Fields that would change the answer but are not offered, with the value that changes nothing."""
+
+
+def chat_request(body: dict[str, Any]) -> TextRequest:
+    """A `/v1/chat/completions` body.
+
+    Raises:
+        InvalidRequest: names the field, its value and what is allowed.
+    """
+    if not isinstance(body.get("messages"), list):
+        raise InvalidRequest("messages must be a list of objects with role and content", "messages")
+    top = body.get("top_logprobs")
+    listed = switch(body, "logprobs")
+    if top is not None and not listed:
+        raise InvalidRequest(f"top_logprobs={top} needs logprobs=true", "top_logprobs")
+    return make_request(
+        messages=body["messages"],
+        max_tokens=_either(body, "max_completion_tokens", "max_tokens"),
+        logprobs=(0 if top is None else top) if listed else None,
+        tools=body.get("tools"),
+        tool_choice=tool_choice(body.get("tool_choice")),
+        template_arguments=body.get("chat_template_kwargs"),
+        **_shared(body),
+    )
+
+
+def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
+    """A `/v1/completions` body: one request a prompt. `max_tokens` is 16 unless given, as in
+    OpenAI's API."""
+    prompt = body.get("prompt")
+    many: list[Any]
+    if isinstance(prompt, str) or _is_ids(prompt):
+        many = [prompt]
+    elif (
+        isinstance(prompt, list)
+        and prompt
+        and all(isinstance(one, str) or _is_ids(one) for one in prompt)
+    ):
+        many = prompt
+    else:
+        raise InvalidRequest(
+            "prompt must be text, a list of texts, token ids or a list of token ids", "prompt"
+        )
+    limit = body.get("max_tokens")
+    shared = _shared(body) | {
+        "logprobs": body.get("logprobs"),
+        "max_tokens": 16 if limit is None else limit,
+    }
+    return [
+        make_request(**{"prompt" if isinstance(one, str) else "prompt_ids": one}, **shared)
+        for one in many
+    ]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """The answer is wanted in pieces; `usage`: with the token counts at its end."""
+
+    usage: bool
+
+
+def streaming_of(body: dict[str, Any]) -> Streaming | None:
+    """`stream` and `stream_options` of a body; None: the answer is wanted whole.
+
+    Raises:
+        InvalidRequest: one of them is of the wrong type, or there are options but no stream.
+    """
+    wanted = switch(body, "stream")
+    options = body.get("stream_options")
+    if options is None:
+        return Streaming(False) if wanted else None
+    if not isinstance(options, dict):
+        raise InvalidRequest(f"stream_options={options!r} must be an object", "stream_options")
+    if not wanted:
+        raise InvalidRequest("stream_options needs stream=true", "stream_options")
+    return Streaming(switch(options, "include_usage", "stream_options."))
+
+
+def switch(body: dict[str, Any], name: str, where: str = "") -> bool:
+    """A field that is true or false; false if it is not given.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"{where}{name}={value!r} must be true or false", where + name)
+    return bool(value)
+
+
+def tool_choice(value: Any) -> str | None:
+    """`auto`, `none`, `required`, or the name in `{"type": "function", "function": {"name":
+    ...}}`."""
+    if isinstance(value, dict):
+        function = value.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequest(
+                'tool_choice must name a function: {"type": "function", "function": {"name": ...}}',
+                "tool_choice",
+            )
+        return name
+    return value
+
+
+def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
+    """The texts, or token ids, of a `/v1/embeddings` body."""
+    given = body.get("input")
+    if body.get("dimensions") is not None:
+        raise InvalidRequest(
+            "dimensions cannot be chosen with this model: leave it out", "dimensions"
+        )
+    if body.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidRequest(
+            f"encoding_format={body['encoding_format']!r}: allowed: float, base64",
+            "encoding_format",
+        )
+    if isinstance(given, str) or _is_ids(given):
+        return [given]  # type: ignore[list-item]
+    if (
+        isinstance(given, list)
+        and given
+        and all(isinstance(one, str) or _is_ids(one) for one in given)
+    ):
+        return given
+    raise InvalidRequest(
+        "input must be text, a list of texts, token ids or a list of token ids", "input"
+    )
+
+
+def _shared(body: dict[str, Any]) -> dict[str, Any]:
+    for name, harmless in REFUSED.items():
+        if body.get(name, harmless) not in (harmless, None):
+            raise InvalidRequest(f"{name}={body[name]!r} is not offered here: leave it out", name)
+    return {name: body[name] for name in SAME if body.get(name) is not None}
+
+
+def _either(body: dict[str, Any], first: str, second: str) -> Any:
+    return body[first] if body.get(first) is not None else body.get(second)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)

@@ -1,0 +1,162 @@
+"""OpenAI's and Anthropic's text routes, under /v1 and /openai/v1, for the embedded engine;
+`forward` has those of a child."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from atelier.errors import InvalidRequest, NotFound
+from atelier.events import Usage
+from atelier.protocols.anthropic.messages import count_tokens, messages
+from atelier.protocols.http.bodies import json_response, read_object
+from atelier.protocols.http.deadlines import timed
+from atelier.protocols.http.models import check_name
+from atelier.protocols.http.sse import when_begun
+from atelier.protocols.openai.text_answers import (
+    Named,
+    chat_answer,
+    chat_chunks,
+    completion_answer,
+    completion_chunks,
+    usage_object,
+)
+from atelier.protocols.openai.text_bodies import (
+    chat_request,
+    completion_requests,
+    embedding_inputs,
+    streaming_of,
+)
+from atelier.protocols.text_requests import complete, complete_all
+from atelier.text.model import TextModel
+from atelier.text.request import make_request
+
+Handler = Callable[[TextModel, Request], Awaitable[Response]]
+
+
+def router(model: TextModel) -> APIRouter:
+    """All routes of a language model; mount it before KServe's own."""
+    routes = APIRouter()
+    handlers: dict[str, Handler] = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": completions,
+        "/v1/embeddings": embeddings,
+        "/v1/responses": responses,
+        "/v1/messages": messages,
+        "/v1/messages/count_tokens": count_tokens,
+        "/tokenize": tokenize,
+        "/detokenize": detokenize,
+    }
+    for path, handler in handlers.items():
+        if path in model.forwards:
+            continue  # the door answers before the framework does
+        endpoint = _endpoint(model, path, handler)
+        routes.add_api_route(path, endpoint, methods=["POST"], include_in_schema=not model.forwards)
+        routes.add_api_route(f"/openai{path}", endpoint, methods=["POST"], include_in_schema=False)
+    return routes
+
+
+def _endpoint(
+    model: TextModel, path: str, handler: Handler
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        if model.forwards:
+            raise NotFound(
+                f"the engine of this server has no {path}; it answers {', '.join(model.forwards)}"
+            )
+        model.check_ready()
+        return await handler(model, request)
+
+    return endpoint
+
+
+async def chat(model: TextModel, request: Request) -> Response:
+    """`/v1/chat/completions`."""
+    with model.refusals("openai"):
+        body = await read_object(request)
+        check_name(model, body.get("model", model.name))
+        wanted = timed(chat_request(body), request.headers)
+        streaming = streaming_of(body)
+    named = _named(model)
+    if streaming:
+        return await when_begun(chat_chunks(model, wanted, streaming.usage, named))
+    return json_response(chat_answer(model, await complete(model, wanted), named))
+
+
+async def completions(model: TextModel, request: Request) -> Response:
+    """`/v1/completions`; a stream has one prompt."""
+    with model.refusals("openai"):
+        body = await read_object(request)
+        check_name(model, body.get("model", model.name))
+        wanted = [timed(each, request.headers) for each in completion_requests(body)]
+        streaming = streaming_of(body)
+        if streaming and len(wanted) > 1:
+            raise InvalidRequest(
+                f"prompt: {len(wanted)} prompts cannot be streamed in one request", "prompt"
+            )
+    named = _named(model)
+    if streaming:
+        return await when_begun(completion_chunks(model, wanted[0], streaming.usage, named))
+    return json_response(completion_answer(model, await complete_all(model, wanted), named))
+
+
+async def embeddings(model: TextModel, request: Request) -> Response:
+    """`/v1/embeddings`, as lists of numbers or base64 of 32-bit floats."""
+    body = await read_object(request)
+    check_name(model, body.get("model", model.name))
+    vectors = [await model.embed(text) for text in embedding_inputs(body)]
+    packed = body.get("encoding_format") == "base64"
+    data = [
+        {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
+        for index, (vector, _) in enumerate(vectors)
+    ]
+    usage = usage_object([Usage(sum(count for _, count in vectors), 0, 0)])
+    return json_response({"object": "list", "data": data, "model": model.name, "usage": usage})
+
+
+async def responses(model: TextModel, request: Request) -> Response:
+    """`/v1/responses` exists only where a child engine has it."""
+    raise NotFound(
+        "the embedded engine has no /v1/responses: use /v1/chat/completions, or set ENGINE=vllm"
+    )
+
+
+async def tokenize(model: TextModel, request: Request) -> Response:
+    """`/tokenize`: ids of a prompt or of messages, as vLLM answers it."""
+    body = await read_object(request)
+    check_name(model, body.get("model", model.name))
+    wanted = make_request(
+        prompt=body.get("prompt"), messages=body.get("messages"), tools=body.get("tools")
+    )
+    ids = await model.tokenize(wanted)
+    answer: dict[str, Any] = {"count": len(ids), "max_model_len": model.context, "tokens": ids}
+    if body.get("return_token_strs"):
+        answer["token_strs"] = model.encoder.pieces(ids)
+    return json_response(answer)
+
+
+async def detokenize(model: TextModel, request: Request) -> Response:
+    """`/detokenize`: the text of token ids."""
+    body = await read_object(request)
+    check_name(model, body.get("model", model.name))
+    ids = body.get("tokens")
+    if not isinstance(ids, list) or not all(
+        type(one) is int and 0 <= one < model.vocabulary_size for one in ids
+    ):
+        raise InvalidRequest(
+            f"tokens must be a list of ids from 0 to {model.vocabulary_size - 1}", "tokens"
+        )
+    return json_response({"prompt": model.encoder.decode(ids)})
+
+
+def _named(model: TextModel) -> Named:
+    encoder = model.encoder
+    return lambda token: encoder.pieces([token])[0]
+
+
+def _packed(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

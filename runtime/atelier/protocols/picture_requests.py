@@ -1,0 +1,148 @@
+"""What all picture protocols share: pictures in from text, requests through the model, encoded
+pictures out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from atelier.errors import InvalidRequest
+from atelier.events import Event, Failed, Finished, Image, Preview
+from atelier.images import codec
+from atelier.images.model import ImageModel
+from atelier.images.request import Format, ImageRequest
+from atelier.protocols.http.remote import RemotePictures
+from atelier.settings import Settings
+from atelier.streams import EventStream
+
+Watch = Callable[[int, Event], None]
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """One encoded picture and the seed that draws it again."""
+
+    data: bytes
+    format: Format
+    seed: int
+    width: int
+    height: int
+
+    @property
+    def b64(self) -> str:
+        return base64.b64encode(self.data).decode()
+
+
+@dataclass
+class DrawnRequest:
+    """The pictures of one request, in order, and the seconds spent by stage."""
+
+    request: ImageRequest
+    pictures: list[EncodedPicture] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
+    """The bytes of a picture given as base64, bare or as a data URL, or as a URL of an allowed
+    host. Blocks.
+
+    Raises:
+        InvalidRequest: none of these; `where` is named.
+    """
+    if text.startswith(("http://", "https://")):
+        return RemotePictures(settings).fetch(text, where)
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{where}: not base64: {error}", where) from None
+
+
+async def draw_all(
+    model: ImageModel, requests: Sequence[ImageRequest], protocol: str
+) -> list[DrawnRequest]:
+    """Draw every request, side by side; one that fails or is refused takes the others back."""
+    return await collect_all(requests, await submit_all(model, requests, protocol))
+
+
+async def submit_all(
+    model: ImageModel, requests: Sequence[ImageRequest], protocol: str
+) -> list[EventStream]:
+    """Have every request admitted, or none. `protocol` is the one that metrics count them under.
+
+    Raises:
+        NotReady, InvalidRequest, Busy, Draining: one of them is refused.
+    """
+    streams: list[EventStream] = []
+    try:
+        for request in requests:
+            streams.append(await model.submit(request, protocol))  # noqa: PERF401 - those admitted so far are taken back
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return streams
+
+
+async def collect_all(
+    requests: Sequence[ImageRequest],
+    streams: Sequence[EventStream],
+    watch: Watch = lambda index, event: None,
+) -> list[DrawnRequest]:
+    """Follow all streams to their ends; `watch` hears every event with its request's index.
+
+    Raises:
+        AtelierError: what the first request failed with; the others are cancelled.
+    """
+    tasks = [
+        asyncio.create_task(collect(request, stream, partial(watch, index)))
+        for index, (request, stream) in enumerate(zip(requests, streams, strict=True))
+    ]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        for stream in streams:
+            stream.cancel()
+
+
+async def collect(
+    request: ImageRequest, stream: EventStream, watch: Callable[[Event], None]
+) -> DrawnRequest:
+    """Follow one stream to its end, encoding pictures in threads.
+
+    Raises:
+        AtelierError: what the request failed with.
+    """
+    drawn = DrawnRequest(request)
+    async for event in stream:
+        watch(event)
+        await absorb(drawn, event)
+    return drawn
+
+
+async def absorb(drawn: DrawnRequest, event: Event) -> None:
+    """Add what one event brings to the result; `Failed` raises its error."""
+    if isinstance(event, Image):
+        drawn.pictures.append(await encode(event, drawn.request))
+    elif isinstance(event, Finished):
+        drawn.timings = event.timings
+    elif isinstance(event, Failed):
+        raise event.error
+
+
+async def encode(image: Image, request: ImageRequest) -> EncodedPicture:
+    """The picture in the format that the request wants, encoded in a thread."""
+    data = await asyncio.to_thread(codec.encode, image, request.format, request.compression)
+    return EncodedPicture(data, request.format, image.seed, image.width, image.height)
+
+
+async def encode_preview(preview: Preview, request: ImageRequest) -> bytes:
+    """A preview in the format that the request wants."""
+    image = Image(0, 0, preview.width, preview.height, 3, preview.pixels)
+    return (await encode(image, request)).data

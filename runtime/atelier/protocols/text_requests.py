@@ -1,0 +1,127 @@
+"""What all text protocols share: starting a request, and reading its events to the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from atelier.errors import AtelierError
+from atelier.events import Event, Failed, Finished, Likelihood, Started, Token, Usage
+from atelier.text.model import TextModel
+from atelier.text.parsing import AnswerPart
+from atelier.text.request import TextRequest
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class AnswerChoice:
+    """One finished answer, taken apart."""
+
+    parts: list[AnswerPart] = field(default_factory=list)
+    likelihoods: list[Likelihood] = field(default_factory=list)
+    reason: str = "stop"
+
+    def text(self, kind: str) -> str:
+        """All `content` or all `reasoning`."""
+        return "".join(getattr(part, kind) for part in self.parts)
+
+
+@dataclass
+class Answer:
+    """A finished request."""
+
+    choices: list[AnswerChoice]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a streamed answer: what one event, or the end of one choice, added."""
+
+    choice: int
+    parts: list[AnswerPart]
+    likelihoods: tuple[Likelihood, ...] = ()
+
+
+@asynccontextmanager
+async def running(
+    model: TextModel, request: TextRequest, protocol: str = "openai"
+) -> AsyncIterator[AsyncIterator[Event]]:
+    """Submit, wait until work begins, and give the events that follow; leaving cancels what still
+    runs. `protocol` is the name that metrics and logs use.
+
+    Raises:
+        AtelierError: the request was refused, or failed before it began; no answer has been started
+            then.
+    """
+    from atelier.text.metrics import measured
+
+    try:
+        stream = await model.submit(request)
+    except AtelierError as error:
+        model.observer.refused(protocol, error)
+        raise
+    follow = model.observer.request(protocol)
+    events = measured(model.name, aiter(stream), follow)
+    try:
+        async for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Started):
+                break
+        yield events
+    finally:
+        stream.cancel()
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def pieces(
+    model: TextModel, request: TextRequest, events: AsyncIterator[Event]
+) -> AsyncIterator[Piece | Finished]:
+    """The answer as it arrives, and `Finished` at last.
+
+    Raises:
+        AtelierError: generation failed.
+    """
+    parsers = [model.parser(request) for _ in range(request.n)]
+    async for event in events:
+        if isinstance(event, Token):
+            yield Piece(event.choice, parsers[event.choice].add(event.text), event.likelihoods)
+        elif isinstance(event, Finished):
+            for choice, parser in enumerate(parsers):
+                if rest := parser.end():
+                    yield Piece(choice, rest)
+            yield event
+        elif isinstance(event, Failed):
+            raise event.error
+
+
+async def complete(model: TextModel, request: TextRequest, protocol: str = "openai") -> Answer:
+    """Run a request to its end."""
+    choices = [AnswerChoice() for _ in range(request.n)]
+    usage = Usage(0, 0, 0)
+    async with running(model, request, protocol) as events:
+        async for piece in pieces(model, request, events):
+            if isinstance(piece, Piece):
+                choices[piece.choice].parts += piece.parts
+                choices[piece.choice].likelihoods += piece.likelihoods
+            else:
+                usage = piece.usage or usage
+                for choice, reason in zip(choices, piece.reasons, strict=True):
+                    choice.reason = reason
+    return Answer(choices, usage)
+
+
+async def complete_all(
+    model: TextModel, requests: list[TextRequest], protocol: str = "openai"
+) -> list[Answer]:
+    """Run requests side by side; if one fails, the others are cancelled."""
+    tasks = [asyncio.ensure_future(complete(model, request, protocol)) for request in requests]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

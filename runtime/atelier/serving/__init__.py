@@ -1,0 +1,1 @@
+"""Assembling the server, and what stands before its routes."""

@@ -1,0 +1,143 @@
+"""What kind of model MODEL_ID is, a picture model or a language model, and the classes that serve
+each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from atelier.protocols.http.metrics import ChildMetrics
+from atelier.settings import Settings
+from atelier.telemetry import Metrics
+
+Kind = Literal["image", "text"]
+Load = Callable[[], Awaitable[None]]
+
+
+PICTURE_HINT = """
+Try it:
+
+  curl -s localhost:{port}/v1/models/{name}:predict -H 'Content-Type: application/json' \\
+    -d '{{"instances": [{{"prompt": "a red circle on a blue background", "seed": 7}}]}}' \\
+    | python3 -c 'import json, sys
+print(json.load(sys.stdin)["predictions"][0]["image"]["b64"])' \\
+    | base64 -d > picture.png
+"""
+
+TEXT_HINT = """
+Try it:
+
+  curl -s localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{name}",
+         "messages": [{{"role": "user", "content": "something round and red"}}]}}'
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, what makes its KServe adapter from a load function, its v2 outputs, and a command to
+    try it with.
+
+    With a child engine also what stands before the web framework to forward requests, the engine's
+    metrics, and its paths."""
+
+    model: Any
+    adapter: Callable[[Load], Any]
+    outputs: dict[str, str]
+    hint: str
+    door: Callable[[ASGIApp], ASGIApp] | None = None
+    child_metrics: ChildMetrics | None = None
+    forwards: tuple[str, ...] = ()
+
+
+def kind_of(settings: Settings) -> Kind:
+    """TASK decides; `auto` looks at the file names, and at the config of a checkpoint that is on
+    this machine.
+
+    Nothing is downloaded for it, so that the server answers probes while a large checkpoint is on
+    its way.
+
+    Raises:
+        SourceError: MODEL_ID points nowhere.
+    """
+    if settings.task != "auto":
+        return settings.task
+    from atelier.sources import file_names, on_this_machine
+
+    names = file_names(settings)
+    if any(name.endswith(".gguf") for name in names):
+        return "text"
+    if "config.json" not in names or "model_index.json" in names:
+        return "image"
+    folder = on_this_machine(settings)
+    return "text" if folder is None or is_language_model(folder / "config.json") else "image"
+
+
+def is_language_model(config: Path) -> bool:
+    """Whether a transformers config names a model that generates text."""
+    architectures = json.loads(config.read_text()).get("architectures") or []
+    return any(
+        "ForCausalLM" in name or "ForConditionalGeneration" in name for name in architectures
+    )
+
+
+def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    """The model to serve, with its own routes mounted on `app`. A child engine speaks for itself,
+    whatever it serves."""
+    text = settings.engine != "transformers" or kind_of(settings) == "text"
+    return (_text_model if text else _image_model)(settings, app, metrics)
+
+
+def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.protocols.kserve.generate import router as generate_router
+    from atelier.protocols.kserve.infer import router as infer_router
+    from atelier.protocols.kserve.text import OUTPUTS, KServeTextModel, infer
+    from atelier.protocols.openai.text_routes import router
+    from atelier.serving.forwarding import Door
+    from atelier.text.model import TextModel
+
+    model = TextModel(settings, metrics)
+    app.include_router(router(model))
+    app.include_router(generate_router(model))
+    app.include_router(infer_router(model, partial(infer, model)))
+    outputs = dict.fromkeys(OUTPUTS, "BYTES")
+    served = Served(model, lambda load: KServeTextModel(model, load), outputs, TEXT_HINT)
+    if not model.forwards:
+        return served
+    return replace(
+        served,
+        door=lambda inner: Door(inner, model, settings.request_timeout),
+        child_metrics=model.child_metrics,
+        forwards=model.forwards,
+    )
+
+
+def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.images.model import ImageModel
+    from atelier.protocols.http.results import ResultStore
+    from atelier.protocols.jobs.job import Jobs
+    from atelier.protocols.jobs.routes import router as jobs_router
+    from atelier.protocols.kserve.infer import router as infer_router
+    from atelier.protocols.kserve.pictures import KServeImageModel, infer
+    from atelier.protocols.kserve.predict import router as predict_router
+    from atelier.protocols.openai.image_routes import ImagesApi
+    from atelier.protocols.openai.image_routes import router as images_router
+
+    model = ImageModel(settings, metrics)
+    store = ResultStore(settings.result_seconds, settings.result_bytes)
+    jobs = Jobs(model, store)
+    app.include_router(predict_router(model, jobs, settings))
+    app.include_router(infer_router(model, partial(infer, model, settings)))
+    app.include_router(images_router(ImagesApi(model, jobs, store, settings)))
+    app.include_router(jobs_router(jobs))
+    outputs = {"image": "BYTES", "seed": "INT64"}
+    return Served(
+        model, lambda load: KServeImageModel(model, settings, load), outputs, PICTURE_HINT
+    )

@@ -1,0 +1,89 @@
+"""What every HTTP request passes through: its id, its key, its size, and the watch for a client
+that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from atelier import logs
+from atelier.protocols.http.access import ApiKeys, BodyLimit
+from atelier.settings import Settings
+
+
+def front(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """`app` behind everything that stands before it; the last is the outermost.
+
+    `ClientGone` reads ahead of the application, so what bounds the body has to stand outside of it.
+    """
+    app = ClientGone(app)
+    app = BodyLimit(app, settings.max_body_bytes)
+    app = ApiKeys(app, settings)
+    return RequestId(app)
+
+
+class RequestId:
+    """Gives every request an id, or keeps the client's, and sends it back as X-Request-ID."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if given.isprintable() and 0 < len(given) <= 128 else uuid.uuid4().hex
+        logs.set_request_id(request_id)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode("latin-1")),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class ClientGone:
+    """Cancels the handler when the client closes the connection, so that its work leaves the engine
+    before the next step.
+
+    A server learns of a closed connection only by listening, and handlers stop listening once they
+    have the body. This listens for them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+        handler = asyncio.current_task()
+        assert handler is not None
+        gone = False
+
+        async def listen() -> None:
+            nonlocal gone
+            while not gone:
+                message = await receive()
+                messages.put_nowait(message)
+                if message["type"] == "http.disconnect":
+                    gone = True
+                    handler.cancel()
+
+        listener = asyncio.ensure_future(listen())
+        try:
+            await self._app(scope, messages.get, send)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            handler.uncancel()
+        finally:
+            listener.cancel()

@@ -1,0 +1,1 @@
+"""What a checkpoint holds, read from its headers: nothing is loaded."""

@@ -1,0 +1,1 @@
+"""A language model served by an engine in a process of its own: vLLM, SGLang, llama.cpp."""

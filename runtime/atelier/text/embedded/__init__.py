@@ -1,0 +1,1 @@
+"""The embedded engine: continuous batching of a transformers model in this process."""

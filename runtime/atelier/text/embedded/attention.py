@@ -1,0 +1,108 @@
+"""Attention over the slot cache: query heads that share a key head become query rows, so keys are
+never repeated.
+
+Registered with transformers under the name `atelier`. Models pass their mask through; masks are
+additive, in the model's dtype, shape rows x 1 x queries x keys, and made once per step by the
+runner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAME = "atelier"
+
+
+@dataclass
+class SlotView:
+    """Which part of the cache one forward reads and writes.
+
+    `slots` are the rows (None: the first `rows` of the cache), `columns` the positions written,
+    rows x queries. `length` is how many columns are read back; 0 means that the rows begin here and
+    attend to themselves alone. `lengths`, if given, counts the readable columns of each row and
+    lets the flash kernel skip the rest.
+    """
+
+    rows: int
+    slots: Tensor | None
+    columns: Tensor
+    length: int
+    lengths: Tensor | None = None
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    slot_view: SlotView | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot product attention; `query` is rows x heads x queries x size, `key` and `value`
+    have fewer heads."""
+    rows, heads, queries, size = query.shape
+    groups = heads // key.shape[1]
+    if slot_view is not None and slot_view.lengths is not None:
+        out = _flash_decode(query, key, value, slot_view.lengths, scaling)
+    elif slot_view is not None and slot_view.length == 0 and query.is_cuda:
+        out = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1
+        )
+    elif queries == 1 and groups > 1:
+        grouped = query.view(rows, heads // groups, groups, size)
+        mask = None if attention_mask is None else attention_mask.expand(rows, 1, groups, -1)
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+        out = out.reshape(rows, heads, 1, value.shape[-1])
+    else:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        causal = attention_mask is None and queries > 1
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _flash_decode(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scaling: float | None
+) -> Tensor:
+    """One query a row against a cache whose rows are laid out position by position; `lengths` is
+    int32, one a row."""
+    rows, heads, _, size = query.shape
+    columns = key.shape[2]
+    key, value = (
+        part.transpose(1, 2).reshape(rows * columns, part.shape[1], part.shape[3])
+        for part in (key, value)
+    )
+    starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device)
+    out = torch.ops.aten._flash_attention_forward(
+        query.reshape(rows, heads, size),
+        key,
+        value,
+        starts,
+        starts * columns,
+        1,
+        columns,
+        0.0,
+        False,
+        False,
+        scale=scaling,
+        seqused_k=lengths,
+    )[0]
+    return out.view(rows, heads, 1, size)
+
+
+def register() -> None:
+    """Make the implementation known to transformers; safe to call again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

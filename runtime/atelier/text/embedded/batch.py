@@ -1,0 +1,264 @@
+"""The running batch: which sequence sits in which slot, and what one step computes.
+
+Three verbs: `admit` a sequence, `step`, `evict` those that are over. A step prefills one chunk of
+waiting prompts and decodes one token of every running sequence. On a CUDA device the step's tokens
+are read back while the next step runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atelier.errors import AtelierError, GenerationFailed
+from atelier.events import Likelihood
+from atelier.text.embedded.runner import Chunk, Runner
+from atelier.text.embedded.sampling import Draw, draw
+from atelier.text.embedded.sequence import Sequence
+
+LEAST_PREFIX = 16
+"""Shorter common beginnings are computed again: copying them would gain nothing."""
+
+
+@dataclass
+class Pending:
+    """A draw that is on its way to the host, and whose rows were which sequence when it was
+    made."""
+
+    sequences: dict[int, Sequence]
+    draw: Draw
+    ready: torch.cuda.Event | None
+
+
+class Batch:
+    """`prefill_tokens` bounds the padded size of one prefill."""
+
+    def __init__(self, runner: Runner, prefill_tokens: int) -> None:
+        self.runner = runner
+        self.prefill_tokens = prefill_tokens
+        self.slots: list[Sequence | None] = [None] * runner.cache.slots
+        self.history: list[list[int]] = [[] for _ in self.slots]
+        self.waiting: list[Sequence] = []
+        self._pending: list[Pending] = []
+        self._overlap = runner.device.type == "cuda"
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences that hold a slot."""
+        return [sequence for sequence in self.slots if sequence is not None]
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return None not in self.slots
+
+    @property
+    def used(self) -> float:
+        """Share of the cache's positions that running sequences hold."""
+        held = sum(max(sequence.position, sequence.past) for sequence in self.running)
+        return held / (len(self.slots) * self.runner.cache.columns)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Give the sequence a free slot, with the longest beginning of its prompt that some slot
+        still holds."""
+        prompt = sequence.job.prompt
+        reach = len(self.running) + 1
+        candidates = [
+            slot for slot in range(min(reach, len(self.slots))) if self.slots[slot] is None
+        ]
+        shared = {slot: _common(self.history[slot], prompt[:-1]) for slot in range(len(self.slots))}
+        slot = max(candidates, key=lambda slot: (shared[slot], -len(self.history[slot])))
+        donor = max(shared, key=lambda slot: shared[slot])
+        length = shared[donor]
+        if length < LEAST_PREFIX:
+            length = 0
+        elif shared[slot] < length:
+            self.runner.cache.copy(donor, slot, length)
+        self.slots[slot], sequence.slot, sequence.past = sequence, slot, length
+        self.history[slot] = prompt[:length]
+        if sequence.choice == 0:
+            sequence.job.cached = length
+        sequence.job.start()
+        sequence.row.note(
+            prompt, self.runner.model.config.get_text_config().vocab_size, self.runner.device
+        )
+        self.waiting.append(sequence)
+
+    def evict(self) -> None:
+        """Free the slots of sequences that are over, and close the gap they leave."""
+        self.waiting = [sequence for sequence in self.waiting if not sequence.over]
+        for slot, sequence in enumerate(self.slots):
+            if sequence is not None and sequence.over:
+                self.slots[slot] = None
+                self.runner.leave(slot)
+        running = self.running
+        if running and running[-1].slot >= 2 * len(running) and running[-1] not in self.waiting:
+            self._move(running[-1], self.slots.index(None))
+
+    def step(self) -> None:
+        """Prefill one chunk, decode one token a row, and hand the tokens to their sequences."""
+        masked = any(sequence.grammar is not None for sequence in self.running)
+        if masked:
+            self._settle()
+        if self.waiting:
+            self._prefill()
+            if masked:
+                self._settle()
+        if any(sequence.position and not sequence.over for sequence in self.running):
+            self._decode()
+        self._settle(keep=1 if self._overlap and not masked else 0)
+
+    def clear(self) -> None:
+        """Forget everything, keys included; for use after a failure."""
+        self._pending.clear()
+        self.waiting.clear()
+        for slot in range(len(self.slots)):
+            self.slots[slot] = None
+            self.history[slot] = []
+            self.runner.leave(slot)
+
+    def _prefill(self) -> None:
+        chunks: list[Chunk] = []
+        chosen: list[Sequence] = []
+        width = 0
+        for sequence in self.waiting:
+            rest = sequence.job.prompt[sequence.past : sequence.past + self.prefill_tokens]
+            wider = max(width, len(rest))
+            if chosen and wider * (len(chosen) + 1) > self.prefill_tokens:
+                break
+            width = wider
+            chosen.append(sequence)
+            chunks.append(Chunk(sequence.slot, sequence.past, rest))
+        logits = self.runner.prefill(chunks)
+        for sequence, chunk in zip(chosen, chunks, strict=True):
+            sequence.past += len(chunk.tokens)
+            self.history[sequence.slot] += chunk.tokens
+        ready = [
+            i for i, sequence in enumerate(chosen) if sequence.past == len(sequence.job.prompt)
+        ]
+        if not ready:
+            return
+        begun = [chosen[i] for i in ready]
+        drawn = self._draw(logits[ready], dict(enumerate(begun)))
+        for sequence in begun:
+            sequence.position = sequence.past
+            self.waiting.remove(sequence)
+            self.runner.join(sequence.slot, sequence.position)
+        self.runner.tokens[[sequence.slot for sequence in begun]] = drawn.tokens
+
+    def _decode(self) -> None:
+        rows = {sequence.slot: sequence for sequence in self.running if sequence.position}
+        last = max(rows)
+        logits = self.runner.decode(last + 1, max(sequence.position for sequence in rows.values()))
+        drawn = self._draw(logits, rows)
+        self.runner.advance(drawn.tokens)
+        for sequence in rows.values():
+            sequence.position += 1
+
+    def _draw(self, logits: Tensor, rows: dict[int, Sequence]) -> Draw:
+        allowed = {}
+        for index, sequence in rows.items():
+            if sequence.grammar is not None and not sequence.over:
+                try:
+                    allowed[index] = sequence.grammar.allowed().to(logits.device)
+                except Exception as error:
+                    sequence.job.fail(_wrapped(error))
+        states = [rows[index].row if index in rows else None for index in range(logits.shape[0])]
+        drawn = draw(logits, states, allowed)
+        for index, fault in drawn.errors.items():
+            rows[index].job.fail(_wrapped(fault))
+        if not self._overlap:
+            self._pending.append(Pending(rows, drawn, None))
+            return drawn
+        on_host = _on_host(drawn)
+        ready = torch.cuda.Event()
+        ready.record()
+        self._pending.append(Pending(rows, on_host, ready))
+        return drawn
+
+    def _settle(self, keep: int = 0) -> None:
+        """Hand the oldest draws to their sequences until `keep` are left in flight."""
+        while len(self._pending) > keep:
+            pending = self._pending.pop(0)
+            if pending.ready is not None:
+                pending.ready.synchronize()
+            self._hand_out(pending)
+
+    def _hand_out(self, pending: Pending) -> None:
+        tokens, finite = pending.draw.tokens.tolist(), pending.draw.finite.tolist()
+        for index, sequence in pending.sequences.items():
+            if sequence.over:
+                continue
+            if sequence.tokens:
+                self.history[sequence.slot].append(sequence.tokens[-1])
+            try:
+                if not finite[index]:
+                    raise GenerationFailed("the model computed logits that are not finite numbers")
+                sequence.take(
+                    tokens[index],
+                    _likelihood(pending.draw, index, tokens[index], sequence.row.logprobs),
+                )
+            except Exception as error:
+                sequence.job.fail(_wrapped(error))
+
+    def _move(self, sequence: Sequence, target: int) -> None:
+        self._settle()
+        if sequence.over:
+            return
+        source = sequence.slot
+        self.runner.move(source, target, sequence.position)
+        self.slots[target], self.slots[source], sequence.slot = sequence, None, target
+        self.history[target] = list(self.history[source])
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    """Length of the common beginning; compares slices, since most lists differ early or not at
+    all."""
+    end = min(len(left), len(right))
+    at = 0
+    while at < end and left[at : at + 256] == right[at : at + 256]:
+        at += 256
+    at = min(at, end)
+    while at < end and left[at] == right[at]:
+        at += 1
+    return at
+
+
+def _likelihood(drawn: Draw, index: int, token: int, count: int | None) -> Likelihood | None:
+    if count is None or drawn.chosen is None or drawn.best is None or drawn.best_ids is None:
+        return None
+    best = zip(
+        drawn.best_ids[index, :count].tolist(), drawn.best[index, :count].tolist(), strict=True
+    )
+    return Likelihood(token, float(drawn.chosen[index]), tuple(best))
+
+
+def _on_host(drawn: Draw) -> Draw:
+    """Start copies into pinned memory; an event tells when they are there."""
+
+    def start(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else _pinned(tensor)
+
+    return Draw(
+        _pinned(drawn.tokens),
+        _pinned(drawn.finite),
+        start(drawn.chosen),
+        start(drawn.best),
+        start(drawn.best_ids),
+    )
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+        tensor, non_blocking=True
+    )
+
+
+def _wrapped(error: Exception) -> AtelierError:
+    return (
+        error
+        if isinstance(error, AtelierError)
+        else GenerationFailed(f"{type(error).__name__}: {error}")
+    )
