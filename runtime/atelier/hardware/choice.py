@@ -22,7 +22,7 @@ from atelier.hardware.machine import Device
 from atelier.hardware.plan import MemoryPlan, Wishes
 from atelier.hardware.switches import complete
 from atelier.settings import Settings
-from atelier.sources.contents import Checkpoint
+from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.units import gib
 
 __all__ = ["MemoryPlan", "OptimizationManager", "Wishes", "plan"]
