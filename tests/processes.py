@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import kserve
@@ -38,7 +39,8 @@ class Forked:
         ]
         assert not late, f"{late} would come too late for a forked process"
         self._process = CONTEXT.Process(
-            target=_run, args=(module, arguments, os.environ | environment, log)
+            target=_run,
+            args=(module, arguments, os.environ | environment, log, _address()),
         )
         self._process.start()
         assert self._process.pid
@@ -87,7 +89,19 @@ class Executed(subprocess.Popen[bytes]):
             )
 
 
-def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+def _address() -> str:
+    """Where the process listens that forks."""
+    forkserver.ensure_running()
+    return str(forkserver._forkserver._forkserver_address)
+
+
+def _run(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, address: str
+) -> None:
+    # Its workers are forked from the same process as itself, which has imported everything.
+    forkserver._forkserver._forkserver_address = address
+    forkserver._forkserver.ensure_running = lambda: None
+    forkserver.ensure_running = lambda: None
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()

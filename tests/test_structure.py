@@ -1,5 +1,5 @@
-"""The rules of the house that a machine can check: imports go one way and in no circle, a name means
-one thing, and engines know no protocol. Every Python file that is not a test is held to them."""
+"""The rules of the house that a machine can check: imports go one way and in no circle, a name
+means one thing, and engines know no protocol. Every Python file that is no test is held to them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ FLOORS = [
     {"atelier.streams", "atelier.logs", "atelier.tracing"},
     {"atelier.hardware", "atelier.sources", "atelier.builtin", "atelier.deploy"},
     {"atelier.images", "atelier.text", "atelier.telemetry"},
+    {"atelier.workers"},
     {"atelier.protocols"},
     {"atelier.serving"},
     {"atelier_training.dreambooth", "atelier_training.notebook"},

@@ -8,6 +8,7 @@ framework.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 class AtelierError(Exception):
@@ -17,6 +18,16 @@ class AtelierError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes with all they carry, whatever their constructor takes."""
+        return _revive, (type(self), self.message), self.__dict__
+
+
+def _revive(cls: type[AtelierError], message: str) -> AtelierError:
+    error = cls.__new__(cls, message)
+    Exception.__init__(error, message)
+    return error
 
 
 class InvalidRequest(AtelierError):

@@ -27,17 +27,17 @@ def set_request_id(request_id: str) -> None:
     _request_id.set(request_id)
 
 
-def set_up(settings: Settings) -> None:
+def set_up(settings: Settings, worker: str = "") -> None:
     """Send every logger's lines to standard error in the form that LOG_FORMAT names.
 
-    Call before the heavy libraries are imported: their remarks on packages that are not needed here
-    are silenced.
+    Lines of a worker process say which one it is. Call before the heavy libraries are imported:
+    their remarks on packages that are not needed here are silenced.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    handler.setFormatter(_Json(worker) if settings.log_format == "json" else _Text(worker))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").addFilter(
         lambda record: not any(p in record.getMessage() for p in PROBES)
@@ -55,19 +55,27 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 class _Text(logging.Formatter):
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = f" worker {worker}" if worker else ""
+
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
         name = record.name.removeprefix("atelier.")
         request = getattr(record, "request_id", "") or current_request_id()
         told = "".join(f" {key}={value}" for key, value in _fields(record).items())
         line = (
-            f"{when} {record.levelname:<7} {name}:"
+            f"{when} {record.levelname:<7}{self._worker} {name}:"
             f" {record.getMessage()}{told}{f' [{request}]' if request else ''}"
         )
         return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
 
 
 class _Json(logging.Formatter):
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = worker
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -77,6 +85,8 @@ class _Json(logging.Formatter):
         }
         if request := getattr(record, "request_id", "") or current_request_id():
             line["request_id"] = request
+        if self._worker:
+            line["worker"] = self._worker
         line |= _fields(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -157,6 +157,14 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(
         16, ge=1, description="Rows of one denoiser call; a guided picture is two. 1: no batching."
     )
+    data_parallel_size: int | None = Field(
+        None, ge=1, description="Workers, one a device; unset: all visible GPUs, or one on a CPU."
+    )
+    hang_seconds: float = Field(
+        120,
+        gt=0,
+        description="Seconds at one call after which a worker is replaced; longer calls raise it.",
+    )
     max_queue_size: int = Field(
         64, ge=1, description="Requests waiting or running; more are refused with 429."
     )

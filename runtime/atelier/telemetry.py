@@ -51,7 +51,7 @@ class Metrics:
         self.steps = Histogram(
             "atelier_step_seconds",
             "One module call, batched.",
-            ["stage", "shape"],
+            ["stage", "shape", "worker"],
             buckets=STEP_SECONDS,
         )
         self.rows = Histogram(
@@ -69,6 +69,10 @@ class Metrics:
         self.load = Gauge(
             "atelier_load_seconds", "Seconds that a stage of the start took.", ["stage"]
         )
+        self.workers = Gauge("atelier_workers_ready", "Workers that serve now.")
+        self.worker_ends = Counter(
+            "atelier_worker_ends", "Worker processes that ended by themselves.", ["worker"]
+        )
         self.depth = Gauge("atelier_queue_depth", "Requests waiting or running.")
         self.memory_used = Gauge("atelier_device_memory_used_bytes", "Device memory in use.")
         self.memory_free = Gauge("atelier_device_memory_free_bytes", "Device memory not in use.")
@@ -79,6 +83,14 @@ class Metrics:
         self.memory_used.set_function(lambda: memory()[0])
         self.memory_free.set_function(lambda: memory()[1])
 
+    def watch_workers(self, ready: Callable[[], int]) -> None:
+        """Read the number of workers that serve whenever the metrics are read."""
+        self.workers.set_function(ready)
+
+    def worker_ended(self, worker: str) -> None:
+        """A worker's process is gone and was not told to go."""
+        self.worker_ends.labels(worker).inc()
+
     def refused(self, protocol: str, error: BaseException) -> None:
         """A request that was never admitted."""
         self.requests.labels(protocol, report(error).code).inc()
@@ -88,12 +100,20 @@ class Metrics:
         logged = prompt if self._log_prompts else None
         return _Request(self, self._tracer, protocol, current_request_id(), logged)
 
-    def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
+    def call(
+        self,
+        stage: str,
+        seconds: float,
+        shape: str,
+        rows: int,
+        requests: int,
+        worker: str = "0",
+    ) -> None:
         """See `Observer`."""
         if shape not in self._shapes and len(self._shapes) >= MAX_SHAPES:
             shape = "other"
         self._shapes.add(shape)
-        self.steps.labels(stage, shape).observe(seconds)
+        self.steps.labels(stage, shape, worker).observe(seconds)
         self.rows.labels(stage).observe(rows)
         self.shared.labels(stage).observe(requests)
 

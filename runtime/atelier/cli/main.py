@@ -11,6 +11,7 @@ import typer
 from atelier import logs
 from atelier.errors import AtelierError
 from atelier.settings import load_settings
+from atelier.workers import handle as workers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +37,8 @@ def serve(
     --ssl_certfile, ..."""
     settings = load_settings(model_id=model_dir or None, model_name=model_name or None)
     logs.set_up(settings)
+    if settings.engine == "transformers":
+        workers.prepare()
     from atelier.serving.server import serve as run
 
     raise typer.Exit(run(settings, context.args))

@@ -37,6 +37,7 @@ from atelier.images.embeddings import EmbeddingCache
 from atelier.images.interception import Call, Stage
 from atelier.images.observer import ImageObserver, SilentImageObserver
 from atelier.images.preview import LatentPreview
+from atelier.images.pulse import Pulse
 from atelier.images.stacking import Stacker, Unsplittable
 from atelier.images.verifier import Verifier
 from atelier.streams import EventStream
@@ -81,6 +82,7 @@ class ImageEngine:
         self._limits = limits
         self._use_adapters = use_adapters or (lambda selection: None)
         self._observer = observer or SilentImageObserver()
+        self.pulse = Pulse()
         self._preview = LatentPreview()
         self._verifier = Verifier()
         self._embeddings = EmbeddingCache(limits.cache_bytes)
@@ -192,7 +194,8 @@ class ImageEngine:
                     elif drawing.overdue:
                         self._drop(drawing, drawing.deadline_error())
                 try:
-                    self._turn()
+                    with self.pulse.beat():
+                        self._turn()
                 except (
                     Exception
                 ):  # a fault of this engine; the requests at hand fail, the server lives
@@ -326,7 +329,8 @@ class ImageEngine:
             and not drawing.cancelled
             and not drawing.overdue
         ):
-            self._run_group([drawing])
+            with self.pulse.beat():
+                self._run_group([drawing])
 
     def _step(self, drawing: Drawing, action: Callable[..., None], *values: Any) -> None:
         """Let a request run on; note when it parked again, and let go of it when it is done."""

@@ -205,6 +205,12 @@ class ImageModel:
             previews=request.previews,
         )
 
+    def busy_s(self) -> tuple[float, float]:
+        """Seconds that the device loop has been at what it does now, and the longest so far."""
+        if self._engine is None:
+            return 0.0, 0.0
+        return self._engine.pulse.busy_s(), self._engine.pulse.longest_s
+
     @property
     def depth(self) -> int:
         """Requests waiting or running."""

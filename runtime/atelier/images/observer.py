@@ -16,9 +16,17 @@ class ImageObserver(Protocol):
         """A listener for the events of one admitted request. `prompt` is for the log, if prompts
         are logged at all."""
 
-    def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
-        """One module call was run: stage, seconds, shape of one row, rows, and how many requests
-        shared it."""
+    def call(
+        self,
+        stage: str,
+        seconds: float,
+        shape: str,
+        rows: int,
+        requests: int,
+        worker: str = "0",
+    ) -> None:
+        """One module call was run: stage, seconds, shape of one row, rows, how many requests shared
+        it, and by which worker."""
 
     def loaded(self, stage: str, seconds: float) -> None:
         """A stage of the start is done: source, weights or warmup."""
@@ -32,6 +40,9 @@ class ImageObserver(Protocol):
     def out_of_memory(self) -> None:
         """A module call ran out of memory."""
 
+    def worker_ended(self, worker: str) -> None:
+        """A worker's process ended by itself."""
+
 
 class SilentImageObserver:
     """Reports to nobody."""
@@ -39,7 +50,18 @@ class SilentImageObserver:
     def request(self, protocol: str, prompt: str) -> Callable[[Event], None]:
         return lambda event: None
 
-    def call(self, stage: str, seconds: float, shape: str, rows: int, requests: int) -> None:
+    def call(
+        self,
+        stage: str,
+        seconds: float,
+        shape: str,
+        rows: int,
+        requests: int,
+        worker: str = "0",
+    ) -> None:
+        """Nothing."""
+
+    def worker_ended(self, worker: str) -> None:
         """Nothing."""
 
     def loaded(self, stage: str, seconds: float) -> None:

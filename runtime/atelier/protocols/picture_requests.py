@@ -13,8 +13,8 @@ from functools import partial
 from atelier.errors import InvalidRequest
 from atelier.events import Event, Failed, Finished, Image, Preview
 from atelier.images import codec
-from atelier.images.model import ImageModel
 from atelier.images.request import Format, ImageRequest
+from atelier.images.service import PictureService
 from atelier.protocols.http.remote import RemotePictures
 from atelier.settings import Settings
 from atelier.streams import EventStream
@@ -63,14 +63,14 @@ def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
 
 
 async def draw_all(
-    model: ImageModel, requests: Sequence[ImageRequest], protocol: str
+    model: PictureService, requests: Sequence[ImageRequest], protocol: str
 ) -> list[DrawnRequest]:
     """Draw every request, side by side; one that fails or is refused takes the others back."""
     return await collect_all(requests, await submit_all(model, requests, protocol))
 
 
 async def submit_all(
-    model: ImageModel, requests: Sequence[ImageRequest], protocol: str
+    model: PictureService, requests: Sequence[ImageRequest], protocol: str
 ) -> list[EventStream]:
     """Have every request admitted, or none. `protocol` is the one that metrics count them under.
 

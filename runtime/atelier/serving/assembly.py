@@ -3,6 +3,7 @@ each."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -42,13 +43,16 @@ Try it:
 
 @dataclass(frozen=True)
 class Served:
-    """A model, what makes its KServe adapter from a load function, its v2 outputs, and a command to
-    try it with.
+    """A model, what loads and drains it, what makes its KServe adapter from a load function, its v2
+    outputs, and a command to try it with.
 
     With a child engine also what stands before the web framework to forward requests, the engine's
-    metrics, and its paths."""
+    metrics, and its paths.
+    """
 
     model: Any
+    load: Load
+    drain: Callable[[float], Awaitable[None]]
     adapter: Callable[[Load], Any]
     outputs: dict[str, str]
     hint: str
@@ -108,7 +112,14 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     app.include_router(generate_router(model))
     app.include_router(infer_router(model, partial(infer, model)))
     outputs = dict.fromkeys(OUTPUTS, "BYTES")
-    served = Served(model, lambda load: KServeTextModel(model, load), outputs, TEXT_HINT)
+    served = Served(
+        model,
+        lambda: asyncio.to_thread(model.load),
+        lambda seconds: asyncio.to_thread(model.drain, seconds),
+        lambda load: KServeTextModel(model, load),
+        outputs,
+        TEXT_HINT,
+    )
     if not model.forwards:
         return served
     return replace(
@@ -120,7 +131,6 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
 
 
 def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
-    from atelier.images.model import ImageModel
     from atelier.protocols.http.results import ResultStore
     from atelier.protocols.jobs.job import Jobs
     from atelier.protocols.jobs.routes import router as jobs_router
@@ -129,8 +139,10 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.protocols.kserve.predict import router as predict_router
     from atelier.protocols.openai.image_routes import ImagesApi
     from atelier.protocols.openai.image_routes import router as images_router
+    from atelier.workers.image_front import ImageFront
 
-    model = ImageModel(settings, metrics)
+    model = ImageFront(settings, metrics)
+    metrics.watch_workers(lambda: len([one for one in model.workers if one.state == "ready"]))
     store = ResultStore(settings.result_seconds, settings.result_bytes)
     jobs = Jobs(model, store)
     app.include_router(predict_router(model, jobs, settings))
@@ -139,5 +151,10 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     app.include_router(jobs_router(jobs))
     outputs = {"image": "BYTES", "seed": "INT64"}
     return Served(
-        model, lambda load: KServeImageModel(model, settings, load), outputs, PICTURE_HINT
+        model,
+        model.load,
+        model.drain,
+        lambda load: KServeImageModel(model, settings, load),
+        outputs,
+        PICTURE_HINT,
     )

@@ -17,7 +17,7 @@ from kserve import ModelServer
 from kserve import model_server as kserve_server
 from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
 
-from atelier.errors import StartError
+from atelier.errors import AtelierError, StartError
 from atelier.protocols.http.error_bodies import add_error_handlers
 from atelier.protocols.http.metrics import router as metrics_router
 from atelier.protocols.http.models import router as models_router
@@ -28,6 +28,7 @@ from atelier.serving.middleware import front
 from atelier.settings import Settings
 from atelier.telemetry import Metrics
 from atelier.tracing import Tracer
+from atelier.workers.image_front import ImageFront
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class AtelierServer(ModelServer):
 
     async def _load(self) -> None:
         try:
-            await asyncio.to_thread(self._model.load)
+            await self._served.load()
         except StartError as error:
             log.error("the model cannot be served: %s", error)
         except Exception:  # a fault of ours or of a library; the process must still end in order
@@ -68,6 +69,13 @@ class AtelierServer(ModelServer):
             return
         self._failed = True
         await self._close()
+
+    def beyond_repair(self, error: AtelierError) -> None:
+        """No worker can be brought back: end with a code, so that the cluster starts a new pod."""
+        log.error("the server ends: %s", error)
+        self._failed = True
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._drain())
 
     def _hint(self) -> str:
         """A command to paste, which ends with a picture on disk or an answer on the screen."""
@@ -100,7 +108,7 @@ class AtelierServer(ModelServer):
             self._stopping = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        await asyncio.to_thread(self._model.drain, self._settings.drain_seconds)
+        await self._served.drain(self._settings.drain_seconds)
         await self._close()
 
     async def _close(self) -> None:
@@ -124,6 +132,8 @@ def serve(settings: Settings, arguments: Sequence[str]) -> int:
     server = AtelierServer(
         served, settings, http_port=options.http_port, grpc_port=options.grpc_port
     )
+    if isinstance(served.model, ImageFront):
+        served.model.on_beyond_repair = server.beyond_repair
     return server.run()
 
 

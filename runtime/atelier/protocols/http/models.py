@@ -15,7 +15,10 @@ class ServedModel(Protocol):
     """What every kind of model tells of itself."""
 
     name: str
-    progress: str
+
+    @property
+    def progress(self) -> str:
+        """What the start, or a restart, is doing."""
 
     @property
     def ready(self) -> bool:

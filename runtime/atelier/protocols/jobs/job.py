@@ -18,8 +18,8 @@ import orjson
 
 from atelier.errors import AtelierError, GenerationFailed, NotFound
 from atelier.events import Event, Image, Preview, Queued, Started, Step
-from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
+from atelier.images.service import PictureService
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.picture_requests import DrawnRequest, collect_all, submit_all
@@ -132,7 +132,7 @@ class Job:
 class Jobs:
     """All jobs of a server."""
 
-    def __init__(self, model: ImageModel, store: ResultStore) -> None:
+    def __init__(self, model: PictureService, store: ResultStore) -> None:
         self._model = model
         self._store = store
         self._jobs: dict[str, Job] = {}

@@ -15,8 +15,8 @@ from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
 from atelier.errors import AtelierError, InvalidRequest, report
-from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
+from atelier.images.service import PictureService
 from atelier.protocols.http.bodies import json_value
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
@@ -28,9 +28,9 @@ MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 
 
 class KServeImageModel(kserve.Model):
-    """The model as KServe's data plane sees it. `ImageModel` does the work."""
+    """The model as KServe's data plane sees it. A picture service does the work."""
 
-    def __init__(self, model: ImageModel, settings: Settings, load: Callable[[], Any]) -> None:
+    def __init__(self, model: PictureService, settings: Settings, load: Callable[[], Any]) -> None:
         super().__init__(model.name)
         # the server refuses to start otherwise; `healthy` tells whether the weights are here
         self.ready = True
@@ -91,7 +91,7 @@ class KServeImageModel(kserve.Model):
 
 
 async def infer(
-    model: ImageModel, settings: Settings, payload: InferRequest, headers: Mapping[str, str]
+    model: PictureService, settings: Settings, payload: InferRequest, headers: Mapping[str, str]
 ) -> InferResponse:
     """Answer one v2 request, in the form it asks for.
 
@@ -157,7 +157,7 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
     return _requests(rows, settings, lambda index: f"instances[{index}].")
 
 
-def prediction(model: ImageModel, drawn: DrawnRequest) -> dict[str, Any]:
+def prediction(model: PictureService, drawn: DrawnRequest) -> dict[str, Any]:
     """One v1 prediction; `images` holds all pictures if there are several, and the model's notes
     are added."""
     images = [

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import Scope
 
-from atelier.images.model import ImageModel
+from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.models import check_name
 from atelier.protocols.http.openapi import PREDICT_BODY, answers, json_body
@@ -42,7 +42,7 @@ class PlainRoute(APIRoute):
         return super().matches(scope)
 
 
-def router(model: ImageModel, jobs: Jobs, settings: Settings) -> APIRouter:
+def router(model: PictureService, jobs: Jobs, settings: Settings) -> APIRouter:
     """`POST /v1/models/{name}:predict`."""
     routes = APIRouter(route_class=PlainRoute, tags=["V1"])
 
@@ -67,6 +67,6 @@ def router(model: ImageModel, jobs: Jobs, settings: Settings) -> APIRouter:
     return routes
 
 
-def _predictions(model: ImageModel, drawn: list[DrawnRequest]) -> bytes:
+def _predictions(model: PictureService, drawn: list[DrawnRequest]) -> bytes:
     body: dict[str, Any] = {"predictions": [prediction(model, each) for each in drawn]}
     return orjson.dumps(body)

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from atelier.errors import InvalidRequest
 from atelier.images import codec
-from atelier.images.model import ImageModel
 from atelier.images.request import MAX_SEED, ImageRequest
+from atelier.images.service import PictureService
 from atelier.protocols.http.models import check_name
 from atelier.settings import Settings
 
@@ -158,7 +158,7 @@ def translate(
     body: ImagesBody,
     pictures: list[bytes],
     mask: bytes | None,
-    model: ImageModel,
+    model: PictureService,
     settings: Settings,
 ) -> ImagesCall:
     """What the body asks for, in this server's terms. Decodes pictures; for a worker thread.
@@ -222,7 +222,7 @@ def _size(body: ImagesBody) -> dict[str, int | None]:
     return {"width": width, "height": height}
 
 
-def _steps(quality: str | None, model: ImageModel, settings: Settings) -> int | None:
+def _steps(quality: str | None, model: PictureService, settings: Settings) -> int | None:
     """Steps for a quality; None leaves them to the pipeline."""
     share = QUALITY[quality or "auto"]
     if share == 1:
@@ -248,7 +248,7 @@ def _compression(body: ImagesBody) -> int | None:
     return body.output_compression
 
 
-def _check_background(body: ImagesBody, model: ImageModel) -> None:
+def _check_background(body: ImagesBody, model: PictureService) -> None:
     if body.background == "transparent" and not model.gives_alpha:
         raise InvalidRequest(
             "background: this model draws no transparency; send auto or opaque", "background"

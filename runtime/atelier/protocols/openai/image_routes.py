@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from atelier.errors import InvalidRequest
 from atelier.events import Failed, Image, Preview
 from atelier.images.codec import MEDIA_TYPES
-from atelier.images.model import ImageModel
+from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.openapi import answers, form_or_json_body, json_body
@@ -63,7 +63,7 @@ NO_TOKENS = {
 class ImagesApi:
     """The handlers, over one model."""
 
-    model: ImageModel
+    model: PictureService
     jobs: Jobs
     store: ResultStore
     settings: Settings

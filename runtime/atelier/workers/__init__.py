@@ -1,0 +1,1 @@
+"""Worker processes: each owns a device and runs an engine; the front hands requests to them."""

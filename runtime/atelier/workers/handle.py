@@ -1,0 +1,211 @@
+"""One worker process as the front sees it: started, spoken to, watched, killed.
+
+Workers are forked from a server process that has imported the heavy libraries once, as
+multiprocessing's forkserver does it: a second worker and a restarted one are there in a moment. The
+front itself imports none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver, reduction
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, Literal
+
+from atelier.settings import Settings
+from atelier.workers import messages as m
+from atelier.workers.placement import Place
+
+if TYPE_CHECKING:
+    from atelier.workers.ticket import Ticket
+
+log = logging.getLogger(__name__)
+
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOADED = "atelier.workers.preloaded"
+
+State = Literal["starting", "ready", "lost", "stopped"]
+
+
+def prepare() -> None:
+    """Start the process that workers are forked from; it imports while the front does. No wait."""
+    CONTEXT.set_forkserver_preload([PRELOADED])
+    forkserver.ensure_running()
+
+
+class WorkerHandle:
+    """A worker process. For the event loop; `on_message` and `on_lost` are called there."""
+
+    def __init__(
+        self,
+        number: int,
+        place: Place,
+        settings: Settings,
+        on_message: Callable[[WorkerHandle, Any], None],
+        on_lost: Callable[[WorkerHandle], None],
+    ) -> None:
+        self.number = number
+        self.place = place
+        self.state: State = "starting"
+        self.progress = "starting"
+        self.device = place.label
+        self.traits: dict[str, Any] = {}
+        self.tickets: dict[int, Ticket] = {}
+        self.adapters: dict[str, float] | None = None
+        self.memory = (0, 0)
+        self.withdrawing: int | None = None
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._heard = time.monotonic()
+        self._beat = m.Beat(0.0, 0.0)
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        own, theirs = CONTEXT.Pipe()
+        self._connection: Connection = own
+        self.process = CONTEXT.Process(
+            target=_main,
+            args=(
+                theirs,
+                settings.model_copy(update=place.overrides),
+                str(number),
+                os.environ | place.environment,
+                _Output(),
+            ),
+            name=f"worker {number}",
+            daemon=True,
+        )
+        threading.Thread(target=self._start, args=(theirs,), daemon=True).start()
+
+    @property
+    def name(self) -> str:
+        """As logs and metrics have it."""
+        return str(self.number)
+
+    @property
+    def work(self) -> float:
+        """What the requests with it still need, in pixel steps."""
+        return sum(ticket.remaining for ticket in self.tickets.values())
+
+    def send(self, message: Any) -> None:
+        """Send a message; never blocks."""
+        self._outgoing.put(message)
+
+    def kill(self, reason: str) -> None:
+        """End the process at once; `on_lost` follows."""
+        log.error("worker %s is killed: %s", self.name, reason)
+        if self.process.pid is not None:
+            self.process.kill()
+
+    def silent_s(self) -> float:
+        """Seconds without a sign of life, or that the device has been at one call, if longer."""
+        quiet = time.monotonic() - self._heard
+        return quiet + self._beat.busy_s if self._beat.busy_s else quiet
+
+    @property
+    def longest_s(self) -> float:
+        """The longest call of the device so far."""
+        return self._beat.longest_s
+
+    def stop(self) -> None:
+        """Ask the process to end; no restart follows."""
+        self.state = "stopped"
+        self.send(m.Stop())
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end, then enforce it. Blocks."""
+        if self.process.pid is None:
+            return
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join(5)
+
+    def describe(self) -> dict[str, Any]:
+        """For the model's metadata."""
+        return {
+            "worker": self.number,
+            "device": self.device,
+            "state": self.state if self.state != "starting" else self.progress,
+            "requests": len(self.tickets),
+            "drawing": [ticket.describe() for ticket in self.tickets.values() if ticket.started],
+        }
+
+    # Threads of this handle
+
+    def _start(self, theirs: Connection) -> None:
+        """Starting waits for the fork server, which may still import; then this thread reads."""
+        if self.state == "stopped":
+            self._lost_soon()
+            return
+        self.process.start()
+        theirs.close()
+        threading.Thread(target=self._write, daemon=True).start()
+        try:
+            while True:
+                batch = self._connection.recv()
+                self._loop.call_soon_threadsafe(self._hear, batch)
+        except (EOFError, OSError):
+            self.process.join(10)
+            self._lost_soon()
+
+    def _lost_soon(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._lose)
+
+    def _write(self) -> None:
+        while True:
+            message = self._outgoing.get()
+            try:
+                self._connection.send(message)
+            except OSError:  # it died; the reading thread says so
+                return
+            if isinstance(message, m.Stop):
+                return
+
+    # In the event loop
+
+    def _hear(self, batch: list[Any]) -> None:
+        self._heard = time.monotonic()
+        for message in batch:
+            if isinstance(message, m.Beat):
+                self._beat = message
+                self.memory = message.memory
+            else:
+                self._on_message(self, message)
+
+    def _lose(self) -> None:
+        if self.state not in ("lost", "stopped"):
+            self.state = "lost"
+        self._on_lost(self)
+
+
+class _Output:
+    """Standard output and error of this process, for a worker: the fork server may have others."""
+
+    def __getstate__(self) -> tuple[Any, Any]:
+        return reduction.DupFd(1), reduction.DupFd(2)
+
+    def __setstate__(self, state: tuple[Any, Any]) -> None:
+        for number, duplicate in zip((1, 2), state, strict=True):
+            os.dup2(duplicate.detach(), number)
+
+
+def _main(
+    connection: Connection,
+    settings: Settings,
+    name: str,
+    environment: dict[str, str],
+    output: _Output,
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    from atelier.workers.worker import main
+
+    main(connection, settings, name)
