@@ -1,6 +1,12 @@
 """What every worker imports, imported once: workers are forked from the process that has these."""
 
-# ruff: noqa: F401
+# ruff: noqa: F401, E402
+from tqdm.std import TqdmDefaultWriteLock
+
+# Progress bars are not shared by processes: without this their lock would be a named semaphore that
+# nobody removes when the server ends.
+TqdmDefaultWriteLock.mp_lock = None
+
 import diffusers.loaders
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
