@@ -9,7 +9,7 @@ from atelier.protocols.http.sse import SIGN_OF_LIFE, alive, frame
 
 
 def test_a_frame_has_its_name_and_its_data() -> None:
-    assert frame("step", {"index": 1}) == b'event: step\ndata: {"index":1}\n\n'
+    assert frame({"index": 1}, "step") == b'event: step\ndata: {"index":1}\n\n'
 
 
 async def test_silence_is_filled_with_comments() -> None:

@@ -131,6 +131,7 @@ class WorkerHandle:
         """For the model's metadata."""
         return {
             "worker": self.number,
+            "pid": self.process.pid,
             "device": self.device,
             "state": self.state if self.state != "starting" else self.progress,
             "requests": len(self.tickets),

@@ -14,7 +14,7 @@ from atelier.images.request import ImageRequest
 
 
 @dataclass(frozen=True)
-class Draw:
+class DrawPicture:
     """To the worker: draw this. `number` names the request in all that follows."""
 
     number: int
@@ -94,7 +94,7 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ModelLoaded:
     """To the front: requests can be served. `traits` are what protocols ask of a model; `devices`
     is how many devices this machine offers to workers."""
 

@@ -116,7 +116,7 @@ class Worker:
             await stopped.wait()
             return
         device = str(self._model.metadata().get("memory_plan", {}).get("device", ""))
-        loaded = m.Loaded(self._traits(), device, devices_here(self._settings))
+        loaded = m.ModelLoaded(self._traits(), device, devices_here(self._settings))
         self._outbox.put(loaded)
         await stopped.wait()
         beats.cancel()
@@ -151,7 +151,7 @@ class Worker:
         elif isinstance(message, m.Withdraw):
             self._withdraw(message.number)
         else:
-            work = self._draw if isinstance(message, m.Draw) else self._check
+            work = self._draw if isinstance(message, m.DrawPicture) else self._check
             task = self._loop.create_task(work(message.number, message.request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
