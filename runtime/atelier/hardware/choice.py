@@ -30,11 +30,11 @@ __all__ = ["MemoryPlan", "OptimizationManager", "Wishes", "plan"]
 log = logging.getLogger(__name__)
 
 NEEDED: dict[Quantization, frozenset[str]] = {
-    "fp8": frozenset({"torchao"}),
+    "fp8": frozenset(),
     "int8": frozenset({"torchao", "bitsandbytes"}),
     "nf4": frozenset({"bitsandbytes"}),
 }
-"""Packages of which one must be there, most exact quantization first."""
+"""Packages of which one must be there, most exact quantization first; fp8 needs none."""
 
 
 class OptimizationManager:
@@ -135,7 +135,9 @@ def _remedies(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
     if wishes.dtype == "float32":
         yield "DTYPE=bfloat16", half
     for quantization, needed in NEEDED.items():
-        installed = "" if needed & wishes.packages else " (pip install 'atelier[gpu]')"
+        installed = (
+            "" if not needed or needed & wishes.packages else " (pip install 'atelier[gpu]')"
+        )
         changed = replace(wishes, quantization=quantization, packages=wishes.packages | needed)
         yield f"QUANTIZATION={quantization}{installed}", changed
         if wishes.dtype == "float32":

@@ -16,7 +16,7 @@ from atelier.hardware.plan import Wishes
 GUIDED_ROWS = 2
 """Rows of one guided picture: the least a denoiser call must have room for."""
 
-Backend = Literal["", "bitsandbytes", "torchao"]
+Backend = Literal["", "bitsandbytes", "torchao", "own"]
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def _automatic(device: Device, wishes: Wishes) -> list[Quantization]:
 
 
 def backend_of(quantization: Quantization, device: Device, wishes: Wishes) -> Backend:
-    """The package that does it here: torchao for fp8 and, from compute capability 8.0 on, int8;
-    else bitsandbytes."""
+    """What does it here: `images/fp8.py` for fp8; torchao, from compute capability 8.0 on, for
+    int8; else bitsandbytes."""
     if quantization == "none":
         return ""
     if quantization == "fp8" and not device.fp8:
@@ -191,6 +191,8 @@ def backend_of(quantization: Quantization, device: Device, wishes: Wishes) -> Ba
             f"QUANTIZATION=fp8 needs compute capability 8.9 or more; {device.name} lacks it: set"
             " int8 or nf4"
         )
+    if quantization == "fp8":
+        return "own"
     if device.kind == "mps" or (device.kind == "cpu" and quantization != "int8"):
         raise PlanError(
             f"QUANTIZATION={quantization} has no backend on {device.name}: set QUANTIZATION=none"
@@ -198,7 +200,6 @@ def backend_of(quantization: Quantization, device: Device, wishes: Wishes) -> Ba
     torchao_first = device.kind == "cpu" or device.bfloat16
     order: list[Backend] = ["torchao", "bitsandbytes"] if torchao_first else ["bitsandbytes"]
     choices: dict[Quantization, list[Backend]] = {
-        "fp8": ["torchao"],
         "nf4": ["bitsandbytes"],
         "int8": order,
     }

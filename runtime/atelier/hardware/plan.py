@@ -56,7 +56,7 @@ class MemoryPlan:
     dtype: str
     placement: Placement
     quantization: Quantization
-    quantization_backend: Literal["", "bitsandbytes", "torchao"]
+    quantization_backend: Literal["", "bitsandbytes", "torchao", "own"]
     low_cpu_mem: bool
     vae_slicing: bool
     vae_tiling: bool

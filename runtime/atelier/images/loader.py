@@ -79,6 +79,8 @@ class PipelineLoader:
                 vars(module)["text_model"] = (
                     module  # where diffusers' clip_skip finds the last norm; transformers moved it
                 )
+        if self._plan.quantization_backend == "own":
+            self._quantize(pipeline)
         self._place(pipeline)
         return pipeline
 
@@ -126,7 +128,7 @@ class PipelineLoader:
         """diffusers' configuration for the components that the plan quantizes; None if it quantizes
         none."""
         plan = self._plan
-        if plan.quantization == "none" or not plan.quantized:
+        if plan.quantization_backend in ("", "own") or not plan.quantized:
             return None
         import torch
         from diffusers.quantizers import PipelineQuantizationConfig
@@ -143,7 +145,6 @@ class PipelineLoader:
             ),
             ("bitsandbytes", "int8"): ("bitsandbytes_8bit", {"load_in_8bit": True}),
             ("torchao", "int8"): ("torchao", {"quant_type": "int8wo"}),
-            ("torchao", "fp8"): ("torchao", {"quant_type": "float8dq"}),
         }
         backend, arguments = backends[plan.quantization_backend, plan.quantization]
         return PipelineQuantizationConfig(
@@ -151,6 +152,15 @@ class PipelineLoader:
             quant_kwargs=arguments,
             components_to_quantize=list(plan.quantized),
         )
+
+    def _quantize(self, pipeline: Any) -> None:
+        """fp8 by our own layers: those that stay on the device go there now, one by one."""
+        from atelier.images.fp8 import quantize_linears
+
+        target = self._plan.device if self._plan.placement == "resident" else "cpu"
+        for name in self._plan.quantized:
+            count = quantize_linears(getattr(pipeline, name), target)
+            log.info("%s: %d linear layers are in fp8", name, count)
 
     def _place(self, pipeline: Any) -> None:
         """Move the pipeline where the plan wants it and switch on what saves memory."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from atelier.errors import AtelierError, NotReady
+from atelier.errors import AtelierError, NotReady, SettingsError
 from atelier.images.observer import ImageObserver, SilentImageObserver
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
@@ -107,6 +107,11 @@ class ImageModel:
         if device.kind == "cpu":
             set_cpu_threads(settings)
         self._plan = OptimizationManager(device, settings).plan(checkpoint)
+        if self._plan.quantization == "fp8" and adapters:
+            raise SettingsError(
+                "LORA_PATHS with QUANTIZATION=fp8: an adapter needs layers that are not in fp8; set"
+                " QUANTIZATION to nf4, int8 or none"
+            )
         self._compiled = self._plan.compile != "off"
         if self._compiled:
             compilation.keep_caches(settings.cache_dir, self._plan.device, checkpoint.path)

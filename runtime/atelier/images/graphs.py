@@ -1,0 +1,172 @@
+"""CUDA graphs of denoiser calls: a call whose shape is seen again is recorded, then replayed.
+
+Without them the host launches thousands of small kernels a step, and a GPU of today waits for it.
+A graph belongs to a module, a layout, a number of rows and a set of adapters; that is the key. The
+device thread records when a key comes the second time, checks that the replay equals the plain
+call, and forgets what is seldom used when the graphs outgrow their bytes. A call that cannot be
+recorded runs as it always did, with one line in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Protocol
+
+import torch
+
+log = logging.getLogger(__name__)
+
+WARM_UP_CALLS = 3
+"""On a side stream before recording, as torch's guide asks: lazy initialisation must be over.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"""
+
+SEEN_BEFORE = 1
+"""A key is recorded the next time it comes after this many plain calls."""
+
+Function = Callable[..., Any]
+
+
+class Recording(Protocol):
+    """One recorded call."""
+
+    bytes: int
+
+    def replay(self, kwargs: Mapping[str, Any]) -> Any:
+        """Run it with new values of the same shapes. The result is the caller's to keep."""
+
+
+Recorder = Callable[[Function, Mapping[str, Any]], Recording]
+
+
+class GraphStore:
+    """The graphs of one device; for the device thread alone."""
+
+    def __init__(self, record: Recorder, max_bytes: int) -> None:
+        self._record = record
+        self._max_bytes = max_bytes
+        self._seen: dict[Hashable, int] = {}
+        self._graphs: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._refused: set[Hashable] = set()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    @property
+    def bytes(self) -> int:
+        """What all graphs hold."""
+        return sum(graph.bytes for graph in self._graphs.values())
+
+    def call(self, key: Hashable, function: Function, kwargs: Mapping[str, Any]) -> Any:
+        """The result of `function(**kwargs)`, replayed if the key is recorded.
+
+        Raises:
+            Whatever the function raises; a failure to record is no error.
+        """
+        if (graph := self._graphs.get(key)) is not None:
+            self._graphs.move_to_end(key)
+            return graph.replay(kwargs)
+        result = function(**kwargs)
+        count = self._seen.get(key, 0)
+        self._seen[key] = count + 1
+        if count >= SEEN_BEFORE and key not in self._refused:
+            self._try(key, function, kwargs, result)
+        return result
+
+    def clear(self) -> None:
+        """Forget every graph: the modules behind them have changed, or memory is short."""
+        self._graphs.clear()
+        self._seen.clear()
+
+    def _try(
+        self, key: Hashable, function: Function, kwargs: Mapping[str, Any], expected: Any
+    ) -> None:
+        try:
+            graph = self._record(function, kwargs)
+            wrong = difference(graph.replay(kwargs), expected)
+        except Exception as error:  # whatever a kernel dislikes about being recorded
+            self._refuse(key, f"{type(error).__name__}: {error}")
+            return
+        if wrong:
+            self._refuse(key, f"the replay differs from the plain call by {wrong:.2g}")
+            return
+        self._graphs[key] = graph
+        while self.bytes > self._max_bytes and len(self._graphs) > 1:
+            self._graphs.popitem(last=False)
+        if self.bytes > self._max_bytes:
+            self._graphs.pop(key)
+            self._refuse(key, f"its {graph.bytes} bytes are more than all graphs may have")
+
+    def _refuse(self, key: Hashable, reason: str) -> None:
+        self._refused.add(key)
+        log.warning("a call is not recorded as a CUDA graph and runs as before: %s", reason)
+
+
+class CudaRecorder:
+    """Records with `torch.cuda.CUDAGraph`; all graphs share one memory pool."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Function, kwargs: Mapping[str, Any]) -> Recording:
+        return CudaRecording(function, kwargs, self._pool)
+
+
+class CudaRecording:
+    """A graph with its input buffers and the outputs that a replay writes."""
+
+    def __init__(self, function: Function, kwargs: Mapping[str, Any], pool: Any) -> None:
+        self._inputs = map_tensors(dict(kwargs), lambda one: one.clone())
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_CALLS):
+                function(**self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        before = torch.cuda.memory_reserved()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._outputs = function(**self._inputs)
+        grown = max(0, torch.cuda.memory_reserved() - before)
+        self.bytes = grown + sum(one.nbytes for one in tensors_of(self._inputs))
+
+    def replay(self, kwargs: Mapping[str, Any]) -> Any:
+        """See `Recording`. The next replay overwrites the outputs, so the caller gets copies."""
+        for own, given in zip(tensors_of(self._inputs), tensors_of(dict(kwargs)), strict=True):
+            own.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return map_tensors(self._outputs, lambda one: one.clone())
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same nest of dicts, lists and tuples with every tensor changed."""
+    if torch.is_tensor(value):
+        return change(value)
+    if isinstance(value, Mapping):
+        changed = {name: map_tensors(each, change) for name, each in value.items()}
+        return type(value)(**changed) if type(value) is not dict else changed
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(each, change) for each in value)
+    return value
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """All tensors of a nest, in order."""
+    found: list[torch.Tensor] = []
+
+    def keep(one: torch.Tensor) -> torch.Tensor:
+        found.append(one)
+        return one
+
+    map_tensors(value, keep)
+    return found
+
+
+def difference(one: Any, other: Any) -> float:
+    """The largest difference of two results; 0 if they are equal to the bit."""
+    largest = 0.0
+    for a, b in zip(tensors_of(one), tensors_of(other), strict=True):
+        if not torch.equal(a, b):
+            largest = max(largest, float((a.float() - b.float()).abs().max()))
+    return largest

@@ -1,0 +1,112 @@
+"""Graphs of denoiser calls, with a recorder that records as a GPU does and needs none; what only a
+GPU can show is in tests/gpu."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from atelier.images.graphs import GraphStore, map_tensors
+
+BYTES = 100
+
+
+class FakeRecording:
+    """Keeps its inputs in buffers of its own and writes its outputs over the last ones."""
+
+    bytes = BYTES
+
+    def __init__(self, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+        self.function, self.replays = function, 0
+        self.inputs = map_tensors(dict(kwargs), torch.clone)
+
+    def replay(self, kwargs: Mapping[str, Any]) -> Any:
+        self.replays += 1
+        for own, given in zip(self.inputs.values(), kwargs.values(), strict=True):
+            own.copy_(given)
+        return self.function(**self.inputs)
+
+
+class Denoiser:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        self.calls += 1
+        return (2 * x,)
+
+
+@pytest.fixture
+def recorded() -> list[FakeRecording]:
+    return []
+
+
+@pytest.fixture
+def store(recorded: list[FakeRecording]) -> GraphStore:
+    def record(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> FakeRecording:
+        recorded.append(FakeRecording(function, kwargs))
+        return recorded[-1]
+
+    return GraphStore(record, max_bytes=3 * BYTES)
+
+
+def draw(store: GraphStore, key: object, value: float, denoiser: Denoiser | None = None) -> float:
+    (result,) = store.call(key, denoiser or Denoiser(), {"x": torch.full((2, 3), value)})
+    return float(result[0, 0])
+
+
+def test_a_key_is_recorded_when_it_comes_again(
+    store: GraphStore, recorded: list[FakeRecording]
+) -> None:
+    assert [draw(store, "a", value) for value in (1, 2, 3, 4)] == [2, 4, 6, 8]
+    assert len(recorded) == 1
+    assert recorded[0].replays == 3  # the check at capture, and two calls
+
+
+def test_what_is_seldom_used_goes_first(store: GraphStore, recorded: list[FakeRecording]) -> None:
+    for key in "abc":
+        draw(store, key, 1), draw(store, key, 1)
+    draw(store, "a", 1)
+    draw(store, "d", 1), draw(store, "d", 1)
+    assert len(store) == 3
+    before = recorded[0].replays
+    draw(store, "a", 1)
+    assert recorded[0].replays == before + 1
+    assert draw(store, "b", 5) == 10
+    assert len(recorded) == 5  # b was forgotten and is recorded anew
+
+
+def test_a_call_that_cannot_be_recorded_runs_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    store = GraphStore(refuse, max_bytes=BYTES)
+    with caplog.at_level(logging.WARNING):
+        assert [draw(store, "a", value) for value in (1, 2, 3)] == [2, 4, 6]
+    assert len(caplog.records) == 1
+    assert "not permitted" in caplog.text
+
+
+def test_a_replay_that_differs_is_never_used(caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(FakeRecording):
+        def replay(self, kwargs: Mapping[str, Any]) -> Any:
+            return (super().replay(kwargs)[0] + 1,)
+
+    store = GraphStore(Wrong, max_bytes=BYTES)
+    assert [draw(store, "a", value) for value in (1, 2, 3)] == [2, 4, 6]
+    assert len(store) == 0
+    assert "differs" in caplog.text
+
+
+def test_clearing_forgets_what_was_recorded(
+    store: GraphStore, recorded: list[FakeRecording]
+) -> None:
+    draw(store, "a", 1), draw(store, "a", 1)
+    store.clear()
+    assert (len(store), store.bytes) == (0, 0)
+    draw(store, "a", 1)
+    assert len(recorded) == 1
