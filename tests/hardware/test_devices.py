@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from atelier.errors import SettingsError
-from atelier.hardware.container import choose_threads
-from atelier.hardware.machine import (
+from atelier.hardware.container import (
     Cgroup,
-    DeviceManager,
+    choose_threads,
     host_memory,
     set_cpu_threads,
     usable_cpus,
 )
+from atelier.hardware.machine import DeviceManager
 from atelier.settings import load_settings
 
 GIB = 2**30

@@ -3,7 +3,7 @@
 import pytest
 
 from atelier.cli.doctor import examine
-from atelier.cli.main import doctor
+from atelier.cli import doctor
 from atelier.settings import load_settings
 from tests.sources.checkpoints import language_model, pipeline, write_weights
 
