@@ -2,8 +2,8 @@
 
 import pytest
 
-from atelier.cli.doctor import examine
 from atelier.cli import doctor
+from atelier.cli.doctor import examine
 from atelier.settings import load_settings
 from tests.sources.checkpoints import language_model, pipeline, write_weights
 

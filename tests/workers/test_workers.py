@@ -208,20 +208,21 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_the_front_imports_no_torch() -> None:
+@pytest.mark.parametrize("model", ["builtin/shapes", "builtin/scenes"])
+def test_the_front_imports_no_torch(model: str) -> None:
     code = (
         "import sys\n"
         "from fastapi import FastAPI\n"
         "from atelier.serving import assembly, server\n"
         "from atelier.settings import load_settings\n"
         "from atelier.telemetry import Metrics\n"
-        "assembly.serve_kind(load_settings(), FastAPI(), Metrics())\n"
+        "assembly.serve_kind(load_settings(model_id=sys.argv[1]), FastAPI(), Metrics())\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or None)\n"
     )
     paths = os.pathsep.join([str(ROOT / "runtime"), str(ROOT / "pipelines")])
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, model],
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,

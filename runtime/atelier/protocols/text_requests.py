@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from atelier.errors import AtelierError
 from atelier.events import Event, Failed, Finished, Likelihood, Started, Token, Usage
-from atelier.text.model import TextModel
 from atelier.text.parsing import AnswerPart
 from atelier.text.request import TextRequest
+from atelier.text.service import TextService
 
 DONE = b"data: [DONE]\n\n"
 
@@ -48,7 +48,7 @@ class Piece:
 
 @asynccontextmanager
 async def running(
-    model: TextModel, request: TextRequest, protocol: str = "openai"
+    model: TextService, request: TextRequest, protocol: str = "openai"
 ) -> AsyncIterator[AsyncIterator[Event]]:
     """Submit, wait until work begins, and give the events that follow; leaving cancels what still
     runs. `protocol` is the name that metrics and logs use.
@@ -79,7 +79,7 @@ async def running(
 
 
 async def pieces(
-    model: TextModel, request: TextRequest, events: AsyncIterator[Event]
+    model: TextService, request: TextRequest, events: AsyncIterator[Event]
 ) -> AsyncIterator[Piece | Finished]:
     """The answer as it arrives, and `Finished` at last.
 
@@ -99,7 +99,7 @@ async def pieces(
             raise event.error
 
 
-async def complete(model: TextModel, request: TextRequest, protocol: str = "openai") -> Answer:
+async def complete(model: TextService, request: TextRequest, protocol: str = "openai") -> Answer:
     """Run a request to its end."""
     choices = [AnswerChoice() for _ in range(request.n)]
     usage = Usage(0, 0, 0)
@@ -116,7 +116,7 @@ async def complete(model: TextModel, request: TextRequest, protocol: str = "open
 
 
 async def complete_all(
-    model: TextModel, requests: list[TextRequest], protocol: str = "openai"
+    model: TextService, requests: list[TextRequest], protocol: str = "openai"
 ) -> list[Answer]:
     """Run requests side by side; if one fails, the others are cancelled."""
     tasks = [asyncio.ensure_future(complete(model, request, protocol)) for request in requests]

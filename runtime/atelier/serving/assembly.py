@@ -99,6 +99,11 @@ def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     return (_text_model if text else _image_model)(settings, app, metrics)
 
 
+async def in_thread(blocking: Callable[..., None], *arguments: Any) -> None:
+    """Run what blocks without holding up the event loop."""
+    await asyncio.to_thread(blocking, *arguments)
+
+
 def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.protocols.kserve.generate import router as generate_router
     from atelier.protocols.kserve.infer import router as infer_router
@@ -106,21 +111,23 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.protocols.openai.text_routes import router
     from atelier.serving.forwarding import Door
     from atelier.text.model import TextModel
+    from atelier.workers.text_front import TextFront
 
-    model = TextModel(settings, metrics)
+    embedded = settings.engine == "transformers"
+    model = TextFront(settings, metrics) if embedded else TextModel(settings, metrics)
     app.include_router(router(model))
     app.include_router(generate_router(model))
     app.include_router(infer_router(model, partial(infer, model)))
     outputs = dict.fromkeys(OUTPUTS, "BYTES")
     served = Served(
         model,
-        lambda: asyncio.to_thread(model.load),
-        lambda seconds: asyncio.to_thread(model.drain, seconds),
+        model.load if isinstance(model, TextFront) else partial(in_thread, model.load),
+        model.drain if isinstance(model, TextFront) else partial(in_thread, model.drain),
         lambda load: KServeTextModel(model, load),
         outputs,
         TEXT_HINT,
     )
-    if not model.forwards:
+    if isinstance(model, TextFront):
         return served
     return replace(
         served,

@@ -29,6 +29,7 @@ from atelier.settings import Settings
 from atelier.telemetry import Metrics
 from atelier.tracing import Tracer
 from atelier.workers.image_front import ImageFront
+from atelier.workers.text_front import TextFront
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def serve(settings: Settings, arguments: Sequence[str]) -> int:
     server = AtelierServer(
         served, settings, http_port=options.http_port, grpc_port=options.grpc_port
     )
-    if isinstance(served.model, ImageFront):
+    if isinstance(served.model, ImageFront | TextFront):
         served.model.on_beyond_repair = server.beyond_repair
     return server.run()
 

@@ -75,6 +75,14 @@ class TextModel:
             return self.child.inflight
         return self._engine.depth if self._engine is not None else 0
 
+    def gauges(self) -> dict[str, float]:
+        """What the embedded engine counts: sequences running and waiting, share of cache in use."""
+        engine = self._engine
+        if engine is None:
+            return {}
+        counts = {"running": engine.running, "waiting": engine.waiting}
+        return counts | {"cache_use": engine.cache_use}
+
     def device_memory(self) -> tuple[int, int]:
         """Used and free bytes of the device; (0, 0) where there is nothing to ask, or a child owns
         it."""
@@ -234,7 +242,6 @@ class TextModel:
             from atelier.text.embedded.admission import ContextLimits
             from atelier.text.embedded.engine import TransformersEngine
             from atelier.text.embedded.loading import load, record_graphs, warm_up
-            from atelier.text.metrics import follow_engine
 
             settings = self._settings
             check_embedded(settings)
@@ -257,7 +264,6 @@ class TextModel:
             self.context, settings.max_queue_size, settings.request_timeout, prefill
         )
         self._engine = TransformersEngine(self._loaded.runner, self._loaded.vocabulary, limits)
-        follow_engine(self.name, self._engine)
 
     def _start_child(self) -> None:
         from atelier.text.child.process import ProcessEngine

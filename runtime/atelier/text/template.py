@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from atelier.errors import InvalidRequest
 from atelier.text.request import TextRequest
 
@@ -60,6 +62,10 @@ class PromptEncoder:
                 f"the chat template refuses these messages: {error}", "messages"
             ) from error
 
+    def serialized(self) -> str:
+        """The tokenizer as its library writes it, for a process that only names tokens."""
+        return str(self._tokenizer.backend_tokenizer.to_str())
+
     def decode(self, ids: list[int]) -> str:
         """Text of the ids, special tokens included."""
         return str(self._tokenizer.decode(ids))
@@ -67,6 +73,21 @@ class PromptEncoder:
     def pieces(self, ids: list[int]) -> list[str]:
         """Text of each id by itself."""
         return [str(self._tokenizer.decode([token])) for token in ids]
+
+
+class TokenNames:
+    """Token ids as text, by the tokenizer alone: no chat template, no torch."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids, special tokens included."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Text of each id by itself."""
+        return [self.decode([token]) for token in ids]
 
 
 def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:

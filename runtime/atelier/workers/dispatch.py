@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import cast
 
 from atelier.workers.handle import WorkerHandle
 from atelier.workers.ticket import Ticket
@@ -50,5 +51,6 @@ def to_give_back(workers: Sequence[WorkerHandle]) -> tuple[WorkerHandle, Ticket]
     if not idle or not busy:
         return None
     victim = max(busy, key=lambda worker: worker.work)
-    waiting = [one for one in victim.tickets.values() if not one.started and one.admitted.done()]
+    held = cast(list[Ticket], list(victim.tickets.values()))
+    waiting = [one for one in held if not one.started and one.admitted.done()]
     return (victim, waiting[-1]) if waiting else None

@@ -17,14 +17,11 @@ import time
 from collections.abc import Callable
 from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from atelier.settings import Settings
 from atelier.workers import messages as m
 from atelier.workers.placement import Place
-
-if TYPE_CHECKING:
-    from atelier.workers.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +29,20 @@ CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = "atelier.workers.preloaded"
 
 State = Literal["starting", "ready", "lost", "stopped"]
+Kind = Literal["image", "text"]
+
+
+class Held(Protocol):
+    """A request that a worker has."""
+
+    started: bool
+
+    @property
+    def remaining(self) -> float:
+        """Work that is left, in a unit of the kind of model."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its progress, for people."""
 
 
 def prepare() -> None:
@@ -48,6 +59,7 @@ class WorkerHandle:
         number: int,
         place: Place,
         settings: Settings,
+        kind: Kind,
         on_message: Callable[[WorkerHandle, Any], None],
         on_lost: Callable[[WorkerHandle], None],
     ) -> None:
@@ -57,7 +69,7 @@ class WorkerHandle:
         self.progress = "starting"
         self.device = place.label
         self.traits: dict[str, Any] = {}
-        self.tickets: dict[int, Ticket] = {}
+        self.tickets: dict[int, Held] = {}
         self.adapters: dict[str, float] | None = None
         self.memory = (0, 0)
         self.withdrawing: int | None = None
@@ -74,6 +86,7 @@ class WorkerHandle:
             args=(
                 theirs,
                 settings.model_copy(update=place.overrides),
+                kind,
                 str(number),
                 os.environ | place.environment,
                 _Output(),
@@ -107,6 +120,11 @@ class WorkerHandle:
         """Seconds without a sign of life, or that the device has been at one call, if longer."""
         quiet = time.monotonic() - self._heard
         return quiet + self._beat.busy_s if self._beat.busy_s else quiet
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        """What its engine counts, as of the last beat."""
+        return self._beat.gauges
 
     @property
     def longest_s(self) -> float:
@@ -201,6 +219,7 @@ class _Output:
 def _main(
     connection: Connection,
     settings: Settings,
+    kind: Kind,
     name: str,
     environment: dict[str, str],
     output: _Output,
@@ -209,4 +228,4 @@ def _main(
     os.environ.update(environment)
     from atelier.workers.worker import main
 
-    main(connection, settings, name)
+    main(connection, settings, kind, name)

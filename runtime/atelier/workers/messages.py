@@ -11,6 +11,7 @@ from typing import Any
 from atelier.errors import AtelierError
 from atelier.events import Event
 from atelier.images.request import ImageRequest
+from atelier.text.request import TextRequest
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,31 @@ class Check:
 
     number: int
     request: ImageRequest
+
+
+@dataclass(frozen=True)
+class Generate:
+    """To the worker: answer this."""
+
+    number: int
+    request: TextRequest
+
+
+@dataclass(frozen=True)
+class Ask:
+    """To the worker: call this method of its model, and answer with `Answered` or `Refused`."""
+
+    number: int
+    method: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """To the front: what the method returned."""
+
+    number: int
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -50,9 +76,11 @@ class Stop:
 
 @dataclass(frozen=True)
 class Admitted:
-    """To the front: the request fits the pipeline; its events follow, if it is to be drawn."""
+    """To the front: the request fits the model; its events follow, if it is to be run. `extra` is
+    what the front needs to read them."""
 
     number: int
+    extra: Any = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +141,10 @@ class Unable:
 @dataclass(frozen=True)
 class Beat:
     """To the front, every second: a sign of life. `busy_s` is how long the device has been at the
-    call that runs now, `longest_s` the longest one so far; `memory` is (used, free) bytes."""
+    call that runs now, `longest_s` the longest one so far; `memory` is (used, free) bytes,
+    `gauges` what an engine counts."""
 
     busy_s: float
     longest_s: float
     memory: tuple[int, int] = (0, 0)
-    rows: dict[str, int] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)

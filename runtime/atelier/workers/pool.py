@@ -53,7 +53,7 @@ class Pool:
         self._observe = observe
         self._beyond_repair = beyond_repair
         self._workforce = Workforce(
-            settings, hear=self._hear, lost=self._lose, beyond_repair=self._give_up
+            settings, "image", hear=self._hear, lost=self._lose, beyond_repair=self._give_up
         )
         self._numbers = itertools.count()
         self._tickets: dict[int, Ticket] = {}

@@ -15,3 +15,6 @@ from transformers import CLIPTextModel
 import atelier.images.engine
 import atelier.images.loader
 import atelier.images.model
+import atelier.text.embedded.engine
+import atelier.text.embedded.loading
+import atelier.text.model

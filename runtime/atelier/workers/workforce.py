@@ -13,7 +13,7 @@ from typing import Any
 from atelier.errors import AtelierError, StartError
 from atelier.settings import Settings
 from atelier.workers import messages as m
-from atelier.workers.handle import WorkerHandle
+from atelier.workers.handle import Kind, WorkerHandle
 from atelier.workers.placement import place, workers_wanted
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Workforce:
     def __init__(
         self,
         settings: Settings,
+        kind: Kind,
         *,
         hear: Callable[[WorkerHandle, Any], None],
         lost: Callable[[WorkerHandle], None],
@@ -42,12 +43,13 @@ class Workforce:
         `beyond_repair` when none can be brought back after it has served."""
         self.workers: list[WorkerHandle] = []
         self._settings = settings
+        self._kind: Kind = kind
         self._hear_request = hear
         self._lost = lost
         self._beyond_repair = beyond_repair
         self._deaths: dict[int, int] = {}
         self._given_up: set[int] = set()
-        self._wanted = workers_wanted(settings)
+        self._wanted = workers_wanted(settings) if kind == "image" else 1
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._watcher: asyncio.Task[None] | None = None
@@ -101,7 +103,7 @@ class Workforce:
 
     def _launch(self, number: int) -> None:
         where = place(self._settings, number, self._wanted)
-        handle = WorkerHandle(number, where, self._settings, self._hear, self._lose)
+        handle = WorkerHandle(number, where, self._settings, self._kind, self._hear, self._lose)
         if number < len(self.workers):
             self.workers[number] = handle
         else:
@@ -125,7 +127,8 @@ class Workforce:
     def _welcome(self, worker: WorkerHandle, loaded: m.ModelLoaded) -> None:
         worker.state, worker.progress = "ready", "ready"
         worker.traits, worker.device = loaded.traits, loaded.device or worker.device
-        if self._settings.data_parallel_size is None and loaded.devices > self._wanted:
+        growing = self._kind == "image" and self._settings.data_parallel_size is None
+        if growing and loaded.devices > self._wanted:
             log.info("%d devices: a worker for each", loaded.devices)
             self._wanted = loaded.devices
             for number in range(1, self._wanted):

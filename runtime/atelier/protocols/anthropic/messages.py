@@ -19,15 +19,15 @@ from atelier.protocols.http.models import check_name
 from atelier.protocols.http.sse import frame, when_begun
 from atelier.protocols.openai.text_bodies import switch
 from atelier.protocols.text_requests import complete, pieces, running
-from atelier.text.model import TextModel
 from atelier.text.parsing import AnswerPart
 from atelier.text.request import TextRequest, make_request
+from atelier.text.service import TextService
 
 REASONS = {"stop": "end_turn", "length": "max_tokens"}
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-async def messages(model: TextModel, request: Request) -> Response:
+async def messages(model: TextService, request: Request) -> Response:
     """`/v1/messages`."""
     with model.refusals("anthropic"):
         body = await read_object(request)
@@ -41,7 +41,7 @@ async def messages(model: TextModel, request: Request) -> Response:
     return json_response(await message_answer(model, wanted))
 
 
-async def count_tokens(model: TextModel, request: Request) -> Response:
+async def count_tokens(model: TextService, request: Request) -> Response:
     """`/v1/messages/count_tokens`."""
     body = await read_object(request)
     check_name(model, body.get("model", model.name))
@@ -78,7 +78,7 @@ def message_request(body: dict[str, Any]) -> TextRequest:
     )
 
 
-async def message_answer(model: TextModel, request: TextRequest) -> dict[str, Any]:
+async def message_answer(model: TextService, request: TextRequest) -> dict[str, Any]:
     """A whole message."""
     answer = await complete(model, request, "anthropic")
     choice = answer.choices[0]
@@ -98,7 +98,7 @@ async def message_answer(model: TextModel, request: TextRequest) -> dict[str, An
     return _message(model, blocks, answer.usage) | {"stop_reason": _reason(choice.reason, called)}
 
 
-async def message_events(model: TextModel, request: TextRequest) -> AsyncGenerator[bytes]:
+async def message_events(model: TextService, request: TextRequest) -> AsyncGenerator[bytes]:
     """A message as a stream: blocks open, grow and close in order."""
     async with running(model, request, "anthropic") as events:
         yield _event("message_start", message=_message(model, [], Usage(0, 0, 0)))
@@ -196,7 +196,7 @@ def _choice(choice: Any) -> str | None:
     return CHOICES[kind]
 
 
-def _message(model: TextModel, blocks: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+def _message(model: TextService, blocks: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
     envelope = {
         "id": _id("msg"),
         "type": "message",

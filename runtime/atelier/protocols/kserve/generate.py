@@ -14,13 +14,13 @@ from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.sse import frame, when_begun
 from atelier.protocols.openai.text_bodies import SAME
 from atelier.protocols.text_requests import complete, pieces, running
-from atelier.text.model import TextModel
 from atelier.text.request import TextRequest, make_request
+from atelier.text.service import TextService
 
 ALLOWED = {*SAME, "max_tokens"} - {"n"}
 
 
-def router(model: TextModel) -> APIRouter:
+def router(model: TextService) -> APIRouter:
     """`/v2/models/{name}/generate` and `/generate_stream`."""
     routes = APIRouter()
 
@@ -43,7 +43,7 @@ def router(model: TextModel) -> APIRouter:
     return routes
 
 
-async def _chunks(model: TextModel, request: TextRequest) -> AsyncGenerator[bytes]:
+async def _chunks(model: TextService, request: TextRequest) -> AsyncGenerator[bytes]:
     async with running(model, request, "v2") as events:
         try:
             async for piece in pieces(model, request, events):
@@ -56,7 +56,7 @@ async def _chunks(model: TextModel, request: TextRequest) -> AsyncGenerator[byte
             yield frame({"error": error.message})
 
 
-def _parse(model: TextModel, name: str, body: dict[str, Any]) -> TextRequest:
+def _parse(model: TextService, name: str, body: dict[str, Any]) -> TextRequest:
     """`{"text_input": "...", "parameters": {...}}`.
 
     Raises:

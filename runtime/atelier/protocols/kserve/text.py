@@ -20,17 +20,17 @@ from atelier.protocols.kserve.tensors import check_outputs, parameter, values
 from atelier.protocols.openai.text_answers import usage_object
 from atelier.protocols.openai.text_bodies import SAME
 from atelier.protocols.text_requests import Answer, complete_all
-from atelier.text.model import TextModel
 from atelier.text.request import TextRequest, make_request
+from atelier.text.service import TextService
 
 OUTPUTS = ("text", "finish_reason")
 FIELDS = {*SAME, "prompt", "messages", "max_tokens", "tools", "tool_choice"}
 
 
 class KServeTextModel(kserve.Model):
-    """The model as KServe's data plane sees it. `TextModel` does the work."""
+    """The model as KServe's data plane sees it. A text service does the work."""
 
-    def __init__(self, model: TextModel, load: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, model: TextService, load: Callable[[], Awaitable[None]]) -> None:
         super().__init__(model.name)
         # the server refuses to start otherwise; `healthy` tells whether the weights are here
         self.ready = True
@@ -88,7 +88,7 @@ class KServeTextModel(kserve.Model):
 
 
 async def infer(
-    model: TextModel, payload: InferRequest, headers: Mapping[str, str]
+    model: TextService, payload: InferRequest, headers: Mapping[str, str]
 ) -> InferResponse:
     """Answer one v2 request, in the form it asks for.
 

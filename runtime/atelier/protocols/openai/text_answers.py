@@ -12,9 +12,9 @@ from atelier.events import Finished, Likelihood, Usage
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.sse import DONE, frame
 from atelier.protocols.text_requests import Answer, AnswerChoice, Piece, pieces, running
-from atelier.text.model import TextModel
 from atelier.text.parsing import AnswerPart, ToolCall
 from atelier.text.request import TextRequest
+from atelier.text.service import TextService
 
 Named = Callable[[int], str]
 """The text of one token."""
@@ -35,7 +35,7 @@ def usage_object(usages: Iterable[Usage]) -> dict[str, Any]:
     }
 
 
-def chat_answer(model: TextModel, answer: Answer, named: Named) -> dict[str, Any]:
+def chat_answer(model: TextService, answer: Answer, named: Named) -> dict[str, Any]:
     """A `chat.completion` object."""
     choices = [
         {
@@ -52,7 +52,7 @@ def chat_answer(model: TextModel, answer: Answer, named: Named) -> dict[str, Any
     }
 
 
-def completion_answer(model: TextModel, answers: list[Answer], named: Named) -> dict[str, Any]:
+def completion_answer(model: TextService, answers: list[Answer], named: Named) -> dict[str, Any]:
     """A `text_completion` object; choices of the first prompt come first."""
     choices = [choice for answer in answers for choice in answer.choices]
     shaped = [
@@ -71,7 +71,7 @@ def completion_answer(model: TextModel, answers: list[Answer], named: Named) -> 
 
 
 async def chat_chunks(
-    model: TextModel, request: TextRequest, with_usage: bool, named: Named
+    model: TextService, request: TextRequest, with_usage: bool, named: Named
 ) -> AsyncGenerator[bytes]:
     """A chat answer as server-sent events."""
     envelope = _envelope("chat.completion.chunk", model, "chatcmpl")
@@ -106,7 +106,7 @@ async def chat_chunks(
 
 
 async def completion_chunks(
-    model: TextModel, request: TextRequest, with_usage: bool, named: Named
+    model: TextService, request: TextRequest, with_usage: bool, named: Named
 ) -> AsyncGenerator[bytes]:
     """A completion of one prompt as server-sent events."""
     envelope = _envelope("text_completion", model, "cmpl")
@@ -196,7 +196,7 @@ def _reason(reason: str, called: bool) -> str:
     return "tool_calls" if called and reason == "stop" else reason
 
 
-def _envelope(kind: str, model: TextModel, prefix: str) -> dict[str, Any]:
+def _envelope(kind: str, model: TextService, prefix: str) -> dict[str, Any]:
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "object": kind,

@@ -32,13 +32,13 @@ from atelier.protocols.openai.text_bodies import (
     streaming_of,
 )
 from atelier.protocols.text_requests import complete, complete_all
-from atelier.text.model import TextModel
 from atelier.text.request import make_request
+from atelier.text.service import TextService
 
-Handler = Callable[[TextModel, Request], Awaitable[Response]]
+Handler = Callable[[TextService, Request], Awaitable[Response]]
 
 
-def router(model: TextModel) -> APIRouter:
+def router(model: TextService) -> APIRouter:
     """All routes of a language model; mount it before KServe's own."""
     routes = APIRouter()
     handlers: dict[str, Handler] = {
@@ -61,7 +61,7 @@ def router(model: TextModel) -> APIRouter:
 
 
 def _endpoint(
-    model: TextModel, path: str, handler: Handler
+    model: TextService, path: str, handler: Handler
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if model.forwards:
@@ -74,7 +74,7 @@ def _endpoint(
     return endpoint
 
 
-async def chat(model: TextModel, request: Request) -> Response:
+async def chat(model: TextService, request: Request) -> Response:
     """`/v1/chat/completions`."""
     with model.refusals("openai"):
         body = await read_object(request)
@@ -87,7 +87,7 @@ async def chat(model: TextModel, request: Request) -> Response:
     return json_response(chat_answer(model, await complete(model, wanted), named))
 
 
-async def completions(model: TextModel, request: Request) -> Response:
+async def completions(model: TextService, request: Request) -> Response:
     """`/v1/completions`; a stream has one prompt."""
     with model.refusals("openai"):
         body = await read_object(request)
@@ -104,7 +104,7 @@ async def completions(model: TextModel, request: Request) -> Response:
     return json_response(completion_answer(model, await complete_all(model, wanted), named))
 
 
-async def embeddings(model: TextModel, request: Request) -> Response:
+async def embeddings(model: TextService, request: Request) -> Response:
     """`/v1/embeddings`, as lists of numbers or base64 of 32-bit floats."""
     body = await read_object(request)
     check_name(model, body.get("model", model.name))
@@ -118,14 +118,14 @@ async def embeddings(model: TextModel, request: Request) -> Response:
     return json_response({"object": "list", "data": data, "model": model.name, "usage": usage})
 
 
-async def responses(model: TextModel, request: Request) -> Response:
+async def responses(model: TextService, request: Request) -> Response:
     """`/v1/responses` exists only where a child engine has it."""
     raise NotFound(
         "the embedded engine has no /v1/responses: use /v1/chat/completions, or set ENGINE=vllm"
     )
 
 
-async def tokenize(model: TextModel, request: Request) -> Response:
+async def tokenize(model: TextService, request: Request) -> Response:
     """`/tokenize`: ids of a prompt or of messages, as vLLM answers it."""
     body = await read_object(request)
     check_name(model, body.get("model", model.name))
@@ -139,7 +139,7 @@ async def tokenize(model: TextModel, request: Request) -> Response:
     return json_response(answer)
 
 
-async def detokenize(model: TextModel, request: Request) -> Response:
+async def detokenize(model: TextService, request: Request) -> Response:
     """`/detokenize`: the text of token ids."""
     body = await read_object(request)
     check_name(model, body.get("model", model.name))
@@ -153,7 +153,7 @@ async def detokenize(model: TextModel, request: Request) -> Response:
     return json_response({"prompt": model.encoder.decode(ids)})
 
 
-def _named(model: TextModel) -> Named:
+def _named(model: TextService) -> Named:
     encoder = model.encoder
     return lambda token: encoder.pieces([token])[0]
 
