@@ -69,9 +69,7 @@ def step_s(kind: str, pictures: int) -> float:
     return known[below] + share * (known[above] - known[below])
 
 
-def visits(
-    kinds: Sequence[str], load: float, arrivals: str, count: int, seed: int
-) -> list[Visit]:
+def visits(kinds: Sequence[str], load: float, arrivals: str, count: int, seed: int) -> list[Visit]:
     """Requests of random kinds and steps that come by chance, or eight at once by chance."""
     dice = random.Random(seed)
     wanted = [(dice.choice(kinds), dice.choice(STEPS)) for _ in range(count)]
@@ -120,7 +118,8 @@ def scheduled(coming: Sequence[Visit]) -> None:
             batch[0].key, batch[0].stage = batch[0].kind, "denoise"
             continue
         seconds = step_s(str(batch[0].kind), len(batch))
-        scheduler.ran(batch, seconds)
+        lane = (batch[0].kind, batch[0].stage)
+        scheduler.ran(lane, [visit.rows for visit in batch], seconds, batch[0].pixels)
         clock += seconds
         for visit in _stepped(batch, clock - seconds, seconds):
             scheduler.finished(visit, clock)

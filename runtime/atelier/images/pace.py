@@ -23,7 +23,7 @@ GUESS = 1e-7  # seconds for a pixel and row of a step, before anything was measu
 
 
 class Level:
-    """Calls of about the same number of rows: `rate` is the median of the last, in rows a second."""
+    """Calls of about the same number of rows: `rate` is the last ones' median, in rows a second."""
 
     def __init__(self) -> None:
         self.rate = 0.0
@@ -95,4 +95,3 @@ class Pace:
 def _level(rows: int) -> int:
     """1 for 2 or 3 rows, 2 for 4 to 7, and so on."""
     return max(1, rows).bit_length() - 1
-

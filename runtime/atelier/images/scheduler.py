@@ -18,13 +18,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from atelier.images.pace import Pace
+from atelier.images.pace import Lane, Pace
 
 AGEING = 0.03  # seconds of remaining work that a second of waiting makes up for
-CAP_S = 60.0  # a group that ran out of memory stays smaller for this long: others may have caused it
+CAP_S = 60.0  # how long a group that ran out of memory stays smaller: others may be the cause
 SOME = 16  # requests before that is done
 ARRIVALS = 128  # requests by whose coming the load is judged
 LEARNT = 32  # ended requests over which an estimate is corrected
@@ -122,14 +122,12 @@ class Scheduler(Generic[W]):
                 return self._group(work, order, now)
         return self._group(leader, order, now)
 
-    def ran(self, batch: Sequence[W], seconds: float) -> None:
-        """A batch was run; its requests are still parked where they were."""
-        lane, rows = (batch[0].kind, batch[0].stage), sum(work.rows for work in batch)
-        self.pace.saw(lane, rows, seconds, batch[0].pixels)
-        one_by_one = sum(self.pace.seconds(lane, work.rows, work.pixels) for work in batch)
+    def ran(self, lane: Lane, rows: Sequence[int], seconds: float, pixels: int) -> None:
+        """A batch took this long on the device: `lane` is its kind and stage, `rows` those of each
+        request, `pixels` those of one picture."""
+        self.pace.saw(lane, sum(rows), seconds, pixels)
+        one_by_one = sum(self.pace.seconds(lane, own, pixels) for own in rows)
         self._economy += (min(1.0, seconds / one_by_one) - self._economy) / ARRIVALS
-        for work in batch:
-            work.alone = False
 
     def fail(self, batch: Sequence[W], now: float, memory: bool) -> None:
         """A batch of several failed and is to be run in smaller ones: halves if memory ran out,
