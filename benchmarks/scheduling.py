@@ -117,6 +117,9 @@ def scheduled(coming: Sequence[Visit]) -> None:
         if batch[0].key is None:
             batch[0].key, batch[0].stage = batch[0].kind, "denoise"
             continue
+        for visit in batch:
+            if math.isnan(visit.started):
+                scheduler.started(visit, clock)
         seconds = step_s(str(batch[0].kind), len(batch))
         lane = (batch[0].kind, batch[0].stage)
         scheduler.ran(lane, [visit.rows for visit in batch], seconds, batch[0].pixels)

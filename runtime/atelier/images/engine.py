@@ -197,8 +197,7 @@ class ImageEngine:
         calls = [drawing.parked for drawing in batch if drawing.parked]
         job, gate = batch[0].job, calls[0].gate
         if gate.stage is not Stage.ENCODE:
-            for drawing in batch:
-                drawing.start()
+            self._note_starts(batch)
         examined = self._runner.is_examination(job.family, calls)
         began = time.monotonic()
         try:
@@ -219,6 +218,13 @@ class ImageEngine:
             if drawing.cache is not None and gate.stage is Stage.DENOISE:
                 drawing.cache.computed(call, result)
             self._step(drawing, drawing.resume, result)
+
+    def _note_starts(self, batch: list[Drawing]) -> None:
+        for drawing in batch:
+            if not drawing.started:
+                drawing.start()
+                with self._wake:
+                    self.scheduler.started(drawing, time.monotonic())
 
     def _learn(self, batch: list[Drawing], examined: bool) -> Callable[[float], None]:
         """Tell the scheduler how long the batch took, as it is now: it may be told later."""
@@ -268,6 +274,8 @@ class ImageEngine:
         done."""
         action(*values)
         while call := drawing.parked:
+            if drawing.must_go:  # seen by the next turn
+                return
             known = drawing.cached_answer()
             key = EmbeddingCache.key(call, drawing.job.adapters, drawing.digest)
             if known is None and key is not None:

@@ -38,9 +38,9 @@ class Work:
     `kind` is what its step time depends on and is known before it begins: pipeline and size.
     `rows` are those of the call it is parked at; before it begins, those expected of the denoiser.
     `key` says which parked calls may run as one; None before it begins. `most_rows` bounds the
-    group of this call alone. `alone` keeps a call from being grouped. `undisturbed` and
-    `disturbance` are what was expected when it came: seconds until its end if nobody else comes,
-    and those that others who pass would add.
+    group of this call alone. `alone` keeps a call from being grouped. `undisturbed`
+    are the seconds until its first step and its end, as expected when it came if nobody else does;
+    those who pass were expected to add `passing` times as much.
     """
 
     kind: Hashable = ""
@@ -55,8 +55,8 @@ class Work:
     stage: str = ""
     most_rows: float = math.inf
     alone: bool = False
-    undisturbed: float = 0.0
-    disturbance: float = 0.0
+    undisturbed: tuple[float, float] = (0.0, 0.0)
+    passing: float = 0.0
 
 
 W = TypeVar("W", bound=Work)
@@ -70,6 +70,22 @@ class Estimate:
     position: int
     start_s: float
     end_s: float
+
+
+@dataclass(eq=False)
+class _Correction:
+    """How much of the expected lengthening comes true, from requests that have been through it."""
+
+    late: float = 0.0
+    expected: float = 0.0
+
+    def saw(self, took: float, undisturbed: float, passing: float) -> None:
+        self.late += (took - undisturbed - self.late) / LEARNT
+        self.expected += (undisturbed * passing - self.expected) / LEARNT
+
+    @property
+    def trust(self) -> float:
+        return min(1.0, max(0.0, self.late / self.expected)) if self.expected > 0 else 0.5
 
 
 class Scheduler(Generic[W]):
@@ -88,7 +104,7 @@ class Scheduler(Generic[W]):
         self._active: Hashable = ()
         self._switch_s = 0.0
         self._recent: deque[tuple[float, float]] = deque(maxlen=ARRIVALS)
-        self._late = self._expected = 0.0  # mean seconds by which requests ended late, and should
+        self._corrections = _Correction(), _Correction()
         self._economy = 1.0  # seconds of a batch over those of its requests one by one
 
     def __len__(self) -> int:
@@ -98,13 +114,15 @@ class Scheduler(Generic[W]):
         """Take in a request that has not begun, and say what it has to expect."""
         self.waiting.append(work)
         starts, ends = self._play_forward()
-        load = self._passing(work)
-        work.undisturbed = ends[id(work)]
-        work.disturbance = work.undisturbed * load / (1 - load)
-        more = 1 + self._trust * load / (1 - load)
+        work.undisturbed = starts[id(work)], ends[id(work)]
+        work.passing = self._passing(work)
         self._recent.append((work.arrived, self.remaining(work)))
         ahead = sum(self._priority(other) < self._priority(work) for other in self._all())
-        return Estimate(ahead, starts[id(work)] * more, ends[id(work)] * more)
+        start, end = (
+            seconds * (1 + correction.trust * work.passing)
+            for seconds, correction in zip(work.undisturbed, self._corrections, strict=True)
+        )
+        return Estimate(ahead, start, end)
 
     def next_batch(self, now: float) -> list[W]:
         """The requests whose parked calls run next as one call; or one that is to begin, which
@@ -147,8 +165,11 @@ class Scheduler(Generic[W]):
         """A request has left, however it ended."""
         (self.running if work in self.running else self.waiting).remove(work)
         if work.steps_left <= 0:
-            self._late += (now - work.arrived - work.undisturbed - self._late) / LEARNT
-            self._expected += (work.disturbance - self._expected) / LEARNT
+            self._corrections[1].saw(now - work.arrived, work.undisturbed[1], work.passing)
+
+    def started(self, work: W, now: float) -> None:
+        """A request's first step is about to run."""
+        self._corrections[0].saw(now - work.arrived, work.undisturbed[0], work.passing)
 
     def free_place_s(self) -> float:
         """Seconds until the next request ends."""
@@ -187,23 +208,19 @@ class Scheduler(Generic[W]):
         return starts, ends
 
     def _passing(self, work: W) -> float:
-        """Share of the device's time that requests shorter than this one have taken lately, which
-        those still to come will take too.
+        """By how many times those who pass lengthen what this request has before it.
 
-        By the busy period of shortest-first queues, work of t seconds then takes t / (1 - load).
-        That is too much by what ageing and the end of a rush give back, so `_trust` says how much
-        of it came true.
+        The load of shorter requests has been a share of the device's time lately, and will be. By
+        the busy period of shortest-first queues, t seconds then take t / (1 - load). That is too
+        much by what ageing and the end of a rush give back: see `_Correction`.
         """
         if len(self._recent) < SOME:
             return 0.0
         own = self.remaining(work)
         span = max(1e-9, work.arrived - self._recent[0][0])
         shorter = sum(size for _, size in self._recent if size < own)
-        return min(MOST_LOAD, shorter * self._economy / span)
-
-    @property
-    def _trust(self) -> float:
-        return min(1.0, max(0.0, self._late / self._expected)) if self._expected > 0 else 0.5
+        load = min(MOST_LOAD, shorter * self._economy / span)
+        return load / (1 - load)
 
     def _all(self) -> list[W]:
         return [*self.running, *self.waiting]
