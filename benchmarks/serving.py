@@ -90,6 +90,7 @@ def bare_loop(model: str) -> dict[str, float]:
 def _summary(total: float, seconds: list[float]) -> dict[str, float]:
     return {
         "pictures_per_s": len(seconds) / total,
+        "mean_s": statistics.mean(seconds),
         "p50_s": statistics.median(seconds),
         "p95_s": seconds[round(0.95 * (len(seconds) - 1))],
     }

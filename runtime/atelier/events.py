@@ -23,7 +23,8 @@ class Queued:
 
 @dataclass(frozen=True)
 class Started:
-    """Work began. `seed` is the seed in use, drawn by the engine if the request gave none."""
+    """The first step is about to run. `seed` is the seed in use, drawn by the engine if the request
+    gave none."""
 
     seed: int
 
@@ -96,12 +97,14 @@ class Finished:
     denoise, decode).
 
     A text request also has its `usage` and, by choice, the `reasons` why generation ended: stop or
-    length.
+    length. A picture drawn with a step cache has the number of steps that were computed,
+    `steps_run`.
     """
 
     timings: dict[str, float] = field(default_factory=dict)
     usage: Usage | None = None
     reasons: tuple[str, ...] = ()
+    steps_run: int | None = None
 
 
 @dataclass(frozen=True)

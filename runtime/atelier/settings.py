@@ -112,15 +112,12 @@ class Settings(BaseSettings):
         "auto",
         description="Attention kernel of the denoiser; auto lets torch choose one for every call.",
     )
-    step_cache: Literal["off", "first-block"] = Field(
+    step_cache: Literal["off", "low", "medium", "high"] = Field(
         "off",
         description=(
-            "Skip blocks while the first one's output hardly changes: faster, not exact, one"
-            " request at a time."
+            "Answer denoiser steps from the last ones where little changes: faster, not exact; the"
+            " default of a request's step_cache."
         ),
-    )
-    step_cache_threshold: float = Field(
-        0.08, gt=0, lt=1, description="Relative change below which STEP_CACHE skips."
     )
     warmup_sizes: Names = Field(
         [],
@@ -249,6 +246,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log lines kept."
     )
+    metric_aliases: bool = Field(
+        True,
+        description=(
+            "Also name what waits and runs vllm:num_requests_waiting and vllm:num_requests_running,"
+            " which autoscalers query."
+        ),
+    )
     log_prompts: bool = Field(False, description="Write prompts into the log.")
 
     # Where weights come from
@@ -304,6 +308,13 @@ class Settings(BaseSettings):
             if isinstance(value, str) and get_origin(field.annotation) is Literal
             else value
         )
+
+    @field_validator("step_cache", mode="before")
+    @classmethod
+    def _no_first_block(cls, value: Any) -> Any:
+        if value == "first-block":
+            raise ValueError("allowed: off, low, medium, high; low replaces first-block")
+        return value
 
     @field_validator("device")
     @classmethod

@@ -29,7 +29,11 @@ MAX_SHAPES = 64  # distinct values of the label `shape`; later ones are counted 
 class Metrics:
     """All metrics of one process."""
 
-    def __init__(self, tracer: Tracer | None = None, log_prompts: bool = False) -> None:
+    def __init__(
+        self, tracer: Tracer | None = None, log_prompts: bool = False, alias: str = ""
+    ) -> None:
+        """`alias` is the model name under which what waits and runs also stands under the names
+        that autoscalers of vLLM query; empty: it does not."""
         self._tracer = tracer
         self._log_prompts = log_prompts
         self._shapes: set[str] = set()
@@ -41,7 +45,7 @@ class Metrics:
             buckets=SECONDS,
         )
         self.wait = Histogram(
-            "atelier_queue_wait_seconds", "From admission to the first work.", buckets=SECONDS
+            "atelier_queue_wait_seconds", "From admission to the first step.", buckets=SECONDS
         )
         self.first_preview = Histogram(
             "atelier_first_preview_seconds", "From admission to the first preview.", buckets=SECONDS
@@ -73,7 +77,25 @@ class Metrics:
         self.worker_ends = Counter(
             "atelier_worker_ends", "Worker processes that ended by themselves.", ["worker"]
         )
+        self.stackings = Counter(
+            "atelier_stacking_verdicts",
+            "Layouts of a module's calls that were compared: stacked from then on, or run alone.",
+            ["pipeline", "module", "verdict"],
+        )
         self.depth = Gauge("atelier_queue_depth", "Requests waiting or running.")
+        states = {"waiting": "before their first step", "running": "past it"}
+        self.states = {
+            state: [Gauge(f"atelier_requests_{state}", f"Admitted requests {words}.")]
+            for state, words in states.items()
+        }
+        if alias:
+            for state, gauges in self.states.items():
+                named = Gauge(
+                    f"vllm:num_requests_{state}",
+                    f"The same as atelier_requests_{state}.",
+                    ["model_name"],
+                )
+                gauges.append(named.labels(alias))
         self.memory_used = Gauge("atelier_device_memory_used_bytes", "Device memory in use.")
         self.memory_free = Gauge("atelier_device_memory_free_bytes", "Device memory not in use.")
 
@@ -125,6 +147,19 @@ class Metrics:
         """See `Observer`."""
         self.out_of_memories.inc()
 
+    def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
+        """See `Observer`."""
+        verdict = "stacked" if stacked else "alone"
+        self.stackings.labels(pipeline, module, verdict).inc()
+
+    def moved(self, before: str, after: str) -> None:
+        """A request went from one state to another: waiting, running, or neither, which is
+        empty."""
+        for gauge in self.states.get(before, ()):
+            gauge.dec()
+        for gauge in self.states.get(after, ()):
+            gauge.inc()
+
     def loaded(self, stage: str, seconds: float) -> None:
         """See `Observer`."""
         self.load.labels(stage).set(seconds)
@@ -142,13 +177,16 @@ class _Request:
     began: float = field(default_factory=time.time)
     previewed: bool = False
     pictures: int = 0
+    state: str = ""
 
     def __call__(self, event: Event) -> None:
         passed = time.time() - self.began
         if isinstance(event, Queued):
             self.began = time.time()
+            self._move("waiting")
         elif isinstance(event, Started):
             self.metrics.wait.observe(passed)
+            self._move("running")
         elif isinstance(event, Preview) and not self.previewed:
             self.previewed = True
             self.metrics.first_preview.observe(passed)
@@ -161,7 +199,12 @@ class _Request:
         elif isinstance(event, Failed):
             self._end(report(event.error).code, passed, {}, event.error.message)
 
+    def _move(self, state: str) -> None:
+        self.metrics.moved(self.state, state)
+        self.state = state
+
     def _end(self, outcome: str, seconds: float, timings: dict[str, float], reason: str) -> None:
+        self._move("")
         self.metrics.requests.labels(self.protocol, outcome).inc()
         self.metrics.seconds.labels(self.protocol, outcome).observe(seconds)
         fields = {

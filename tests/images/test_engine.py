@@ -191,15 +191,42 @@ async def test_a_request_joins_a_running_batch_and_leaves_first(studio: Studio) 
     assert (4, 16) in studio.calls
 
 
-async def test_shapes_take_turns(studio: Studio) -> None:
-    await draw(studio, studio.job("small", 1, steps=12), studio.job("large", 2, steps=12, side=48))
-    heights = [height for _, height in studio.calls]
-    longest = max(
-        len(run)
-        for run in "".join("s" if height == 16 else "l" for height in heights[:20]).split("ls")
-        if run
+async def test_a_short_request_of_another_shape_passes_a_long_one(studio: Studio) -> None:
+    await draw(studio, studio.job("large", 1, steps=3, side=48), studio.job("small", 1, steps=3))
+    studio.calls.clear()
+    long = studio.engine.submit(studio.job("large", 2, steps=40, side=48))
+    passed = None
+    async for event in long:
+        if isinstance(event, Step) and event.index == 3:
+            passed = asyncio.create_task(draw(studio, studio.job("small", 3, steps=4)))
+    assert passed is not None and isinstance((await passed)[0][-1], Finished)
+    heights = "".join("s" if height == 16 else "l" for _, height in studio.calls)
+    assert "lssssl" in heights, heights
+
+
+async def test_waiting_means_until_the_first_step(studio: Studio) -> None:
+    studio.before(studio.denoiser, lambda *_: time.sleep(0.02))
+    events = await draw(
+        studio, studio.job("one", 1, steps=20), studio.job("two", 2, steps=40, side=48)
     )
-    assert longest <= 3, heights
+    first, second = (each[-1] for each in events)
+    assert isinstance(first, Finished) and isinstance(second, Finished)
+    assert second.timings["queue"] > 20 * 0.02 > first.timings["queue"]
+    names = [type(event).__name__ for event in events[1]]
+    assert names.index("Started") < names.index("Step")
+
+
+async def test_own_rows_above_the_limit_are_split(folder: Path) -> None:
+    studio = Studio(folder, rows=4)
+    await prove(studio)
+    job = studio.job(seed=5, pictures=5, steps=3)
+    job.arguments["num_images_per_prompt"] = 5
+    pictures = [event for event in (await draw(studio, job))[0] if isinstance(event, Image)]
+    assert len(pictures) == 5 and max(rows for rows, _ in studio.calls[-6:]) <= 4
+    lone = studio.alone(studio.job(seed=9, steps=3))
+    last = np.frombuffer(pictures[4].pixels, np.uint8).reshape(lone.shape).astype(float)
+    assert np.abs(last - lone).max() <= 1
+    studio.engine.close()
 
 
 async def test_a_cancelled_request_leaves_before_its_next_step(studio: Studio) -> None:
@@ -288,7 +315,8 @@ async def test_a_denoiser_that_mixes_rows_is_found_out_and_not_stacked(studio: S
     expected = [studio.alone(job) for job in jobs]
     for events, lone in zip(await draw(studio, *jobs), expected, strict=True):
         assert np.abs(pixels(events) - lone).max() <= 1
-    assert studio.engine._verifier.verdict("StableDiffusionPipeline", "unet") is False
+    (told,) = [one for one in studio.engine.verifier.summary() if one["module"] == "unet"]
+    assert (told["stacked"], told["alone"]) == (0, 1)
 
 
 async def test_a_prompt_is_encoded_once(studio: Studio) -> None:
@@ -351,7 +379,7 @@ async def test_a_fault_of_the_engine_is_reported_and_survived(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(studio.engine, "_next_group", lambda: 1 / 0)
+        patch.setattr(studio.engine.scheduler, "next_batch", lambda now: 1 / 0)
         assert isinstance(failure((await draw(studio, studio.job()))[0]), GenerationFailed)
     assert isinstance((await draw(studio, studio.job()))[0][-1], Finished)
 
@@ -359,7 +387,7 @@ async def test_a_fault_of_the_engine_is_reported_and_survived(
 async def test_a_cancelled_request_reports_its_end_to_its_listeners(studio: Studio) -> None:
     job = studio.job(steps=140)
     stream = studio.engine.submit(job)
-    drawing = studio.engine._inbox[0] if studio.engine._inbox else studio.engine._drawings[0]
+    (drawing,) = studio.engine._all()
     heard: list[Event] = []
     drawing.listeners = [heard.append]
     await asyncio.sleep(0.1)
@@ -370,8 +398,9 @@ async def test_a_cancelled_request_reports_its_end_to_its_listeners(studio: Stud
 
 def test_gates_know_their_stages(folder: Path) -> None:
     pipeline = DiffusionPipeline.from_pretrained(folder)
-    assert {gate.name: gate.stage for gate in install(pipeline)} == {
-        "vae": Stage.DECODE,
-        "text_encoder": Stage.ENCODE,
-        "unet": Stage.DENOISE,
+    assert {(gate.name, gate.stage) for gate in install(pipeline)} == {
+        ("vae", Stage.ENCODE),
+        ("vae", Stage.DECODE),
+        ("text_encoder", Stage.ENCODE),
+        ("unet", Stage.DENOISE),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,8 @@ class Adapters:
         sources: Sequence[AdapterSource],
         default: Mapping[str, float],
         keep: int,
-        after_load: Callable[[], None] = lambda: None,
     ) -> None:
         self._pipeline = pipeline
-        self._after_load = after_load
         self._files = discover(sources)
         self._keep = keep
         self._loaded: OrderedDict[str, None] = OrderedDict()
@@ -116,7 +114,6 @@ class Adapters:
                 raise GenerationFailed(
                     f"lora: {name} cannot be loaded into this model: {error}"
                 ) from error
-            self._after_load()
             log.info("adapter %s loaded from %s", name, path)
         self._loaded[name] = None
         self._loaded.move_to_end(name)

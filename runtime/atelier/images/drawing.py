@@ -3,24 +3,40 @@ module call."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import math
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
 import numpy as np
 import torch
 
-from atelier.errors import AtelierError, DeadlineExceeded, GenerationFailed, InvalidRequest
+from atelier.errors import (
+    AtelierError,
+    Cancelled,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+)
 from atelier.events import Event, Failed, Finished, Image, Preview, Started, Step
 from atelier.images.adapters import Selection
-from atelier.images.interception import Call, Parking, Stage, is_pipeline
+from atelier.images.interception import Call, Parking, Stage
+from atelier.images.own_copy import own_copy
 from atelier.images.preview import LatentPreview, clean_estimate
+from atelier.images.scheduler import Work
+from atelier.images.shortage import does_not_fit, is_out_of_memory
+from atelier.images.step_cache import StepCache
 
 SEEDS = 2**63
+
+# Latent positions of one decoder call, 64 pixels each with the usual VAE: one picture of 1024 x
+# 1024, four of 512 x 512. A decoder is busy with that; eight large pictures at once need many
+# gigabytes and leave the 32-bit index range of the fast convolutions, which made them slower than
+# one by one on an H200.
+DECODE_POSITIONS = 128 * 128
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,8 @@ class PreparedRequest:
     """A request ready for the engine: the pipeline that serves it, its arguments and its deadline.
 
     `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way;
-    `exclusive` pipelines let no other request run in between; `restore` undoes what they did to the
-    shared modules.
+    `exclusive` pipelines exchange processors of the shared modules, so no other request may run in
+    between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none.
     """
 
     pipeline: Any
@@ -41,29 +57,33 @@ class PreparedRequest:
     scheduler: Any = None
     exclusive: bool = False
     previews: int = 0
-    restore: Callable[[], None] | None = None
+    step_cache: float = 0.0
+
+    @property
+    def family(self) -> str:
+        """The pipeline class."""
+        return type(self.pipeline).__name__
 
 
-@dataclass(eq=False)
-class Drawing:
+@dataclass(eq=False, kw_only=True)
+class Drawing(Work):
     """The state of one request inside the engine; touched only by the denoising thread, but for
-    `cancelled`."""
+    `cancelled`. What the scheduler reads of it is kept up to date whenever it parks."""
 
     job: PreparedRequest
     listeners: Sequence[Callable[[Event], None]]
     preview: LatentPreview
     number: int
-    submitted: float = field(default_factory=time.monotonic)
-    started: float | None = None
+    started: bool = False
     cancelled: bool = False
+    ran_short: bool = False
     parked: Call | None = None
-    key: Hashable = None
-    parked_at: int = 0
     steps_done: int = 0
     steps_total: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     latents: torch.Tensor | None = None
     greenlet: Parking | None = None
+    cache: StepCache | None = None
     _digests: dict[int, tuple[torch.Tensor, bytes]] = field(default_factory=dict)
 
     def emit(self, event: Event) -> None:
@@ -73,11 +93,17 @@ class Drawing:
 
     def begin(self) -> None:
         """Run up to the first gated call. The greenlet's parent must be the engine's."""
-        self.started = time.monotonic()
-        self.timings["queue"] = self.started - self.submitted
-        self.emit(Started(self.job.seed))
+        self.cache = StepCache(self.job.step_cache) if self.job.step_cache else None
         self.greenlet = Parking(self._draw)
         self._advance(self.greenlet.switch)
+
+    def start(self) -> None:
+        """Its first step is about to run; until here it has waited, but for its own encoding."""
+        if not self.started:
+            self.started = True
+            waited = time.monotonic() - self.arrived
+            self.timings["queue"] = max(0.0, waited - self.timings.get(Stage.ENCODE.value, 0.0))
+            self.emit(Started(self.job.seed))
 
     def resume(self, result: Any) -> None:
         """Answer the parked call and run up to the next one."""
@@ -93,12 +119,7 @@ class Drawing:
         """Unwind the pipeline call, whatever it catches, and report `error`."""
         while self.greenlet is not None and not self.greenlet.dead:
             self.greenlet.throw()
-        self.emit(Failed(error))
-
-    @property
-    def rows(self) -> int:
-        """Rows of the parked call."""
-        return self.parked.layout.rows if self.parked else 0
+        self.emit(Failed(bare(error)))
 
     @property
     def done(self) -> bool:
@@ -106,18 +127,26 @@ class Drawing:
         return self.greenlet is not None and self.greenlet.dead
 
     @property
-    def overdue(self) -> bool:
-        return time.monotonic() > self.job.deadline
+    def must_go(self) -> AtelierError | None:
+        """Why it is to be dropped now, if it is."""
+        if self.cancelled:
+            return Cancelled("the request was cancelled")
+        return self._deadline_error() if time.monotonic() > self.job.deadline else None
 
-    def deadline_error(self) -> DeadlineExceeded:
-        """What an overdue request is told."""
-        waited = time.monotonic() - self.submitted
+    def _deadline_error(self) -> DeadlineExceeded:
+        waited = time.monotonic() - self.arrived
         progress = (
             f"{self.steps_done} of {self.steps_total or '?'} steps were done"
             if self.started
             else "it was still queued"
         )
         return DeadlineExceeded(f"the request's time was up after {waited:.1f} s; {progress}")
+
+    def cached_answer(self) -> Any | None:
+        """What the step cache answers the parked call with; None if it has to be run."""
+        if self.cache is None or self.parked is None or self.parked.gate.stage is not Stage.DENOISE:
+            return None
+        return self.cache.answer(self.parked, self.steps_done, self.steps_total)
 
     def digest(self, tensor: torch.Tensor) -> bytes:
         """A hash of the content; kept for the tensor's life, because pipelines pass the same ids at
@@ -140,12 +169,28 @@ class Drawing:
             self.parked.gate.stage if self.parked else Stage.ENCODE, time.monotonic() - before
         )
         self.parked = parked if isinstance(parked, Call) else None
-        if self.parked is None:
-            return
-        self.parked.layout = self.parked.gate.stacker.layout(
-            self.parked.args, self.parked.kwargs, self.digest
+        if self.parked is not None:
+            self._describe(self.parked)
+
+    def _describe(self, call: Call) -> None:
+        """Say what the scheduler has to know of the parked call."""
+        gate = call.gate
+        call.layout = gate.stacker.layout(call.args, call.kwargs, self.digest)
+        if not gate.stackable:
+            call.layout = replace(call.layout, key=None)
+        self.stage, self.rows = gate.stage.value, max(1, call.layout.rows)
+        self.key = (
+            id(gate),
+            self.job.family,
+            self.job.adapters,
+            call.layout.key or self.number,
         )
-        self.key = (id(self.parked.gate), self.job.adapters, self.parked.layout.key or self.number)
+        self.bytes = max(self.bytes, sum(tensor.nbytes for tensor in call.layout.tensors))
+        self.most_rows = (
+            max(1, DECODE_POSITIONS // call.layout.positions)
+            if gate.stage is Stage.DECODE
+            else math.inf
+        )
 
     def spent(self, stage: Stage, seconds: float) -> None:
         """Add to the time that the answer reports for a stage."""
@@ -154,7 +199,7 @@ class Drawing:
     def _draw(self) -> None:
         """The greenlet's body. Every way out emits exactly one last event."""
         try:
-            pipeline = _own_copy(self.job.pipeline, self.job.scheduler, self._watch)
+            pipeline = own_copy(self.job.pipeline, self.job.scheduler, self._watch)
             output = pipeline(
                 **self.job.arguments, generator=_generators(self.job.seed, self.job.pictures)
             )
@@ -168,13 +213,29 @@ class Drawing:
                 self.emit(
                     Image(index, seed, row.shape[1], row.shape[0], row.shape[2], row.tobytes())
                 )
-            self.emit(Finished(dict(self.timings)))
+            self.start()
+            self.steps_left = 0
+            self.emit(Finished(dict(self.timings), steps_run=self._steps_run()))
         except Exception as error:
-            refused = isinstance(error, ValueError | TypeError) and not self.steps_done
-            self.emit(Failed(InvalidRequest(str(error)) if refused else _told(error)))
-        finally:
-            if self.job.restore:
-                self.job.restore()
+            self.emit(Failed(bare(self._told(error))))
+
+    def _told(self, error: Exception) -> AtelierError:
+        """What the client hears: our own errors as they are, others with their class and words."""
+        if isinstance(error, AtelierError):
+            return error
+        if is_out_of_memory(error):
+            self.ran_short = True
+            return does_not_fit(self.job.arguments, self.job.pictures)
+        if isinstance(error, ValueError | TypeError) and not self.steps_done:
+            return InvalidRequest(str(error))
+        return GenerationFailed(f"{type(error).__name__}: {error}")
+
+    def _steps_run(self) -> int | None:
+        """Steps that were not answered by the step cache; None without one."""
+        if self.cache is None:
+            return None
+        calls = self.cache.run + self.cache.answered
+        return round(self.steps_done * self.cache.run / calls) if calls else self.steps_done
 
     def _watch(self, pipeline: Any, scheduler: Any) -> None:
         """Count the scheduler's steps: the one thing that all pipelines do once a step, whatever
@@ -188,6 +249,7 @@ class Drawing:
             self.steps_total = max(
                 self.steps_done, getattr(pipeline, "_num_timesteps", 0) or len(scheduler.timesteps)
             )
+            self.steps_left = self.steps_total - self.steps_done
             self.latents = result[0] if torch.is_tensor(result[0]) else None
             self.emit(Step(self.steps_done, self.steps_total))
             if self._preview_is_due():
@@ -210,26 +272,6 @@ class Drawing:
             self.emit(
                 Preview(self.steps_done, drawn.shape[1], drawn.shape[0], drawn.numpy().tobytes())
             )
-
-
-def _own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -> Any:
-    """A shallow copy that shares the modules but has schedulers and call state of its own, inner
-    pipelines included.
-
-    Attributes are set through `__dict__`: a pipeline's own `__setattr__` would write to the config
-    that all copies share.
-    """
-    own = copy.copy(pipeline)
-    for name, value in vars(pipeline).items():
-        if hasattr(value, "set_timesteps"):
-            fresh = copy.deepcopy(
-                scheduler if scheduler is not None and name == "scheduler" else value
-            )
-            watch(own, fresh)
-            own.__dict__[name] = fresh
-        elif is_pipeline(value):
-            own.__dict__[name] = _own_copy(value, None, watch)
-    return own
 
 
 def _generators(seed: int, pictures: int) -> torch.Generator | list[torch.Generator]:
@@ -256,10 +298,8 @@ def _pixels(output: Any) -> torch.Tensor:
     return pixels
 
 
-def _told(error: BaseException) -> AtelierError:
-    """What the client hears: our own errors as they are, others with their class and words."""
-    return (
-        error
-        if isinstance(error, AtelierError)
-        else GenerationFailed(f"{type(error).__name__}: {error}")
-    )
+def bare(error: AtelierError) -> AtelierError:
+    """The error without its traceback and causes, whose frames would keep tensors for as long as a
+    job keeps its end."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from atelier.errors import InvalidRequest
@@ -75,14 +74,6 @@ def must_run_alone(pipeline: Any) -> bool:
     """True of pipelines whose calls change the shared modules, so that no other request may run in
     between."""
     return hasattr(pipeline, EXCHANGES_PROCESSORS)
-
-
-def restorer(pipeline: Any) -> Callable[[], None]:
-    """Puts the denoiser's attention processors back, for a request that is stopped before its
-    pipeline does so itself."""
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-    before = dict(denoiser.attn_processors)
-    return lambda: denoiser.set_attn_processor(dict(before))
 
 
 def scheduler_for(pipeline: Any, name: str, field: str) -> Any:

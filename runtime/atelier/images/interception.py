@@ -1,10 +1,10 @@
 """Put a gate in front of the modules of a pipeline, so that a call made inside a request's greenlet
 parks there.
 
-The gate replaces `forward` (of a VAE: `decode`) on the module instance. Called from the engine's
-own greenlet it is the real function; called from a request's greenlet it hands the arguments to the
-engine and returns what the engine answers. Pipelines notice nothing: they call their modules as
-always.
+The gate replaces `forward` (of a VAE: `encode` and `decode`) on the module instance. Called from
+the engine's own greenlet it is the real function; called from a request's greenlet it hands the
+arguments to the engine and returns what the engine answers. Pipelines notice nothing: they call
+their modules as always.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Gate:
         self.stage = _stage(name, method)
         self.real: Callable[..., Any] = getattr(module, method)
         self.stacker = Stacker(inspect.signature(self.real))
+        # A VAE encodes to a distribution, one object whose rows cannot be told apart.
+        self.stackable = method != "encode"
         self._method = method
         self._gated = self._make_gated()
 
@@ -91,16 +93,17 @@ class Parking(greenlet.greenlet):
 def install(pipeline: Any) -> list[Gate]:
     """Put gates before every module of `pipeline` and of pipelines inside it. Call once for a set
     of shared modules."""
-    gates: dict[int, Gate] = {}
+    gates: dict[int, list[Gate]] = {}
     for name, module in _modules(pipeline):
         if id(module) in gates:
             continue
-        method = "decode" if hasattr(module, "decode") and hasattr(module, "encode") else "forward"
-        gates[id(module)] = Gate(name, module, method)
-        gates[id(module)].put_up()
+        is_vae = hasattr(module, "decode") and hasattr(module, "encode")
+        methods = ("encode", "decode") if is_vae else ("forward",)
+        gates[id(module)] = [Gate(name, module, method) for method in methods]
+        put_up(gates[id(module)])
         if hasattr(module, "generate"):
             _keep_together(module)
-    return list(gates.values())
+    return [gate for each in gates.values() for gate in each]
 
 
 def put_up(gates: Sequence[Gate]) -> None:
@@ -145,5 +148,7 @@ def _keep_together(module: Any) -> None:
 def _stage(name: str, method: str) -> Stage:
     if method == "decode":
         return Stage.DECODE
+    if method == "encode":
+        return Stage.ENCODE
     encodes = role_of(name) in ("text_encoder", "image_encoder")
     return Stage.ENCODE if encodes else Stage.DENOISE

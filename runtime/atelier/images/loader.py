@@ -184,8 +184,6 @@ class PipelineLoader:
             pipeline.enable_attention_slicing()
         if plan.attention_backend != "native":
             self._choose_attention(pipeline)
-        if self._settings.step_cache != "off":
-            self._cache_steps(pipeline)
         if vae is not None and plan.dtype_of("vae") != plan.dtype:
             _take_any_dtype(vae)
 
@@ -223,19 +221,6 @@ class PipelineLoader:
             1, 128, 2, 64, device=self._plan.device, dtype=getattr(torch, self._plan.dtype)
         )
         dispatch_attention_fn(tokens, tokens, tokens, backend=AttentionBackendName(backend))
-
-    def _cache_steps(self, pipeline: Any) -> None:
-        """First-block caching, diffusers' own hook. Its state is the module's, so requests run one
-        at a time."""
-        from diffusers import FirstBlockCacheConfig
-
-        denoiser: Any = getattr(pipeline, "transformer", None)
-        if not hasattr(denoiser, "enable_cache"):
-            raise CheckpointError(
-                f"STEP_CACHE: {type(pipeline).__name__} has no transformer that can cache; set it"
-                " to off"
-            )
-        denoiser.enable_cache(FirstBlockCacheConfig(threshold=self._settings.step_cache_threshold))
 
 
 def _dispatches_attention(denoiser: Any) -> bool:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEAST_BEGUN_BYTES = 64 << 20
+"""What requests that have begun may hold even where the plan leaves next to nothing."""
+
 
 class ImageModel:
     """One checkpoint, served. `load()` blocks and belongs in a thread; everything else is for the
@@ -99,8 +102,8 @@ class ImageModel:
         from atelier.images.adapters import Adapters
         from atelier.images.engine import EngineLimits, ImageEngine
         from atelier.images.family import PipelineFamily
-        from atelier.images.interception import install, put_up
         from atelier.images.loader import PipelineLoader
+        from atelier.images.modules import SharedModules
 
         settings = self._settings
         device = DeviceManager(settings).select()
@@ -116,20 +119,20 @@ class ImageModel:
         if self._compiled:
             compilation.keep_caches(settings.cache_dir, self._plan.device, checkpoint.path)
         self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
-        gates = install(self._family.base)
         self._adapters = Adapters(
-            self._family.base,
-            adapters,
-            settings.default_adapters,
-            keep=settings.max_loras,
-            after_load=lambda: put_up(gates),
+            self._family.base, adapters, settings.default_adapters, keep=settings.max_loras
         )
+        modules = SharedModules(self._family.base, self._adapters.use)
         if self._compiled:
-            compilation.compile_denoisers(gates, self._plan.compile)
+            modules.compile(self._plan.compile)
         rows = min(settings.max_batch_size, self._plan.max_rows)
-        buckets = compilation.buckets(rows) if self._compiled else ()
-        limits = EngineLimits(rows, settings.max_queue_size, buckets=buckets)
-        self._engine = ImageEngine(limits, use_adapters=self._adapters.use, observer=self._observer)
+        limits = EngineLimits(
+            rows,
+            settings.max_queue_size,
+            buckets=compilation.buckets(rows) if self._compiled else (),
+            begun_bytes=max(LEAST_BEGUN_BYTES, self._plan.headroom_bytes // 2),
+        )
+        self._engine = ImageEngine(limits, modules=modules, observer=self._observer)
 
     def _warm_up(self) -> None:
         from atelier.images.compilation import buckets
@@ -187,7 +190,7 @@ class ImageModel:
         seed, deadline."""
         from atelier.images.arguments import build
         from atelier.images.drawing import PreparedRequest
-        from atelier.images.family import must_run_alone, restorer, scheduler_for
+        from atelier.images.family import must_run_alone, scheduler_for
 
         pipeline = self._family.pipeline_for(request)
         seconds = min(
@@ -204,11 +207,18 @@ class ImageModel:
             scheduler=scheduler_for(pipeline, request.scheduler, "scheduler")
             if request.scheduler
             else None,
-            exclusive=must_run_alone(pipeline) or self._settings.step_cache != "off",
-            restore=restorer(pipeline) if must_run_alone(pipeline) else None,
+            exclusive=must_run_alone(pipeline),
+            step_cache=self._step_cache(request),
             adapters=self._adapters.select(request.lora),
             previews=request.previews,
         )
+
+    def _step_cache(self, request: ImageRequest) -> float:
+        """The bound of the step cache: the request's, or STEP_CACHE."""
+        from atelier.images.step_cache import LEVELS
+
+        wanted = self._settings.step_cache if request.step_cache is None else request.step_cache
+        return LEVELS[wanted] if isinstance(wanted, str) else wanted
 
     def busy_s(self) -> tuple[float, float]:
         """Seconds that the device loop has been at what it does now, and the longest so far."""
@@ -226,14 +236,6 @@ class ImageModel:
         from atelier.hardware.machine import memory_now
 
         return memory_now(self._plan.device) if self.ready else (0, 0)
-
-    @property
-    def notes(self) -> dict[str, str]:
-        """What every answer must say of how its pictures were made: nothing, unless steps are
-        approximated."""
-        return (
-            {} if self._settings.step_cache == "off" else {"step_cache": self._settings.step_cache}
-        )
 
     def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and stop. Blocks."""
@@ -268,5 +270,6 @@ class ImageModel:
             "pipeline": type(self._family.base).__name__,
             "arguments": accepted(self._family.base),
             "adapters": self._adapters.names,
+            "stacking": self._engine.verifier.summary() if self._engine else [],
             "memory_plan": self._plan.asdict(),
         }

@@ -40,6 +40,9 @@ class ImageObserver(Protocol):
     def out_of_memory(self) -> None:
         """A module call ran out of memory."""
 
+    def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
+        """Calls of a module in one layout were compared: from now on they are stacked, or not."""
+
     def worker_ended(self, worker: str) -> None:
         """A worker's process ended by itself."""
 
@@ -74,4 +77,7 @@ class SilentImageObserver:
         """Nothing."""
 
     def out_of_memory(self) -> None:
+        """Nothing."""
+
+    def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
         """Nothing."""

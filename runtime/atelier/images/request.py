@@ -12,6 +12,8 @@ from atelier.settings import Settings
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 
+StepCacheBound = Literal["off", "low", "medium", "high"] | Annotated[float, Field(ge=0, lt=1)]
+
 MAX_SEED = 2**63 - 1
 
 
@@ -51,6 +53,13 @@ class ImageRequest(BaseModel):
     )
     lora: dict[str, float] | None = Field(
         None, description="Adapter name to weight; missing: DEFAULT_LORA."
+    )
+    step_cache: StepCacheBound | None = Field(
+        None,
+        description=(
+            "Answer denoiser steps from the last ones while the estimated error is below this"
+            " bound: off, low, medium, high or a number; missing: STEP_CACHE."
+        ),
     )
     previews: int = Field(
         0,

@@ -23,10 +23,6 @@ class PictureService(Protocol):
         """What the start is doing."""
 
     @property
-    def notes(self) -> dict[str, str]:
-        """What every answer must say of how its pictures were made."""
-
-    @property
     def default_steps(self) -> int | None:
         """The pipeline's own number of steps; None if it has no such argument."""
 

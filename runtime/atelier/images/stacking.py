@@ -161,6 +161,36 @@ class Stacker:
             for index in range(len(rows))
         ]
 
+    @staticmethod
+    def part(layout: Layout, start: int, end: int) -> Layout:
+        """Some of the rows of one call: those from `start` to before `end`."""
+        leaves = [
+            leaf[start:end]
+            if role in (Role.ROWS, Role.LIST) or (role is Role.TIMESTEP and leaf.numel() > 1)
+            else leaf
+            for role, leaf in zip(layout.roles, layout.leaves, strict=True)
+        ]
+        rows = min(end, layout.rows) - start
+        return Layout(layout.key, rows, leaves, layout.roles, layout.spec)
+
+    @staticmethod
+    def join(results: Sequence[Any]) -> Any:
+        """The result that the whole call would have had, from those of its parts, which came from
+        `split`."""
+        flat = [pytree.tree_flatten(result, is_leaf=_is_tensor_list) for result in results]
+        columns = zip(*(leaves for leaves, _ in flat), strict=True)
+        return pytree.tree_unflatten([_joined(column) for column in columns], flat[0][1])
+
+
+def _is_tensor_list(node: Any) -> bool:
+    return isinstance(node, list) and all(torch.is_tensor(entry) for entry in node)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], list):
+        return [entry for part in parts for entry in part]
+    return torch.cat(list(parts)) if torch.is_tensor(parts[0]) else parts[0]
+
 
 class _List(list):  # type: ignore[type-arg]
     """A per-sample list, kept whole as one leaf."""

@@ -39,11 +39,13 @@ class EncodedPicture:
 
 @dataclass
 class DrawnRequest:
-    """The pictures of one request, in order, and the seconds spent by stage."""
+    """The pictures of one request, in order, and the seconds spent by stage; with a step cache,
+    the number of steps that were computed."""
 
     request: ImageRequest
     pictures: list[EncodedPicture] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    steps_run: int | None = None
 
 
 def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
@@ -131,7 +133,7 @@ async def absorb(drawn: DrawnRequest, event: Event) -> None:
     if isinstance(event, Image):
         drawn.pictures.append(await encode(event, drawn.request))
     elif isinstance(event, Finished):
-        drawn.timings = event.timings
+        drawn.timings, drawn.steps_run = event.timings, event.steps_run
     elif isinstance(event, Failed):
         raise event.error
 

@@ -122,7 +122,12 @@ def serve(settings: Settings, arguments: Sequence[str]) -> int:
     """Build and run the server. `arguments` are the options of the command line that are
     KServe's."""
     options = _kserve_options(arguments, settings.max_body_bytes)
-    metrics = Metrics(Tracer.from_environment(settings.served_name), settings.log_prompts)
+    own_engine = settings.engine == "transformers"  # a child engine has the names itself
+    metrics = Metrics(
+        Tracer.from_environment(settings.served_name),
+        settings.log_prompts,
+        alias=settings.served_name if settings.metric_aliases and own_engine else "",
+    )
     app = kserve_server.app
     add_error_handlers(app)
     served = serve_kind(settings, app, metrics)

@@ -134,12 +134,6 @@ class ImageFront:
         return next((one.traits[name] for one in self.workers if name in one.traits), default)
 
     @property
-    def notes(self) -> dict[str, str]:
-        """What every answer must say of how its pictures were made."""
-        notes: dict[str, str] = self._trait("notes", {})
-        return notes
-
-    @property
     def default_steps(self) -> int | None:
         """The pipeline's own number of steps; None if it has no such argument."""
         steps: int | None = self._trait("default_steps", None)

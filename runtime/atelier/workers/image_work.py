@@ -55,6 +55,9 @@ class Reporter(SilentImageObserver):
     def embedding(self, hit: bool) -> None:
         self._put(m.Observed("embedding", (hit,)))
 
+    def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
+        self._put(m.Observed("stacking", (pipeline, module, stacked)))
+
     def out_of_memory(self) -> None:
         self._put(m.Observed("out_of_memory", ()))
 
@@ -87,7 +90,6 @@ class ImageWork:
         model = self._model
         return {
             "metadata": model.metadata(),
-            "notes": model.notes,
             "default_steps": model.default_steps,
             "gives_alpha": model.gives_alpha,
         }

@@ -111,10 +111,12 @@ async def infer(
     image.set_data_from_numpy(np.array(data, dtype=object), binary_data=binary)
     seed = InferOutput("seed", [len(pictures)], "INT64")
     seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
+    steps_run = [str(each.steps_run) for each in drawn if each.steps_run is not None]
     return InferResponse(
         payload.id or str(uuid.uuid4()),
         model.name,
         [image, seed],
+        parameters={"steps_run": ",".join(steps_run)} if steps_run else None,
         use_binary_outputs=payload.use_binary_outputs,
         requested_outputs=payload.request_outputs,
     )
@@ -158,19 +160,21 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
 
 
 def prediction(model: PictureService, drawn: DrawnRequest) -> dict[str, Any]:
-    """One v1 prediction; `images` holds all pictures if there are several, and the model's notes
-    are added."""
+    """One v1 prediction; `images` holds all pictures if there are several, `steps_run` says how
+    many steps the step cache left to compute."""
     images = [
         {"format": picture.format, "b64": picture.b64, "seed": picture.seed}
         for picture in drawn.pictures
     ]
     first = {key: value for key, value in images[0].items() if key != "seed"}
-    answer = model.notes | {
+    answer: dict[str, Any] = {
         "model_name": model.name,
         "prompt": drawn.request.prompt,
         "seed": drawn.pictures[0].seed,
         "image": first,
     }
+    if drawn.steps_run is not None:
+        answer["steps_run"] = drawn.steps_run
     return answer | ({"images": images} if len(images) > 1 else {})
 
 

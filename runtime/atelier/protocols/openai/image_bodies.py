@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from atelier.errors import InvalidRequest
 from atelier.images import codec
-from atelier.images.request import MAX_SEED, ImageRequest
+from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound
 from atelier.images.service import PictureService
 from atelier.protocols.http.models import check_name
 from atelier.settings import Settings
@@ -84,6 +84,9 @@ class ImagesBody(BaseModel):
     width: int | None = Field(None, ge=8, description="Instead of size.")
     height: int | None = Field(None, ge=8, description="Instead of size.")
     lora: dict[str, float] | None = Field(None, description="Adapter name to weight.")
+    step_cache: StepCacheBound | None = Field(
+        None, description="Error bound of skipped steps: off, low, medium, high or a number."
+    )
     timeout: float | None = Field(None, gt=0, description="Seconds until the request is dropped.")
 
     @field_validator("lora", mode="before")
@@ -175,7 +178,8 @@ def translate(
         key: value for key, value in (body.model_extra or {}).items() if value is not None
     }
     fields |= {"prompt": body.prompt, "negative_prompt": body.negative_prompt, "seed": body.seed}
-    fields |= {"lora": body.lora, "timeout": body.timeout, "num_images_per_prompt": body.n or 1}
+    fields |= {"lora": body.lora, "step_cache": body.step_cache}
+    fields |= {"timeout": body.timeout, "num_images_per_prompt": body.n or 1}
     fields |= _size(body)
     fields["num_inference_steps"] = _one_of(body, "num_inference_steps", "steps") or _steps(
         body.quality, model, settings

@@ -141,10 +141,10 @@ class ImagesApi:
     async def _body(self, call: ImagesCall, base: str, drawn: list[DrawnRequest]) -> bytes:
         """OpenAI's answer, and with each picture the seed that draws it again."""
         if not call.as_url:
-            return await asyncio.to_thread(_json, call, drawn[0].pictures)
+            return await asyncio.to_thread(_json, call, drawn[0])
         return _json(
             call,
-            drawn[0].pictures,
+            drawn[0],
             [self._link(call, base, picture) for picture in drawn[0].pictures],
         )
 
@@ -157,18 +157,19 @@ class ImagesApi:
 
 
 def _json(
-    call: ImagesCall, pictures: list[EncodedPicture], links: list[dict[str, Any]] | None = None
+    call: ImagesCall, drawn: DrawnRequest, links: list[dict[str, Any]] | None = None
 ) -> bytes:
     """The whole answer: links, or else the pictures as text, which is work for a thread."""
+    pictures = drawn.pictures
     contents = links or [{"b64_json": picture.b64} for picture in pictures]
     data = [
         content | {"seed": picture.seed}
         for content, picture in zip(contents, pictures, strict=True)
     ]
     first = pictures[0]
-    return orjson.dumps(
-        {"created": int(time.time()), "data": data, **_described(call, first.width, first.height)}
-    )
+    described = _described(call, first.width, first.height)
+    steps = {} if drawn.steps_run is None else {"steps_run": drawn.steps_run}
+    return orjson.dumps({"created": int(time.time()), "data": data, **described, **steps})
 
 
 def _described(call: ImagesCall, width: int, height: int) -> dict[str, str]:

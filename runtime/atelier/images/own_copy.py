@@ -1,0 +1,45 @@
+"""A request's own copy of a pipeline: the modules are shared, schedulers and the state of a call
+are not, and what would change the modules does nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from atelier.images.interception import is_pipeline
+
+# Methods of a pipeline that change the modules it shares with all others. Pipelines call the first
+# at the end of every picture; it would take offload hooks and with them the gates away.
+OF_THE_OWNER = (
+    "maybe_free_model_hooks",
+    "remove_all_hooks",
+    "enable_model_cpu_offload",
+    "enable_sequential_cpu_offload",
+    "enable_group_offload",
+)
+
+
+def own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -> Any:
+    """A shallow copy that shares the modules but has schedulers and call state of its own, inner
+    pipelines included.
+
+    Attributes are set through `__dict__`: a pipeline's own `__setattr__` would write to the config
+    that all copies share.
+    """
+    own = copy.copy(pipeline)
+    for name, value in vars(pipeline).items():
+        if hasattr(value, "set_timesteps"):
+            fresh = copy.deepcopy(
+                scheduler if scheduler is not None and name == "scheduler" else value
+            )
+            watch(own, fresh)
+            own.__dict__[name] = fresh
+        elif is_pipeline(value):
+            own.__dict__[name] = own_copy(value, None, watch)
+    own.__dict__.update(dict.fromkeys(OF_THE_OWNER, _leave_alone))
+    return own
+
+
+def _leave_alone(*args: Any, **kwargs: Any) -> None:
+    """The shared modules are `modules.SharedModules`' to change."""

@@ -1,0 +1,97 @@
+"""How fast each shape runs, by the number of rows in a call, and from that the knee: the number of
+rows beyond which more of them in one call no longer draw more pictures a second.
+
+Nothing here knows a device. Every call that was run adds to the record; the warm-up's are the
+first. Row counts are looked at by powers of two, since half as many rows is the question that
+matters, and because requests bring one row or two.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Hashable
+
+Lane = tuple[Hashable, str]
+"""What a call's time depends on, but for its rows: the kind of request, and the stage."""
+
+GAIN = 1.05  # twice the rows must draw at least this many times the rows a second
+ENOUGH = 3  # calls until a row count is believed: the first may have compiled or allocated
+KEPT = 9  # calls whose median counts
+RETRY = 1000  # calls of a lane, after which larger row counts are tried afresh
+GUESS = 1e-7  # seconds for a pixel and row of a step, before anything was measured
+
+
+class Level:
+    """Calls of about the same number of rows: `rate` is the last ones' median, in rows a second."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self._rates: deque[float] = deque(maxlen=KEPT)
+
+    def saw(self, rate: float) -> None:
+        self._rates.append(rate)
+        self.rate = statistics.median(self._rates)
+
+    @property
+    def believed(self) -> bool:
+        return len(self._rates) >= ENOUGH
+
+
+class Pace:
+    """Rows a second of every lane, by powers of two of the rows in a call."""
+
+    def __init__(self, most_rows: int) -> None:
+        self._most_rows = most_rows
+        self._levels: dict[Lane, dict[int, Level]] = {}
+        self._calls: dict[Lane, int] = {}
+        self._per_pixel: deque[float] = deque(maxlen=KEPT)
+        self._each_pixel = GUESS
+
+    def saw(self, lane: Lane, rows: int, seconds: float, pixels: int = 0) -> None:
+        """A call of this many rows took `seconds`; `pixels` of one picture let kinds that were
+        never run be guessed."""
+        levels = self._levels.setdefault(lane, {})
+        levels.setdefault(_level(rows), Level()).saw(rows / max(seconds, 1e-9))
+        if pixels and lane[1] == "denoise":
+            self._per_pixel.append(seconds / rows / pixels)
+            self._each_pixel = statistics.median(self._per_pixel)
+        self._calls[lane] = self._calls.get(lane, 0) + 1
+        if self._calls[lane] % RETRY == 0:
+            for level in [one for one in levels if 2**one > self.knee(lane, 1)]:
+                del levels[level]
+
+    def knee(self, lane: Lane, own: int) -> int:
+        """Rows that a call may have. `own` is what one request brings, the least that makes sense.
+
+        From the largest count that was measured downwards: as long as half as many rows draw as
+        many a second, half as many it is. A count that was not measured is tried.
+        """
+        levels = self._levels.get(lane, {})
+        known = {number for number, level in levels.items() if level.believed}
+        top = level = max(known, default=0)
+        while level > _level(own):
+            if level - 1 not in known:
+                return max(own, min(self._most_rows, 2**level - 1))
+            if levels[level].rate >= GAIN * levels[level - 1].rate:
+                break
+            level -= 1
+        wanted = self._most_rows if level == top else 2 ** (level + 1) - 1
+        return max(own, min(self._most_rows, wanted))
+
+    def seconds(self, lane: Lane, rows: int, pixels: int) -> float:
+        """What a call of this many rows takes: as measured for this many or the nearest number, or
+        guessed by the pixels of other sizes. Stages other than the denoiser that were never run
+        count as nothing."""
+        levels = self._levels.get(lane, {})
+        if not levels:
+            if lane[1] != "denoise":
+                return 0.0
+            return self._each_pixel * pixels * rows
+        nearest = min(levels, key=lambda level: (abs(level - _level(rows)), level))
+        return rows / levels[nearest].rate
+
+
+def _level(rows: int) -> int:
+    """1 for 2 or 3 rows, 2 for 4 to 7, and so on."""
+    return max(1, rows).bit_length() - 1
