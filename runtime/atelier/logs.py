@@ -55,7 +55,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 class _Text(logging.Formatter):
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str = "") -> None:
         super().__init__()
         self._worker = f" worker {worker}" if worker else ""
 
@@ -72,7 +72,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str = "") -> None:
         super().__init__()
         self._worker = worker
 

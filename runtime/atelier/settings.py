@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     compile: Literal["auto", "off", "regional", "full"] = Field(
         "auto", description="torch.compile of the denoiser: its repeated blocks, or all of it."
     )
+    enable_cuda_graphs: Switch = Field(
+        "auto", description="Record denoiser calls whose shape is seen again, where a GPU can."
+    )
     attention_backend: Literal[
         "auto",
         "torch-flash",

@@ -19,7 +19,7 @@ EXPORTED = {
     "atelier_request_seconds": Metric("histogram", frozenset({"protocol", "outcome"})),
     "atelier_queue_depth": Metric("gauge"),
     "atelier_queue_wait_seconds": Metric("histogram"),
-    "atelier_step_seconds": Metric("histogram", frozenset({"stage", "shape"})),
+    "atelier_step_seconds": Metric("histogram", frozenset({"stage", "shape", "worker"})),
     "atelier_batch_rows": Metric("histogram", frozenset({"stage"})),
     "atelier_images_total": Metric("counter"),
     "atelier_out_of_memory_total": Metric("counter"),

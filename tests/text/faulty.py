@@ -1,39 +1,10 @@
-"""`atelier` with faults that tests switch on: a logits processor that raises or poisons, a batch
-loop that dies.
-
-A request whose logit_bias holds 66.0 makes its own processing raise, 77.0 fills its logits with
-NaN; SIGUSR1 kills the batch loop at its next step.
-"""
-
-from __future__ import annotations
-
-import signal
-from typing import Any
+"""`atelier`, whose worker has the faults of `faults.py`."""
 
 from atelier.cli.main import main as cli
-from atelier.text.embedded import batch, sampling
+from atelier.workers import handle
 
-_adjust, _step = sampling._adjust, batch.Batch.step
-armed = []
-
-
-def adjust(logits: Any, row: Any) -> None:
-    if 66.0 in row.bias.values():
-        raise RuntimeError("poisoned processor")
-    if 77.0 in row.bias.values():
-        logits.fill_(float("nan"))
-    _adjust(logits, row)
-
-
-def step(self: batch.Batch) -> None:
-    if armed:
-        armed.clear()
-        raise SystemExit("the loop is killed")
-    _step(self)
+handle.PRELOADED = "tests.text.faults"
 
 
 def main() -> None:
-    sampling._adjust = adjust
-    batch.Batch.step = step  # type: ignore[method-assign]
-    signal.signal(signal.SIGUSR1, lambda *_: armed.append(True))
-    cli.main()
+    cli()

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import free_port
-from tests.processes import Forked
+from tests.processes import Executed, Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +24,13 @@ class Server:
     url: str
     grpc: str
     name: str
-    process: Forked
+    process: Executed | Forked
     log: Path
+
+    def worker(self) -> int:
+        """Process id of the worker."""
+        described = httpx.get(f"{self.url}/v2/models/{self.name}").json()
+        return int(described["properties"]["workers"][0]["pid"])
 
     def metric(self, name: str) -> float:
         """The value of a gauge or counter of this model."""
@@ -47,9 +52,10 @@ def serving(
     """Start a server, wait until it is ready, and stop it afterwards."""
     rest, grpc = free_port(), free_port()
     arguments = ["serve", "--http_port", str(rest), "--grpc_port", str(grpc)]
-    process = Forked(
-        module, arguments, {"MODEL_ID": str(model), "MODEL_NAME": name} | settings, log
-    )
+    given = {"MODEL_ID": str(model), "MODEL_NAME": name} | settings
+    # A faulty server has workers of its own kind, so it starts its own fork server.
+    kind = Forked if module == "atelier.cli.main" else Executed
+    process = kind(module, arguments, given, log)
     server = Server(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}", name, process, log)
     try:
         _wait(server, ready_s)

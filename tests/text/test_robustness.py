@@ -3,6 +3,7 @@ request."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +81,7 @@ def test_a_killed_batch_loop_fails_what_ran_and_serves_the_next(server: Server) 
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as stream:
         lines = stream.iter_lines()
         assert '"text"' in next(lines)
-        server.process.send_signal(signal.SIGUSR1)
+        os.kill(server.worker(), signal.SIGUSR1)
         assert any("the loop is killed" in line for line in lines)
     assert_serves(server)
 

@@ -1,5 +1,5 @@
 """Run parked calls of one gate as one call, once that is proven, and a call of too many rows in
-parts.
+parts; replay calls that are recorded.
 
 Which calls are put together is the scheduler's business; whether that is right, the verifier's.
 """
@@ -9,56 +9,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from atelier.images.adapters import Selection
+from atelier.images.graphs import GraphStore
 from atelier.images.interception import Call, Stage
 from atelier.images.stacking import Layout, Stacker
 from atelier.images.verifier import Verifier
 
 
 class BatchRunner:
-    """`rows` bounds a call; `buckets` are the row counts that denoiser calls are padded to, empty
-    if nothing is compiled."""
+    """`rows` bounds a call; `graphs` has the recorded calls of denoisers, where there are any."""
 
-    def __init__(self, rows: int, buckets: Sequence[int], verifier: Verifier) -> None:
+    def __init__(self, rows: int, verifier: Verifier, graphs: GraphStore | None = None) -> None:
         self._rows = rows
-        self._buckets = buckets
         self._verifier = verifier
+        self._graphs = graphs
 
     def is_examination(self, pipeline: str, calls: Sequence[Call]) -> bool:
         """Whether `run` would compare stacked with lone results, which takes longer."""
         return len(calls) > 1 and self._verifier.verdict(pipeline, calls[0]) is None
 
-    def run(self, pipeline: str, calls: Sequence[Call]) -> Sequence[Any]:
+    def run(self, pipeline: str, calls: Sequence[Call], adapters: Selection = ()) -> Sequence[Any]:
         """One result for each call that was run: fewer than asked for if stacking has yet to be
-        proven or is off. `pipeline` is the class that all of the calls come from."""
+        proven or is off. `pipeline` is the class that all of the calls come from, `adapters` are
+        those that are active."""
         first = calls[0]
         if self.is_examination(pipeline, calls):
             return self._verifier.examine(pipeline, first, calls[1])
         verdict = self._verifier.verdict(pipeline, first)
-        rows = [call.layout.rows for call in calls]
         if not verdict:
             return [first.run()]
-        if len(calls) == 1 and rows[0] > self._rows:
-            return [self._in_parts(first)]
-        padded = self._padded(first.gate.stage, sum(rows))
-        if len(calls) == 1 and padded == rows[0]:
+        if len(calls) == 1 and first.layout.rows > self._rows:
+            return [self._in_parts(first, adapters)]
+        recorded = self._graphs is not None and first.gate.stage is Stage.DENOISE
+        if len(calls) == 1 and not recorded:
             return [first.run()]
-        result = first.gate.real(**Stacker.stack([call.layout for call in calls], padded))
-        return Stacker.split(result, rows, padded)
+        return self._stacked(first, [call.layout for call in calls], adapters)
 
-    def _in_parts(self, call: Call) -> Any:
+    def _in_parts(self, call: Call, adapters: Selection) -> Any:
         """A call whose own rows are too many for one."""
         parts = [
-            self._part(call, Stacker.part(call.layout, start, start + self._rows))
+            Stacker.part(call.layout, start, start + self._rows)
             for start in range(0, call.layout.rows, self._rows)
         ]
-        return Stacker.join(parts)
+        return Stacker.join([self._stacked(call, [part], adapters)[0] for part in parts])
 
-    def _part(self, call: Call, part: Layout) -> Any:
-        padded = self._padded(call.gate.stage, part.rows)
-        result = call.gate.real(**Stacker.stack([part], padded))
-        return Stacker.split(result, [part.rows], padded)[0]
-
-    def _padded(self, stage: Stage, rows: int) -> int:
-        """The bucket for this many rows of a compiled denoiser; other modules take any number."""
-        buckets = self._buckets if stage is Stage.DENOISE else ()
-        return next((bucket for bucket in buckets if bucket >= rows), rows)
+    def _stacked(self, call: Call, layouts: Sequence[Layout], adapters: Selection) -> list[Any]:
+        arguments = Stacker.stack(layouts)
+        if self._graphs is not None and call.gate.stage is Stage.DENOISE:
+            key = (id(call.gate), call.layout.key, adapters)
+            result = self._graphs.call(key, call.gate.real, arguments)
+        else:
+            result = call.gate.real(**arguments)
+        return Stacker.split(result, [layout.rows for layout in layouts])

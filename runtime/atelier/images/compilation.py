@@ -1,8 +1,8 @@
 """torch.compile for denoisers: the repeated blocks (compiles in seconds) or all of it, with caches
 that outlive the process.
 
-Compiled code is per shape, so the engine pads batches to `buckets` and the warm-up draws every
-served shape once: no request waits for a compiler.
+Shapes are dynamic, so one compile serves every size and row count. The warm-up has it done; after
+that no request waits for a compiler: what the compiled code does not cover runs eagerly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,6 @@ from typing import Any
 from atelier.images.interception import Gate, Stage
 
 log = logging.getLogger(__name__)
-
-
-def buckets(rows: int) -> tuple[int, ...]:
-    """The row counts that batches are padded to: powers of two up to the limit, and the limit."""
-    powers = [1]
-    while powers[-1] * 2 <= rows:
-        powers.append(powers[-1] * 2)
-    return tuple(powers) if powers[-1] == rows else (*powers, rows)
 
 
 def keep_caches(cache_dir: Path, device: str, checkpoint: Path) -> Path:
@@ -48,23 +40,29 @@ def compile_denoisers(gates: Sequence[Gate], mode: str) -> None:
     `regional` or `full`."""
     import torch
 
-    # A compiled function per (rows, size) is wanted; the default of eight would fall back to eager
-    # after that.
+    # Blocks of one class share one function, but classes, lone rows and dtypes have each their own.
     torch._dynamo.config.recompile_limit = 128
     for gate in gates:
         if gate.stage is not Stage.DENOISE:
             continue
         blocks = _repeated_blocks(gate.module) if mode == "regional" else []
         for block in blocks:
-            block.compile(dynamic=False)
+            block.compile(dynamic=True)
         if not blocks:
-            gate.real = torch.compile(gate.real, dynamic=False)
+            gate.real = torch.compile(gate.real, dynamic=True)
         kinds = sorted({type(block).__name__ for block in blocks})
         log.info(
             "%s: %s compiled",
             gate.name,
             f"{len(blocks)} blocks ({', '.join(kinds)}) are" if blocks else "is",
         )
+
+
+def finish() -> None:
+    """The warm-up is over: what would have to be compiled from here on runs eagerly instead."""
+    import torch
+
+    torch.compiler.set_stance("eager_on_recompile")
 
 
 def _repeated_blocks(denoiser: Any) -> list[Any]:

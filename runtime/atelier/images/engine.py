@@ -30,6 +30,7 @@ from atelier.images.batch import BatchRunner
 from atelier.images.drawing import Drawing, PreparedRequest
 from atelier.images.embeddings import EmbeddingCache
 from atelier.images.expectation import expected
+from atelier.images.graphs import CudaRecorder, GraphStore
 from atelier.images.interception import Stage
 from atelier.images.modules import SharedModules
 from atelier.images.observer import ImageObserver, SilentImageObserver
@@ -49,13 +50,13 @@ class EngineLimits:
     """How much the engine takes on: rows of one module call, requests queued and running, bytes of
     cached embeddings, bytes that requests hold between their calls once they have begun.
 
-    `buckets` are the row counts that denoiser calls are padded to; empty, if nothing is compiled.
+    `graph_bytes` is what recorded denoiser calls may hold; 0: none is recorded.
     """
 
     rows: int
     queue: int
     cache_bytes: int = 256 << 20
-    buckets: tuple[int, ...] = ()
+    graph_bytes: int = 0
     begun_bytes: float = math.inf
 
 
@@ -75,7 +76,8 @@ class ImageEngine:
         self.pulse = Pulse()
         self.scheduler: Scheduler[Drawing] = Scheduler(limits.rows, limits.begun_bytes)
         self.verifier = Verifier(self._observer.stacking)
-        self._runner = BatchRunner(limits.rows, limits.buckets, self.verifier)
+        self._graphs = _graph_store(limits.graph_bytes)
+        self._runner = BatchRunner(limits.rows, self.verifier, self._graphs)
         self._stopwatch = Stopwatch()
         self._preview = LatentPreview()
         self._embeddings = EmbeddingCache(limits.cache_bytes)
@@ -202,7 +204,7 @@ class ImageEngine:
         began = time.monotonic()
         try:
             with self._lent(job, gate.module), self._stopwatch.timing(self._learn(batch, examined)):
-                results = self._runner.run(job.family, calls)
+                results = self._runner.run(job.family, calls, job.adapters)
         except Exception as error:
             self._recover(batch, error)
             return
@@ -241,11 +243,11 @@ class ImageEngine:
     def _recover(self, batch: list[Drawing], error: Exception) -> None:
         """A batch failed: have it run in smaller ones; a lone call's request fails."""
         short_of_memory = is_out_of_memory(error)
-        if short_of_memory:
-            self._ran_out_of_memory()
         if len(batch) == 1:
             self._step(batch[0], batch[0].fail, error)
             return
+        if short_of_memory:
+            self._ran_out_of_memory()
         log.warning("a batch of %d failed and is run in parts: %s", len(batch), error)
         self.scheduler.fail(batch, time.monotonic(), short_of_memory)
 
@@ -290,6 +292,8 @@ class ImageEngine:
 
     def _ran_out_of_memory(self) -> None:
         self._observer.out_of_memory()
+        if self._graphs is not None:
+            self._graphs.clear()
         release()
 
     def _drop(self, drawing: Drawing, error: AtelierError) -> None:
@@ -307,3 +311,7 @@ class ImageEngine:
     def _all(self) -> list[Drawing]:
         with self._wake:
             return [*self.scheduler.running, *self.scheduler.waiting]
+
+
+def _graph_store(max_bytes: int) -> GraphStore | None:
+    return GraphStore(CudaRecorder(), max_bytes) if max_bytes else None

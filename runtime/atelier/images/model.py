@@ -129,23 +129,26 @@ class ImageModel:
         limits = EngineLimits(
             rows,
             settings.max_queue_size,
-            buckets=compilation.buckets(rows) if self._compiled else (),
+            graph_bytes=self._graph_bytes(),
             begun_bytes=max(LEAST_BEGUN_BYTES, self._plan.headroom_bytes // 2),
         )
         self._engine = ImageEngine(limits, modules=modules, observer=self._observer)
 
     def _warm_up(self) -> None:
-        from atelier.images.compilation import buckets
+        from atelier.images import compilation
         from atelier.images.warmup import warm_up
 
         assert self._engine is not None
-        rows = min(self._settings.max_batch_size, self._plan.max_rows)
-        warm_up(
-            self._engine,
-            self._family.base,
-            self._warmup_sizes(),
-            buckets(rows) if self._compiled else (rows,),
-        )
+        warm_up(self._engine, self._family.base, self._warmup_sizes())
+        if self._compiled:
+            compilation.finish()
+
+    def _graph_bytes(self) -> int:
+        """What recorded denoiser calls may hold: a share of what the plan leaves free. None are
+        recorded where weights move, since a recording holds their addresses."""
+        able = self._plan.device.startswith("cuda") and self._plan.placement == "resident"
+        wanted = self._settings.enable_cuda_graphs
+        return self._plan.headroom_bytes // 4 if able and wanted != "false" else 0
 
     def _warmup_sizes(self) -> list[tuple[int, int]]:
         """WARMUP_SIZES; if something is compiled, also the size that requests get who name none."""

@@ -114,38 +114,33 @@ class Stacker:
         return Layout((str(spec), tuple(parts)), rows, leaves, roles, spec)
 
     @staticmethod
-    def stack(layouts: Sequence[Layout], pad_to: int = 0) -> dict[str, Any]:
-        """The keyword arguments of one call that does the work of all. `pad_to` repeats the last
-        row up to that many."""
+    def stack(layouts: Sequence[Layout]) -> dict[str, Any]:
+        """The keyword arguments of one call that does the work of all."""
         first = layouts[0]
-        padding = max(0, pad_to - sum(layout.rows for layout in layouts))
         leaves = []
         for index, role in enumerate(first.roles):
             column = [layout.leaves[index] for layout in layouts]
             if role is Role.SHARED:
                 leaves.append(column[0])
             elif role is Role.LIST:
-                entries = [entry for part in column for entry in part]
-                leaves.append(_List(entries + entries[-1:] * padding))
+                leaves.append(_List(entry for part in column for entry in part))
             else:
                 if role is Role.TIMESTEP:
                     column = [
                         part.reshape(-1).expand(layout.rows)
                         for part, layout in zip(column, layouts, strict=True)
                     ]
-                if padding:
-                    column.append(column[-1][-1:].expand(padding, *column[-1].shape[1:]))
                 leaves.append(torch.cat(column))
         return _unlist(pytree.tree_unflatten(leaves, first.spec))
 
     @staticmethod
-    def split(result: Any, rows: Sequence[int], padded: int = 0) -> list[Any]:
+    def split(result: Any, rows: Sequence[int]) -> list[Any]:
         """Cut the result of a stacked call into the results that the lone calls would have had.
 
         Raises:
             Unsplittable: a part of the result has no axis of the right length.
         """
-        total = max(sum(rows), padded)
+        total = sum(rows)
 
         def is_per_sample(node: Any) -> bool:
             return (
