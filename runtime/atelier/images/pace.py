@@ -23,15 +23,18 @@ GUESS = 1e-7  # seconds for a pixel and row of a step, before anything was measu
 
 
 class Level:
-    """Calls of about the same number of rows: `rate` is the last ones' median, in rows a second."""
+    """Calls of about the same number of rows, in rows a second: `rate` is the last ones' median,
+    which is what to expect; `best` a high one, since neighbours on the machine only slow a call,
+    and comparing is about the call."""
 
     def __init__(self) -> None:
-        self.rate = 0.0
+        self.rate = self.best = 0.0
         self._rates: deque[float] = deque(maxlen=KEPT)
 
     def saw(self, rate: float) -> None:
         self._rates.append(rate)
         self.rate = statistics.median(self._rates)
+        self.best = sorted(self._rates)[-1 - len(self._rates) // 4]
 
     @property
     def believed(self) -> bool:
@@ -73,7 +76,7 @@ class Pace:
         while level > _level(own):
             if level - 1 not in known:
                 return max(own, min(self._most_rows, 2**level - 1))
-            if levels[level].rate >= GAIN * levels[level - 1].rate:
+            if levels[level].best >= GAIN * levels[level - 1].best:
                 break
             level -= 1
         wanted = self._most_rows if level == top else 2 ** (level + 1) - 1
