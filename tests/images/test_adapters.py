@@ -23,6 +23,7 @@ from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.settings import load_settings
 from atelier.sources.adapters import LORA_FILE, AdapterSource, fetch_adapters
+from tests.gallery import batch_always
 from tests.tiny_pipelines import stable_diffusion_1
 
 FIELDS: dict[str, Any] = {
@@ -93,6 +94,7 @@ class Studio:
         self.settings = load_settings(model_id=str(checkpoint), **given)
         self.model = ImageModel(self.settings)
         self.model.load()
+        batch_always(self.model)
         self.calls: list[int] = []
         self.model._observer.call = lambda stage, s, shape, rows, requests: (  # type: ignore[method-assign]
             self.calls.append(requests) if stage == "denoise" else None

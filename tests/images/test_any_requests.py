@@ -24,7 +24,7 @@ from atelier.events import Failed, Image, Step
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
-from tests.gallery import Pixels, Tally, difference, draw_bare, showing
+from tests.gallery import Pixels, Tally, batch_always, difference, draw_bare, showing
 from tests.tiny_families import qwen_image, z_image
 from tests.tiny_pipelines import flux_1, stable_diffusion_1, stable_diffusion_3, stable_diffusion_xl
 
@@ -124,6 +124,7 @@ def house(
     settings, tally = Settings(model_id=str(checkpoint), device="cpu", dtype="float32"), Tally()
     model = ImageModel(settings, tally)
     model.load()
+    batch_always(model)
     bare = diffusers.DiffusionPipeline.from_pretrained(checkpoint)
     bare.set_progress_bar_config(disable=True)
     yield House(model, tally, settings, bare, schedulers)

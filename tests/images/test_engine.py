@@ -129,8 +129,10 @@ async def holds(condition: Callable[[], bool]) -> None:
 
 
 async def prove(studio: Studio) -> None:
-    """Let the engine verify stacking, so that what follows is stacked."""
+    """Let the engine verify stacking and know that it pays, so that what follows is stacked."""
     await draw(studio, studio.job("one", 1, 2), studio.job("two", 2, 2))
+    rows = studio.engine._limits.rows
+    studio.engine.scheduler.pace.knee = lambda lane, own: max(own, rows)  # type: ignore[method-assign]
     studio.calls.clear()
 
 

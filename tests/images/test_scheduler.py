@@ -55,6 +55,7 @@ def parked(scheduler: Scheduler[Work], *works: Work, stage: str = "denoise") -> 
 
 
 NO_GAIN = {1: 0.1, 2: 0.2, 4: 0.4}
+ALWAYS_GAIN = dict.fromkeys((1, 2, 4, 8, 16), 0.1)
 GAIN_TO_FOUR = {1: 0.1, 2: 0.11, 4: 0.12, 8: 0.24}
 
 
@@ -74,14 +75,29 @@ def test_where_batching_gains_nothing_requests_run_one_by_one() -> None:
 
 def test_row_counts_never_tried_are_tried() -> None:
     pace, lane = Pace(16), (SMALL, "denoise")
+    tried = []
+    for rows in (1, 2, 4, 8):
+        tried.append(pace.knee(lane, 1))
+        for _ in range(ENOUGH):
+            pace.saw(lane, rows, 0.1)
+    assert tried == [1, 3, 7, 15]
     assert pace.knee(lane, 1) == 16
     for _ in range(ENOUGH):
-        pace.saw(lane, 16, 1.6)
-    assert pace.knee(lane, 1) == 15  # half as many, to compare with
-    for rows in (8, 4, 2, 1):
-        for _ in range(ENOUGH):
-            pace.saw(lane, rows, rows * 0.1)
-    assert pace.knee(lane, 1) == 1
+        pace.saw(lane, 16, 0.2)
+    assert pace.knee(lane, 1) == 15
+
+
+def test_an_unproven_call_runs_with_one_other_to_be_compared() -> None:
+    scheduler = paced(NO_GAIN)
+    leader, others = work(4, unproven=True), [work(20), work(21)]
+    parked(scheduler, leader)
+    for each in others:
+        scheduler.add(each)
+    assert scheduler.next_batch(0) == [others[0]]
+    others[0].key, others[0].stage = leader.key, "denoise"
+    assert scheduler.next_batch(0) == [leader, others[0]]
+    leader.unproven = False
+    assert scheduler.next_batch(0) == [leader]
 
 
 def test_one_slow_call_does_not_move_the_knee() -> None:
@@ -179,7 +195,7 @@ def test_other_adapters_do_not_share_a_call() -> None:
 
 
 def test_out_of_memory_halves_the_batch_for_a_while() -> None:
-    scheduler: Scheduler[Work] = Scheduler(16)
+    scheduler = paced(ALWAYS_GAIN)
     works = [work() for _ in range(8)]
     parked(scheduler, *works)
     scheduler.fail(scheduler.next_batch(0), 0, memory=True)
@@ -188,7 +204,7 @@ def test_out_of_memory_halves_the_batch_for_a_while() -> None:
 
 
 def test_a_failing_batch_is_run_alone_and_costs_no_neighbour() -> None:
-    scheduler: Scheduler[Work] = Scheduler(16)
+    scheduler = paced(ALWAYS_GAIN)
     failing, others = [work(), work()], [work(30), work(30)]
     parked(scheduler, *failing)
     scheduler.fail(scheduler.next_batch(0), 0, memory=False)
@@ -200,7 +216,7 @@ def test_a_failing_batch_is_run_alone_and_costs_no_neighbour() -> None:
 
 
 def test_an_exclusive_request_shares_with_nobody() -> None:
-    scheduler: Scheduler[Work] = Scheduler(16)
+    scheduler = paced(ALWAYS_GAIN)
     parked(scheduler, work(5, exclusive=True), work(20), work(20))
     assert len(scheduler.next_batch(0)) == 1
 

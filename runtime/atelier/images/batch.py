@@ -26,7 +26,11 @@ class BatchRunner:
 
     def is_examination(self, pipeline: str, calls: Sequence[Call]) -> bool:
         """Whether `run` would compare stacked with lone results, which takes longer."""
-        return len(calls) > 1 and self._verifier.verdict(pipeline, calls[0]) is None
+        return len(calls) > 1 and self.is_unproven(pipeline, calls[0])
+
+    def is_unproven(self, pipeline: str, call: Call) -> bool:
+        """Whether a second call of this layout is wanted for a comparison."""
+        return call.layout.key is not None and self._verifier.verdict(pipeline, call) is None
 
     def run(self, pipeline: str, calls: Sequence[Call], adapters: Selection = ()) -> Sequence[Any]:
         """One result for each call that was run: fewer than asked for if stacking has yet to be

@@ -117,6 +117,7 @@ class ImageEngine:
                 preview=self._preview,
                 number=next(self._numbers),
                 arrived=time.monotonic(),
+                unproven=True,
                 **expected(job),
             )
             told = self.scheduler.add(drawing)
@@ -284,6 +285,7 @@ class ImageEngine:
                 known = self._embeddings.get(key)
                 self._observer.embedding(known is not None)
             if known is None:
+                drawing.unproven = self._runner.is_unproven(drawing.job.family, call)
                 return
             drawing.resume(known)
         if drawing.ran_short:

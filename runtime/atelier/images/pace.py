@@ -23,15 +23,18 @@ GUESS = 1e-7  # seconds for a pixel and row of a step, before anything was measu
 
 
 class Level:
-    """Calls of about the same number of rows: `rate` is the last ones' median, in rows a second."""
+    """Calls of about the same number of rows, in rows a second: `rate` is the last ones' median,
+    which is what to expect; `best` a high one, since neighbours on the machine only slow a call,
+    and comparing is about the call."""
 
     def __init__(self) -> None:
-        self.rate = 0.0
+        self.rate = self.best = 0.0
         self._rates: deque[float] = deque(maxlen=KEPT)
 
     def saw(self, rate: float) -> None:
         self._rates.append(rate)
         self.rate = statistics.median(self._rates)
+        self.best = sorted(self._rates)[-1 - len(self._rates) // 4]
 
     @property
     def believed(self) -> bool:
@@ -64,20 +67,18 @@ class Pace:
     def knee(self, lane: Lane, own: int) -> int:
         """Rows that a call may have. `own` is what one request brings, the least that makes sense.
 
-        From the largest count that was measured downwards: as long as half as many rows draw as
-        many a second, half as many it is. A count that was not measured is tried.
+        From there upwards: as long as twice as many rows draw more a second, twice as many it is.
+        A count that was not measured yet is tried, which costs a few calls of at most twice the
+        time.
         """
         levels = self._levels.get(lane, {})
-        known = {number for number, level in levels.items() if level.believed}
-        top = level = max(known, default=0)
-        while level > _level(own):
-            if level - 1 not in known:
-                return max(own, min(self._most_rows, 2**level - 1))
-            if levels[level].rate >= GAIN * levels[level - 1].rate:
+        level = _level(own)
+        while level in levels and levels[level].believed and 2 ** (level + 1) <= self._most_rows:
+            above = levels.get(level + 1)
+            if above is not None and above.believed and above.best < GAIN * levels[level].best:
                 break
-            level -= 1
-        wanted = self._most_rows if level == top else 2 ** (level + 1) - 1
-        return max(own, min(self._most_rows, wanted))
+            level += 1
+        return max(own, min(self._most_rows, 2 ** (level + 1) - 1))
 
     def seconds(self, lane: Lane, rows: int, pixels: int) -> float:
         """What a call of this many rows takes: as measured for this many or the nearest number, or

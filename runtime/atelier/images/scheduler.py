@@ -38,7 +38,9 @@ class Work:
     `kind` is what its step time depends on and is known before it begins: pipeline and size.
     `rows` are those of the call it is parked at; before it begins, those expected of the denoiser.
     `key` says which parked calls may run as one; None before it begins. `most_rows` bounds the
-    group of this call alone. `alone` keeps a call from being grouped. `undisturbed`
+    group of this call alone. `alone` keeps a call from being grouped;
+    `unproven` wants it grouped with one other, whatever that gains, so that they can be compared.
+    `undisturbed`
     are the seconds until its first step and its end, as expected when it came if nobody else does;
     those who pass were expected to add `passing` times as much.
     """
@@ -55,6 +57,7 @@ class Work:
     stage: str = ""
     most_rows: float = math.inf
     alone: bool = False
+    unproven: bool = False
     undisturbed: tuple[float, float] = (0.0, 0.0)
     passing: float = 0.0
 
@@ -253,22 +256,21 @@ class Scheduler(Generic[W]):
         rows, joining = leader.rows, []
         for work in others:
             kin = (work.kind, work.adapters) == (leader.kind, leader.adapters)
-            if kin and not work.exclusive and work.stage != "decode" and rows + work.rows <= most:
+            joins = rows + work.rows <= most or (leader.unproven and not joining)
+            if kin and joins and not work.exclusive and work.stage != "decode":
                 joining.append(work)
                 rows += work.rows
         return joining
 
     def _group(self, leader: W, order: Sequence[W], now: float) -> list[W]:
         """Parked calls that run as one with the leader's."""
-        most = min(
-            self.pace.knee((leader.kind, leader.stage), leader.rows),
-            self._cap(leader.key, now),
-            leader.most_rows,
-        )
+        knee = self.pace.knee((leader.kind, leader.stage), leader.rows)
+        most = min(self._cap(leader.key, now), leader.most_rows)
         group, rows = [leader], leader.rows
         for work in [] if leader.alone or leader.exclusive else order:
             same = work.key == leader.key and not (work.alone or work.exclusive)
-            if same and work is not leader and rows + work.rows <= most:
+            pays = rows + work.rows <= knee or (leader.unproven and len(group) == 1)
+            if same and work is not leader and pays and rows + work.rows <= most:
                 group.append(work)
                 rows += work.rows
         return group
