@@ -27,7 +27,7 @@ STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes in one process by what they are for, and on disk. `encoding` is the largest stage
     before training: class pictures, text, or the VAE; `disk` the checkpoints and the result."""
 
@@ -58,7 +58,7 @@ class Estimate:
 
 def require_memory(
     family: Family, options: TrainOptions, device: torch.device, dtype: torch.dtype
-) -> Estimate:
+) -> MemoryEstimate:
     """The estimate for one of the processes that torchrun or accelerate started.
 
     Raises:
@@ -79,7 +79,7 @@ def require_memory(
 
 def estimate_memory(
     family: Family, options: TrainOptions, dtype: torch.dtype, processes: int = 1
-) -> Estimate:
+) -> MemoryEstimate:
     """What `options` take on any device, in each of `processes`; nothing is loaded."""
     denoiser = empty_denoiser(family, options)
     width = dtype.itemsize
@@ -100,7 +100,7 @@ def estimate_memory(
     parts = processes if options.shard else 1
     gathered = _gathered(denoiser) * width if options.shard else 0
     result = 2 * weights if options.method == "full" else masters
-    return Estimate(
+    return MemoryEstimate(
         weights=weights // parts + on_device * width + gathered,
         masters=masters // parts,
         gradients=masters // parts + (gathered if options.method == "full" else 0),

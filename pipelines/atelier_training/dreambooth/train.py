@@ -31,7 +31,7 @@ from atelier_training.dreambooth.data import TrainingPicture, data_hash, read_su
 from atelier_training.dreambooth.errors import OptionError
 from atelier_training.dreambooth.families import Family, family_of
 from atelier_training.dreambooth.journal import Journal, peak_bytes, quiet_libraries
-from atelier_training.dreambooth.memory import Estimate, require_memory
+from atelier_training.dreambooth.memory import MemoryEstimate, require_memory
 from atelier_training.dreambooth.options import TrainOptions
 from atelier_training.dreambooth.prior import ensure_class_pictures
 from atelier_training.dreambooth.run import TrainingRun
@@ -75,7 +75,7 @@ class TrainingJob:
     subject: list[TrainingPicture]
     device: torch.device
     dtype: torch.dtype
-    estimate: Estimate
+    estimate: MemoryEstimate
 
 
 def check(options: TrainOptions, device: torch.device | None = None) -> TrainingJob:

@@ -48,7 +48,7 @@ class Outbox:
                 os._exit(0)
 
 
-class Work(Protocol):
+class ModelWork(Protocol):
     """A model in a worker."""
 
     @property
@@ -123,7 +123,7 @@ class Worker:
             await asyncio.sleep(BEAT_S)
 
 
-def _work(kind: str, settings: Settings, outbox: Outbox, name: str) -> Work:
+def _work(kind: str, settings: Settings, outbox: Outbox, name: str) -> ModelWork:
     if kind == "text":
         from atelier.workers.text_work import TextWork
 
