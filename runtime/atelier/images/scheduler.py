@@ -253,7 +253,8 @@ class Scheduler(Generic[W]):
         if leader.exclusive or leader.stage == "decode":
             return []
         most = self.pace.knee((leader.kind, "denoise"), leader.rows)
-        rows, joining = leader.rows, []
+        rows = leader.rows
+        joining: list[W] = []
         for work in others:
             kin = (work.kind, work.adapters) == (leader.kind, leader.adapters)
             joins = rows + work.rows <= most or (leader.unproven and not joining)
