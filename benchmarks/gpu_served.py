@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,13 @@ class Client:
         headers = {"Prefer": "respond-async"}
         url = f"{self.url}/v1/models/model:predict"
         job = httpx.post(url, json=body, headers=headers, timeout=60).json()
-        times = []
         with httpx.stream("GET", self.url + job["events_url"], timeout=300) as events:
-            for line in events.iter_lines():
-                if line.startswith("data: ") and json.loads(line[6:]).get("step"):
-                    times.append(time.monotonic())
-        gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+            times = [
+                time.monotonic()
+                for line in events.iter_lines()
+                if line.startswith("data: ") and json.loads(line[6:]).get("step")
+            ]
+        gaps = [after - before for before, after in pairwise(times)]
         return max(gaps), statistics.median(gaps)
 
     def memory(self) -> None:

@@ -2,4 +2,4 @@
 # tests/gpu/requirements.txt: PYTHON=python3 make test-gpu
 .PHONY: test-gpu
 test-gpu: ## every test of a branch that only CUDA takes; skipped with a reason where there is no GPU
-	PYTHONPATH=runtime:pipelines:. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -p no:cacheprovider tests/gpu
+	PYTHONPATH=runtime:pipelines:.:$$PYTHONPATH $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -q -p no:cacheprovider tests/gpu
