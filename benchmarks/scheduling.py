@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.images.scheduler import Scheduler, Work
+from atelier.images.scheduler import Schedulable, Scheduler
 
 STEP_MS: dict[str, dict[str, float]] = json.loads(
     Path(__file__).with_name("step_times_h200.json").read_text()
@@ -39,7 +39,7 @@ PICTURES = 8  # of one call at most
 
 
 @dataclass(eq=False, kw_only=True)
-class Visit(Work):
+class Visit(Schedulable):
     """One simulated request of a picture, a row each. `told_start` and `told_end` are the seconds
     that it was told when it came."""
 

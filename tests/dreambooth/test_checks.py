@@ -112,7 +112,7 @@ def test_a_full_disk_is_noticed_before_training(tmp_path: Path) -> None:
 def test_a_run_above_the_free_memory_is_refused_with_the_estimate(
     options: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atelier_training.dreambooth.memory._free_ram", lambda: 2**20)
+    monkeypatch.setattr("atelier_training.dreambooth.memory.host_memory", lambda: (2**30, 2**20))
     run = options()
     with pytest.raises(
         OptionError, match=r"(?s)GiB are needed.*activations.*gradient_checkpointing=true"

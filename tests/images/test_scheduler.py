@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from atelier.images.pace import ENOUGH, Pace
-from atelier.images.scheduler import AGEING, CAP_S, Scheduler, Work
+from atelier.images.scheduler import AGEING, CAP_S, Schedulable, Scheduler
 from benchmarks.scheduling import (
     ARRIVALS,
     LOADS,
@@ -28,24 +28,26 @@ SMALL, LARGE = "512", "1024"
 
 def work(
     steps: int = 20, kind: str = SMALL, arrived: float = 0.0, rows: int = 1, **more: Any
-) -> Work:
-    return Work(kind=kind, pixels=1, steps_left=steps, arrived=arrived, rows=rows, **more)
+) -> Schedulable:
+    return Schedulable(kind=kind, pixels=1, steps_left=steps, arrived=arrived, rows=rows, **more)
 
 
-def paced(step_s: dict[int, float], most_rows: int = 16, kind: str = SMALL) -> Scheduler[Work]:
+def paced(
+    step_s: dict[int, float], most_rows: int = 16, kind: str = SMALL
+) -> Scheduler[Schedulable]:
     """A scheduler that knows how long a step takes by rows."""
-    scheduler: Scheduler[Work] = Scheduler(most_rows)
+    scheduler: Scheduler[Schedulable] = Scheduler(most_rows)
     teach(scheduler, step_s, kind)
     return scheduler
 
 
-def teach(scheduler: Scheduler[Work], step_s: dict[int, float], kind: str) -> None:
+def teach(scheduler: Scheduler[Schedulable], step_s: dict[int, float], kind: str) -> None:
     for rows, seconds in step_s.items():
         for _ in range(ENOUGH):
             scheduler.pace.saw((kind, "denoise"), rows, seconds, 1)
 
 
-def parked(scheduler: Scheduler[Work], *works: Work, stage: str = "denoise") -> None:
+def parked(scheduler: Scheduler[Schedulable], *works: Schedulable, stage: str = "denoise") -> None:
     """Have them begun and standing at their denoiser."""
     for each in works:
         scheduler.add(each)
@@ -160,7 +162,7 @@ def test_shapes_take_turns_by_what_is_left_and_are_not_mixed() -> None:
 
 
 def test_no_more_begins_than_its_bytes_allow() -> None:
-    scheduler: Scheduler[Work] = Scheduler(16, space=100)
+    scheduler: Scheduler[Schedulable] = Scheduler(16, space=100)
     works = [work(20, bytes=60, arrived=index) for index in range(3)]
     for each in works:
         scheduler.add(each)
@@ -172,7 +174,7 @@ def test_no_more_begins_than_its_bytes_allow() -> None:
 
 
 def test_one_begins_however_large_it_is() -> None:
-    scheduler: Scheduler[Work] = Scheduler(16, space=100)
+    scheduler: Scheduler[Schedulable] = Scheduler(16, space=100)
     scheduler.add(work(bytes=500))
     assert len(scheduler.next_batch(0)) == 1
 

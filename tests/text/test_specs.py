@@ -162,12 +162,36 @@ def test_a_damaged_cache_is_dropped_and_a_good_one_kept(tmp_path: Path) -> None:
     kernel.parent.mkdir()
     kernel.write_bytes(b"12345")
     cache.seal()
+    cache.release()
     compile_cache(settings, tmp_path).prepare()
     assert kernel.exists()
-    cache.seal()
     kernel.write_bytes(b"12")
     compile_cache(settings, tmp_path).prepare()
     assert not kernel.exists()
+
+
+def test_a_cache_is_never_dropped_under_a_neighbour(tmp_path: Path) -> None:
+    settings = Settings(cache_dir=tmp_path)
+    neighbour, newcomer = (compile_cache(settings, tmp_path) for _ in range(2))
+    neighbour.prepare()
+    kernel = neighbour.folder / "kernel.bin"
+    kernel.write_bytes(b"12345")
+    newcomer.prepare()
+    assert newcomer.folder == neighbour.folder and kernel.exists()
+    neighbour.seal()
+    kernel.write_bytes(b"12")
+    newcomer.prepare()
+    assert newcomer.folder != neighbour.folder and kernel.exists()
+
+
+def test_what_a_start_that_died_left_unsealed_is_dropped(tmp_path: Path) -> None:
+    cache = compile_cache(Settings(cache_dir=tmp_path), tmp_path)
+    cache.prepare()
+    (cache.folder / "whole").touch()
+    cache.seal()
+    (cache.folder / "half").touch()
+    cache.prepare()
+    assert (cache.folder / "whole").exists() and not (cache.folder / "half").exists()
 
 
 def test_a_cache_that_was_never_sealed_is_dropped(tmp_path: Path) -> None:

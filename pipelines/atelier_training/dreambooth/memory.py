@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from atelier.hardware.container import host_memory
 from atelier_training.dreambooth.activations import activation_bytes, empty_denoiser
 from atelier_training.dreambooth.adaptation import repeated_blocks
 from atelier_training.dreambooth.errors import OptionError
@@ -65,7 +66,7 @@ def require_memory(
         OptionError: it is above what the device has free; the message says what to change.
     """
     estimate = estimate_memory(family, options, dtype, int(os.environ.get("WORLD_SIZE", "1")))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_ram()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory()[1]
     if options.check_memory and estimate.peak > free:
         raise OptionError(
             f"about {estimate.peak / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free"
@@ -139,9 +140,3 @@ def _parameters(path: Path) -> int:
         header = json.loads(file.read(length))
     shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
     return sum(torch.Size(shape).numel() for shape in shapes)
-
-
-def _free_ram() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -14,25 +14,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from atelier.hardware.kernel_cache import KernelCache
 from atelier.images.interception import Gate, Stage
 
 log = logging.getLogger(__name__)
 
 
-def keep_caches(cache_dir: Path, device: str, checkpoint: Path) -> Path:
-    """Point torch's compile caches at a folder for these versions, this device and this checkpoint.
+def keep_caches(cache_dir: Path, device: str, checkpoint: Path) -> KernelCache:
+    """Point torch's compile caches at a folder for these versions, this device and this checkpoint,
+    whatever the environment (the image sets these variables) named before; seal it after a good
+    start.
 
     A cache made by another version or another GPU is never looked at, so none can be wrong. Call
     before torch compiles.
     """
     import torch
 
-    identity = f"{torch.__version__} {torch.version.cuda} {device} {checkpoint.resolve()}"
+    identity = f"{torch.__version__} {torch.version.cuda} {_gpu(device)} {checkpoint.resolve()}"
     folder = cache_dir / "compile" / hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
-    return folder
+    kept = KernelCache(folder)
+    kept.prepare()
+    os.environ.update(kept.environment())
+    return kept
+
+
+def _gpu(device: str) -> str:
+    """The kind of GPU, since replicas on others may share the volume; else the device's name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def compile_denoisers(gates: Sequence[Gate], mode: str) -> None:

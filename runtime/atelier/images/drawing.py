@@ -26,7 +26,7 @@ from atelier.images.adapters import Selection
 from atelier.images.interception import Call, Parking, Stage
 from atelier.images.own_copy import own_copy
 from atelier.images.preview import LatentPreview, clean_estimate
-from atelier.images.scheduler import Work
+from atelier.images.scheduler import Schedulable
 from atelier.images.shortage import does_not_fit, is_out_of_memory
 from atelier.images.step_cache import StepCache
 
@@ -66,7 +66,7 @@ class PreparedRequest:
 
 
 @dataclass(eq=False, kw_only=True)
-class Drawing(Work):
+class Drawing(Schedulable):
     """The state of one request inside the engine; touched only by the denoising thread, but for
     `cancelled`. What the scheduler reads of it is kept up to date whenever it parks."""
 

@@ -15,8 +15,8 @@ FLOAT_PIXEL = 12  # bytes of a picture's pixel once it is a tensor
 
 
 def expected(job: PreparedRequest) -> dict[str, Any]:
-    """By the names of `scheduler.Work`. Only the order of requests and estimates depend on it, and
-    most of it is replaced by what is seen once the request runs."""
+    """By the names of `scheduler.Schedulable`. Only the order of requests and estimates depend on
+    it, and most of it is replaced by what is seen once the request runs."""
     given = _defaults(type(job.pipeline).__call__) | job.arguments
     native = native_size(job.pipeline)
     width, height = given.get("width") or native[0], given.get("height") or native[1]

@@ -20,6 +20,7 @@ from atelier.streams import EventStream
 
 if TYPE_CHECKING:
     from atelier.hardware.choice import MemoryPlan
+    from atelier.hardware.kernel_cache import KernelCache
     from atelier.images.adapters import Adapters
     from atelier.images.drawing import PreparedRequest
     from atelier.images.engine import ImageEngine
@@ -43,6 +44,7 @@ class ImageModel:
         self._settings = settings
         self._observer = observer or SilentImageObserver()
         self._compiled = False
+        self._kernels: KernelCache | None = None
         self._plan: MemoryPlan
         self._family: PipelineFamily
         self._adapters: Adapters
@@ -67,6 +69,8 @@ class ImageModel:
         if not settings.skip_warmup:
             with self._stage("warmup", "drawing the first pictures"):
                 self._warm_up()
+        if self._kernels is not None:
+            self._kernels.seal()
         self.progress = "ready"
         self.ready = True
 
@@ -117,7 +121,9 @@ class ImageModel:
             )
         self._compiled = self._plan.compile != "off"
         if self._compiled:
-            compilation.keep_caches(settings.cache_dir, self._plan.device, checkpoint.path)
+            self._kernels = compilation.keep_caches(
+                settings.cache_dir, self._plan.device, checkpoint.path
+            )
         self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
         self._adapters = Adapters(
             self._family.base, adapters, settings.default_adapters, keep=settings.max_loras

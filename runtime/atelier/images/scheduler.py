@@ -32,7 +32,7 @@ MOST_LOAD = 0.9  # load that an estimate reckons with at most
 
 
 @dataclass(eq=False, kw_only=True)
-class Work:
+class Schedulable:
     """What the scheduler knows of a request.
 
     `kind` is what its step time depends on and is known before it begins: pipeline and size.
@@ -62,11 +62,11 @@ class Work:
     passing: float = 0.0
 
 
-W = TypeVar("W", bound=Work)
+W = TypeVar("W", bound=Schedulable)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Outlook:
     """What a request can be told: how many go before it, seconds until its first step and until
     its end."""
 
@@ -113,7 +113,7 @@ class Scheduler(Generic[W]):
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
 
-    def add(self, work: W) -> Estimate:
+    def add(self, work: W) -> Outlook:
         """Take in a request that has not begun, and say what it has to expect."""
         self.waiting.append(work)
         starts, ends = self._play_forward()
@@ -125,7 +125,7 @@ class Scheduler(Generic[W]):
             seconds * (1 + correction.trust * work.passing)
             for seconds, correction in zip(work.undisturbed, self._corrections, strict=True)
         )
-        return Estimate(ahead, start, end)
+        return Outlook(ahead, start, end)
 
     def next_batch(self, now: float) -> list[W]:
         """The requests whose parked calls run next as one call; or one that is to begin, which
