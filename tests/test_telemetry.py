@@ -195,6 +195,28 @@ def test_the_queue_is_seen_to_fill_and_to_empty(told: Server) -> None:
     assert depth() == 0
 
 
+def test_what_waits_and_runs_has_the_names_that_autoscalers_query(told: Server) -> None:
+    def of(state: str) -> float:
+        own = metrics(told)[f"atelier_requests_{state}"][frozenset()]
+        label = frozenset({("model_name", told.model)})
+        assert metrics(told)[f"vllm:num_requests_{state}"].keys() == {label}
+        return own
+
+    before = metrics(told)["atelier_queue_wait_seconds_sum"][frozenset()]
+    fields = {"num_inference_steps": 30, "width": 128, "height": 128}
+    threads = [
+        threading.Thread(target=predict, args=(told,), kwargs=fields | {"seed": seed})
+        for seed in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: of("waiting") > 0 and of("running") > 0)
+    for thread in threads:
+        thread.join()
+    assert of("waiting") == of("running") == 0
+    assert metrics(told)["atelier_queue_wait_seconds_sum"][frozenset()] > before + 0.1
+
+
 def test_each_stage_of_the_start_is_measured(told: Server) -> None:
     stages = {
         dict(labels)["stage"]: value

@@ -19,6 +19,8 @@ EXPORTED = {
     "atelier_request_seconds": Metric("histogram", frozenset({"protocol", "outcome"})),
     "atelier_queue_depth": Metric("gauge"),
     "atelier_queue_wait_seconds": Metric("histogram"),
+    "atelier_requests_waiting": Metric("gauge"),
+    "atelier_requests_running": Metric("gauge"),
     "atelier_step_seconds": Metric("histogram", frozenset({"stage", "shape", "worker"})),
     "atelier_batch_rows": Metric("histogram", frozenset({"stage"})),
     "atelier_images_total": Metric("counter"),
