@@ -141,7 +141,8 @@ class Fit:
         return shapes.denoise_bytes(load.pixels, load.rows, itemsize) + scores
 
     def _decode(self, load: Load) -> int:
-        """The VAE works in its own type."""
+        """The VAE works in its own type. This is also the account of its encoder, which has the
+        decoder's widths in reverse and fewer layers, so reading an input picture takes no more."""
         shapes = self.sizes.shapes
         if shapes is None:
             return 0

@@ -169,7 +169,7 @@ class ImageEngine:
                     while not (self.depth or self._closed):
                         self._wake.wait()
                 if self._closed:
-                    self._drop_all(Draining("the server stopped before the picture was done"))
+                    self._drop(Draining("the server stopped before the picture was done"))
                     return
                 try:
                     with self.pulse.beat():
@@ -177,14 +177,14 @@ class ImageEngine:
                 except Exception:  # a fault of ours: the requests at hand fail, the server lives
                     log.exception("the engine failed; %d requests are given up", self.depth)
                     cause = "the engine failed; the server's log has the cause"
-                    self._drop_all(GenerationFailed(cause))
+                    self._drop(GenerationFailed(cause))
 
     def _turn(self) -> None:
         """Drop who must go, then begin a request or run a batch."""
         self._stopwatch.collect()
         for drawing in self._all():
             if why := drawing.must_go:
-                self._drop(drawing, why)
+                self._drop(why, drawing)
         with self._wake:
             batch = self.scheduler.next_batch(time.monotonic())
         if not batch:
@@ -261,7 +261,7 @@ class ImageEngine:
             self._step(drawing, drawing.begin)
             while drawing in self.scheduler.running and not self._closed:
                 if why := drawing.must_go:
-                    self._drop(drawing, why)
+                    self._drop(why, drawing)
                     return
                 with self.pulse.beat():
                     self._run_batch([drawing])
@@ -300,13 +300,11 @@ class ImageEngine:
             self._graphs.clear()
         release()
 
-    def _drop(self, drawing: Drawing, error: AtelierError) -> None:
-        self._let_go(drawing)
-        drawing.stop(error)
-
-    def _drop_all(self, error: AtelierError) -> None:
-        for drawing in self._all():
-            self._drop(drawing, error)
+    def _drop(self, error: AtelierError, *drawings: Drawing) -> None:
+        """End these requests, or all, with an error."""
+        for drawing in drawings or self._all():
+            self._let_go(drawing)
+            drawing.stop(error)
 
     def _let_go(self, drawing: Drawing) -> None:
         with self._wake:
