@@ -56,7 +56,7 @@ def apart(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
-@pytest.fixture(params=["stable_diffusion_1", "stable_diffusion_xl", "stable_diffusion_3"])
+@pytest.fixture(params=["sd15", "sdxl", "sd3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     made: Path = FAMILIES[request.param](tmp_path)
     return made

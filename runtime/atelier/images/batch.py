@@ -39,15 +39,24 @@ class BatchRunner:
         first = calls[0]
         if self.is_examination(pipeline, calls):
             return self._verifier.examine(pipeline, first, calls[1])
-        verdict = self._verifier.verdict(pipeline, first)
-        if not verdict:
-            return [first.run()]
-        if len(calls) == 1 and first.layout.rows > self._rows:
-            return [self._in_parts(first, adapters)]
-        recorded = self._graphs is not None and first.gate.stage is Stage.DENOISE
-        if len(calls) == 1 and not recorded:
+        if len(calls) == 1:
+            return [self._lone(pipeline, first, adapters)]
+        if not self._verifier.verdict(pipeline, first):
             return [first.run()]
         return self._stacked(first, [call.layout for call in calls], adapters)
+
+    def _lone(self, pipeline: str, call: Call, adapters: Selection) -> Any:
+        """One call: as its pipeline made it, unless it is recorded or has too many rows."""
+        if call.layout.rows > self._rows and self._verifier.verdict(pipeline, call):
+            return self._in_parts(call, adapters)
+        if self._is_recorded(call):
+            return self._stacked(call, [call.layout], adapters)[0]
+        return call.run()
+
+    def _is_recorded(self, call: Call) -> bool:
+        """Whether graphs are for this call: a denoiser's, of arguments that are understood."""
+        denoises = call.gate.stage is Stage.DENOISE
+        return self._graphs is not None and denoises and call.layout.key is not None
 
     def _in_parts(self, call: Call, adapters: Selection) -> Any:
         """A call whose own rows are too many for one."""
@@ -59,7 +68,7 @@ class BatchRunner:
 
     def _stacked(self, call: Call, layouts: Sequence[Layout], adapters: Selection) -> list[Any]:
         arguments = Stacker.stack(layouts)
-        if self._graphs is not None and call.gate.stage is Stage.DENOISE:
+        if self._graphs is not None and self._is_recorded(call):
             key = (id(call.gate), call.layout.key, adapters)
             result = self._graphs.call(key, call.gate.real, arguments)
         else:
