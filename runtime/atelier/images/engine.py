@@ -37,7 +37,7 @@ from atelier.images.observer import ImageObserver, SilentImageObserver
 from atelier.images.preview import LatentPreview
 from atelier.images.pulse import Pulse
 from atelier.images.scheduler import Scheduler
-from atelier.images.shortage import does_not_fit, is_out_of_memory, release
+from atelier.images.shortage import is_out_of_memory, release
 from atelier.images.stopwatch import Stopwatch
 from atelier.images.verifier import Verifier
 from atelier.streams import EventStream
@@ -243,15 +243,13 @@ class ImageEngine:
 
     def _recover(self, batch: list[Drawing], error: Exception) -> None:
         """A batch failed: have it run in smaller ones; a lone call's request fails."""
-        short_of_memory = is_out_of_memory(error)
-        if len(batch) == 1:
-            job = batch[0].job
-            told = does_not_fit(job.arguments, job.pictures) if short_of_memory else error
-            self._step(batch[0], batch[0].fail, told)
+        if len(batch) == 1:  # the request tells of memory that ran out, wherever in it that was
+            self._step(batch[0], batch[0].fail, error)
             return
+        log.warning("a batch of %d failed and is run in parts: %s", len(batch), error)
+        short_of_memory = is_out_of_memory(error)
         if short_of_memory:
             self._ran_out_of_memory()
-        log.warning("a batch of %d failed and is run in parts: %s", len(batch), error)
         self.scheduler.fail(batch, time.monotonic(), short_of_memory)
 
     def _run_alone(self, drawing: Drawing) -> None:
