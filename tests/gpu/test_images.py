@@ -117,7 +117,7 @@ def test_no_size_stalls_the_others(folder: Path, stance: None) -> None:
             await model.submit(
                 ImageRequest(prompt="another", num_inference_steps=3, width=w, height=h, seed=2)
             )
-            for w, h in ((72, 104), (136, 80), (104, 72))
+            for w, h in ((80, 112), (112, 80), (96, 112))
         ]
         gaps, last = [], time.monotonic()
         async for event in stream:

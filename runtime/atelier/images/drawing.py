@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from atelier.errors import (
 )
 from atelier.events import Event, Failed, Finished, Image, Preview, Started, Step
 from atelier.images.adapters import Selection
+from atelier.images.delivery import Delivery
 from atelier.images.interception import Call, Parking, Stage
 from atelier.images.own_copy import own_copy
 from atelier.images.preview import LatentPreview, clean_estimate
@@ -73,6 +74,7 @@ class Drawing(Schedulable):
     job: PreparedRequest
     listeners: Sequence[Callable[[Event], None]]
     preview: LatentPreview
+    delivery: Delivery
     number: int
     started: bool = False
     cancelled: bool = False
@@ -204,18 +206,28 @@ class Drawing(Schedulable):
                 **self.job.arguments, generator=_generators(self.job.seed, self.job.pictures)
             )
             pixels = _pixels(output)
-            if self.latents is not None and len(self.latents) == len(pixels):
-                self.preview.learn(self.latents[0], pixels[0].permute(2, 0, 1))
-            for index, row in enumerate(
-                (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-            ):
-                seed = (self.job.seed + index) % SEEDS
-                self.emit(
-                    Image(index, seed, row.shape[1], row.shape[0], row.shape[2], row.tobytes())
-                )
             self.start()
             self.steps_left = 0
-            self.emit(Finished(dict(self.timings), steps_run=self._steps_run()))
+            last = Finished(dict(self.timings), steps_run=self._steps_run())
+            self.delivery.hand_over(pixels.device, partial(self._deliver, pixels, last))
+        except Exception as error:
+            self.emit(Failed(bare(self._told(error))))
+
+    def _deliver(self, pixels: torch.Tensor, last: Finished) -> None:
+        """Send the pictures and the last event; waits for the device."""
+        try:
+            if not bool(torch.isfinite(pixels).all()):
+                raise GenerationFailed(
+                    "the picture holds NaN or infinite values; try DTYPE=float32 or bfloat16"
+                )
+            if self.latents is not None and len(self.latents) == len(pixels):
+                self.preview.learn(self.latents[0], pixels[0].permute(2, 0, 1))
+            rows = (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+            for index, row in enumerate(rows):
+                seed = (self.job.seed + index) % SEEDS
+                height, width, channels = row.shape
+                self.emit(Image(index, seed, width, height, channels, row.tobytes()))
+            self.emit(last)
         except Exception as error:
             self.emit(Failed(bare(self._told(error))))
 
@@ -291,10 +303,6 @@ def _pixels(output: Any) -> torch.Tensor:
         pixels = torch.from_numpy(images).float()
     else:
         raise GenerationFailed(f"the pipeline returned {type(images).__name__}, not pictures")
-    if not bool(torch.isfinite(pixels).all()):
-        raise GenerationFailed(
-            "the picture holds NaN or infinite values; try DTYPE=float32 or bfloat16"
-        )
     return pixels
 
 

@@ -2,8 +2,8 @@
 
 Every request runs its own pipeline call in a greenlet that parks at each module call (`drawing.py`,
 `interception.py`). The loop below asks the scheduler whose calls run next, runs them as one, and
-resumes each request with its rows. So requests join and leave at any
-step, and their schedulers, guidance and steps stay their own.
+resumes each request with its rows. So requests join and leave at any step, and their schedulers,
+guidance and steps stay their own.
 
 It leaves to others: who runs next (`scheduler.py`), what arguments a pipeline takes (`model.py`),
 how calls are stacked (`batch.py`, `stacking.py`, `verifier.py`), and the state of the modules
@@ -27,6 +27,7 @@ import torch
 from atelier.errors import AtelierError, Busy, Draining, GenerationFailed
 from atelier.events import Queued
 from atelier.images.batch import BatchRunner
+from atelier.images.delivery import Delivery
 from atelier.images.drawing import Drawing, PreparedRequest
 from atelier.images.embeddings import EmbeddingCache
 from atelier.images.expectation import expected
@@ -76,10 +77,12 @@ class ImageEngine:
         self.pulse = Pulse()
         self.scheduler: Scheduler[Drawing] = Scheduler(limits.rows, limits.begun_bytes)
         self.verifier = Verifier(self._observer.stacking)
-        self._graphs = _graph_store(limits.graph_bytes)
+        bound = limits.graph_bytes
+        self._graphs = GraphStore(CudaRecorder(), bound) if bound else None
         self._runner = BatchRunner(limits.rows, self.verifier, self._graphs)
         self._stopwatch = Stopwatch()
         self._preview = LatentPreview()
+        self._delivery = Delivery()
         self._embeddings = EmbeddingCache(limits.cache_bytes)
         self._numbers = itertools.count()
         self._wake = threading.Condition()
@@ -115,6 +118,7 @@ class ImageEngine:
                 job=job,
                 listeners=listeners,
                 preview=self._preview,
+                delivery=self._delivery,
                 number=next(self._numbers),
                 arrived=time.monotonic(),
                 unproven=True,
@@ -151,6 +155,7 @@ class ImageEngine:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+        self._delivery.close()
 
     def _cancel(self, drawing: Drawing) -> None:
         with self._wake:
@@ -311,7 +316,3 @@ class ImageEngine:
     def _all(self) -> list[Drawing]:
         with self._wake:
             return [*self.scheduler.running, *self.scheduler.waiting]
-
-
-def _graph_store(max_bytes: int) -> GraphStore | None:
-    return GraphStore(CudaRecorder(), max_bytes) if max_bytes else None

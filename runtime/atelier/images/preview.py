@@ -10,6 +10,7 @@ So no table of families is needed, and a fine-tuned VAE is followed.
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ RIDGE = 1e-3  # of the mean variance of a channel: keeps the fit sane while few 
 
 
 class LatentPreview:
-    """The running least-squares fit of one model. Used by one thread."""
+    """The running least-squares fit of one model. One thread learns, another may draw."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._gram: torch.Tensor | None = None
         self._moment: torch.Tensor | None = None
         self._map: torch.Tensor | None = None
@@ -53,9 +55,10 @@ class LatentPreview:
         gram, moment = features.T @ features, features.T @ target
         if self._gram is None or self._moment is None or self._gram.shape != gram.shape:
             self._gram, self._moment = torch.zeros_like(gram), torch.zeros_like(moment)
-        self._gram += gram
-        self._moment += moment
-        self._map = None
+        with self._lock:
+            self._gram += gram
+            self._moment += moment
+            self._map = None
 
     def draw(self, latents: torch.Tensor, aspect: float) -> torch.Tensor | None:
         """The preview, height x width x 3 in uint8 on the CPU; None if no picture was seen or the
@@ -74,11 +77,13 @@ class LatentPreview:
             or cells.shape[-1] + 1 != len(self._gram)
         ):
             return None
-        if self._map is None:
-            ridge = RIDGE * self._gram.diagonal().mean() * torch.eye(len(self._gram))
-            self._map = torch.linalg.solve(self._gram + ridge, self._moment)
+        with self._lock:
+            if self._map is None:
+                ridge = RIDGE * self._gram.diagonal().mean() * torch.eye(len(self._gram))
+                self._map = torch.linalg.solve(self._gram + ridge, self._moment)
+            linear = self._map
         rows, columns, _ = cells.shape
-        patches = (_with_bias(cells.reshape(rows * columns, -1)) @ self._map).T[None]
+        patches = (_with_bias(cells.reshape(rows * columns, -1)) @ linear).T[None]
         pixels = functional.fold(patches, (rows * PATCH, columns * PATCH), PATCH, stride=PATCH)[0]
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
 
