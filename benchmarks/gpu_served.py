@@ -89,8 +89,11 @@ def _t5() -> dict[str, Any]:
 class Client:
     """Draws through one server, and says what it took."""
 
-    def __init__(self, url: str, steps: int, told: dict[str, Any], ends: float) -> None:
+    def __init__(
+        self, url: str, steps: int, told: dict[str, Any], ends: float, at_once: int
+    ) -> None:
         self.url, self.steps, self.told, self.ends = url, steps, told, ends
+        self.at_once = at_once
 
     def say(self, **figures: Any) -> None:
         print(json.dumps(self.told | figures), flush=True)
@@ -126,11 +129,12 @@ class Client:
             first = self.draw(100, side)
             alone = statistics.median(self.draw(seed, side) for seed in range(3))
             self.say(side=side, first_s=round(first, 2), alone_s=round(alone, 3))
-            if self.left(30):
-                self.together(8, side)  # row counts are tried the first time
-                wall, each = self.together(8, side)
-                mean = statistics.mean(each)
-                self.say(side=side, eight_s=round(wall / 8, 3), eight_mean_s=round(mean, 2))
+            if self.at_once > 1 and self.left(30):
+                self.together(self.at_once, side)  # row counts are tried the first time
+                wall, each = self.together(self.at_once, side)
+                figures = {"each_s": wall / self.at_once, "mean_s": statistics.mean(each)}
+                rounded = {name: round(value, 3) for name, value in figures.items()}
+                self.say(side=side, at_once=self.at_once, **rounded)
 
     def short_beside_long(self) -> None:
         alone = statistics.median(self.draw(seed, steps=4) for seed in range(3))
@@ -201,6 +205,7 @@ def main() -> None:
     parser.add_argument("--model", default="sd35-medium", choices=list(SUBJECTS))
     parser.add_argument("--arm", action="append", help="'NAME=value NAME=value'; may be empty")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/models"))
+    parser.add_argument("--at-once", type=int, default=8, help="1: lone pictures alone")
     parser.add_argument("--seconds", type=float, default=300)
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
@@ -209,8 +214,10 @@ def main() -> None:
         variables = dict(each.split("=", 1) for each in text.split())
         told = {"model": options.model, "arm": text}
         with arm(folder, variables, told) as url:
-            client = Client(url, STEPS.get(options.model, USUAL_STEPS), told, ends)
-            for work in (client.sizes, client.short_beside_long, client.odd_size, client.memory):
+            steps = STEPS.get(options.model, USUAL_STEPS)
+            client = Client(url, steps, told, ends, options.at_once)
+            together = [client.short_beside_long, client.odd_size] if options.at_once > 1 else []
+            for work in (client.sizes, *together, client.memory):
                 if client.left(20):
                     work()
 
