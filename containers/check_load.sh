@@ -4,7 +4,7 @@
 set -euo pipefail
 folder=$1 seconds=$2 port=${CHECK_PORT:-18080}
 
-MODEL_ID=$folder DEVICE=cpu COMPILE=off SKIP_WARMUP=true HF_HUB_OFFLINE=1 \
+MODEL_ID=$folder DEVICE=cpu COMPILE=off WARMUP=off HF_HUB_OFFLINE=1 \
   atelier serve --model_name=check "--http_port=$port" --enable_grpc=false &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT

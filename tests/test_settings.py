@@ -1,10 +1,11 @@
-"""Settings: every bad value is told in a line, secrets stay secret, and README's table is the
-class's own."""
+"""Settings: every bad value is told in a line, secrets stay secret, and the tables on the
+settings page are the class's own."""
 
 from __future__ import annotations
 
 import json
 import logging
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from pydantic import SecretStr
 from atelier.cli.settings_table import BEGIN, END, markdown, renew, renewed
 from atelier.errors import SettingsError
 from atelier.logs import _Json, _Text
-from atelier.settings import Settings, load_settings, rows
+from atelier.settings import Settings, ignored, load_settings, rows
+from atelier.settings.groups import GROUPS
+from atelier.settings.loading import OLD_NAMES
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 SECRETS = (
     "HF_TOKEN",
     "AWS_ACCESS_KEY_ID",
@@ -56,7 +59,8 @@ BAD = [
     ("TENSOR_PARALLEL_SIZE", "0", "greater than or equal to 1"),
     ("MAX_MODEL_LEN", "1", "greater than or equal to 16"),
     ("GPU_MEMORY_UTILIZATION", "1.2", "less than or equal to 1"),
-    ("WARMUP", "long", "a valid integer"),
+    ("WARMUP", "long", "'auto' or 'off'"),
+    ("WARMUP_PROMPTS", "long", "a valid integer"),
     ("LOG_FORMAT", "xml", "'text' or 'json'"),
     ("LOG_LEVEL", "loud", "'debug'"),
     ("LOG_PROMPTS", "ja", "true or false"),
@@ -148,7 +152,7 @@ def test_a_secret_is_shown_nowhere(secret: str, monkeypatch: pytest.MonkeyPatch)
         settings.model_dump_json(),
         markdown(),
     ]
-    shown += [_Json().format(record), _Text().format(record)]
+    shown += [_Json("").format(record), _Text("").format(record)]
     assert not [text for text in shown if "hunter" in text]
 
 
@@ -175,9 +179,9 @@ def test_every_variable_has_a_line_of_help() -> None:
     assert [row.variable for row in rows() if not row.help.endswith(".")] == []
 
 
-def test_the_readme_has_the_current_table() -> None:
-    text = README.read_text()
-    assert renewed(text, "README.md") == text, "run: atelier settings --into README.md"
+def test_the_page_has_the_current_tables() -> None:
+    text = PAGE.read_text()
+    assert renewed(text, "settings.md") == text, "run: atelier settings --into docs/settings.md"
 
 
 def test_the_table_is_renewed_between_its_markers(
@@ -187,7 +191,7 @@ def test_the_table_is_renewed_between_its_markers(
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert renew(page) and not renew(page)
-    assert page.read_text() == f"before\n{BEGIN}\n{markdown()}\n{END}\nafter\n"
+    assert page.read_text() == f"before\n{BEGIN}\n\n{markdown()}\n\n{END}\nafter\n"
     assert "| `MAX_STEPS` | `150` | Largest num_inference_steps. |" in markdown()
 
 
@@ -201,4 +205,88 @@ def test_a_page_without_room_for_the_table_is_refused(text: str) -> None:
 
 def test_json_log_lines_parse_whatever_is_in_them() -> None:
     record = logging.LogRecord("a", logging.INFO, "", 0, 'say "%s"\n', ("äß\x00",), None)
-    assert json.loads(_Json().format(record))["message"] == 'say "äß\x00"\n'
+    assert json.loads(_Json("").format(record))["message"] == 'say "äß\x00"\n'
+
+
+OLD = [
+    ("GPU_MEMORY_UTILIZATION", "0.7", "memory_fraction", 0.7, "0.6", 0.6),
+    ("SKIP_WARMUP", "true", "warmup", "off", "auto", "auto"),
+    ("SKIP_WARMUP", "False", "warmup", "auto", "off", "off"),
+    ("WARMUP", "64, 256", "warmup_prompts", [64, 256], "32", [32]),
+]
+
+
+@pytest.mark.parametrize(("old", "text", "field", "means", "new", "wins"), OLD)
+def test_an_old_name_works_with_one_warning_and_the_new_one_wins(
+    old: str,
+    text: str,
+    field: str,
+    means: object,
+    new: str,
+    wins: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(old, text)
+    settings = load_settings()
+    assert getattr(settings, field) == means
+    assert field in settings.model_fields_set
+    [line] = caplog.messages
+    assert f"{old}={text}" in line and field.upper() in line
+    caplog.clear()
+    monkeypatch.setenv(field.upper(), new)
+    assert getattr(load_settings(), field) == wins
+    [line] = caplog.messages
+    assert f"{old} is the old name of {field.upper()}" in line
+
+
+def test_every_old_name_is_tested() -> None:
+    assert {name.variable for name in OLD_NAMES} == {row[0] for row in OLD}
+
+
+def test_old_names_that_collide_with_new_ones_work_together(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WARMUP", "128")
+    monkeypatch.setenv("SKIP_WARMUP", "true")
+    settings = load_settings()
+    assert (settings.warmup, settings.warmup_prompts) == ("off", [128])
+    assert len(caplog.messages) == 2
+
+
+def test_an_old_name_overrides_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(profile="qwen3-32b-awq-2x24g").memory_fraction == 0.92
+    monkeypatch.setenv("GPU_MEMORY_UTILIZATION", "0.8")
+    assert load_settings(profile="qwen3-32b-awq-2x24g").memory_fraction == 0.8
+
+
+def test_the_bad_value_of_an_old_name_is_told_with_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"SKIP_WARMUP": "skip", "GPU_MEMORY_UTILIZATION": "2", "TASK": "x"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as told:
+        load_settings()
+    assert sorted(line.split("=")[0] for line in told.value.message.splitlines()) == [
+        "GPU_MEMORY_UTILIZATION",
+        "SKIP_WARMUP",
+        "TASK",
+    ]
+
+
+def test_settings_come_in_eight_groups_each_in_one_piece() -> None:
+    titles = [group.title for group in GROUPS]
+    assert [title for title, _ in groupby(row.group for row in rows())] == titles
+    assert len(titles) == 8
+
+
+def test_what_the_server_does_not_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_STEPS", "9")
+    monkeypatch.setenv("KV_CACHE_DTYPE", "fp8")
+    monkeypatch.setenv("MAX_QUEUE_SIZE", "9")
+    monkeypatch.setenv("MAX_LORAS", "8")  # the default: nothing is lost by not reading it
+    settings = load_settings()
+    assert ignored(settings, "image") == ["KV_CACHE_DTYPE"]
+    assert ignored(settings, "vllm") == ["MAX_STEPS"]
+    assert ignored(settings, "text") == ["MAX_STEPS", "KV_CACHE_DTYPE"]
+    assert ignored(load_settings(max_steps=None), "llamacpp") == ["MAX_STEPS", "KV_CACHE_DTYPE"]

@@ -29,7 +29,7 @@ SIZES = [(64, 64), (96, 64), (64, 128), (128, 96), (64, 64), (128, 128)]
 
 def settings(folder: Path, **changes: Any) -> Settings:
     given = {"model_id": str(folder), "device": "cuda", "dtype": "float32"}
-    return Settings(**(given | {"compile": "off", "skip_warmup": False} | changes))
+    return Settings(**(given | {"compile": "off", "warmup": "auto"} | changes))
 
 
 async def _draw(model: ImageModel, requests: list[ImageRequest]) -> list[np.ndarray[Any, Any]]:

@@ -71,7 +71,7 @@ FAMILIES = [
     Family("kandinsky-22"),
     Family("kandinsky-3"),
     Family(
-        "kandinsky-5", {"guidance_scale": 1.0}, steps=(1, 2, 2), settings={"skip_warmup": True}
+        "kandinsky-5", {"guidance_scale": 1.0}, steps=(1, 2, 2), settings={"warmup": "off"}
     ),  # draws nothing smaller than a megapixel
     Family("lcm", SMALL | {"guidance_scale": 7.0}),
     Family("pag", alone="its calls exchange attention processors of the shared UNet"),

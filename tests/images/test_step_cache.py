@@ -77,7 +77,7 @@ def test_pictures_of_a_batch_are_the_lone_ones_and_right(built_in: Exhibit) -> N
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_every_family_has_it(family: Callable[[Path], Path], tmp_path: Path) -> None:
-    with showing(family(tmp_path), skip_warmup=True, step_cache="high") as exhibit:
+    with showing(family(tmp_path), warmup="off", step_cache="high") as exhibit:
         run = steps_run(exhibit, width=32, height=32, prompt="a cat")
         assert run is not None and 4 <= run <= STEPS
         loose = steps_run(exhibit, width=32, height=32, prompt="a cat", step_cache=0.99)

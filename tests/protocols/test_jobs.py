@@ -163,7 +163,7 @@ def test_results_expire_and_older_ones_give_way(
         model_id=str(tiny_checkpoint),
         result_seconds="3",
         result_bytes=str(2**16),
-        skip_warmup="true",
+        warmup="off",
     ) as server:
         links = []
         for _ in range(3):  # noise of this size is about 45 kB, so that one fits, but not two

@@ -158,7 +158,7 @@ def test_request_timeout_caps_what_a_request_asks_for(
     start_server: StartServer, tiny_checkpoint: Path
 ) -> None:
     with start_server(
-        model_id=str(tiny_checkpoint), request_timeout="0.3", max_steps="1000", skip_warmup="true"
+        model_id=str(tiny_checkpoint), request_timeout="0.3", max_steps="1000", warmup="off"
     ) as server:
         answer = httpx.post(server.url + IMAGES, json=LONG | {"timeout": 100}, timeout=20)
         assert answer.status_code == 504
@@ -176,9 +176,7 @@ def test_sigterm_lets_work_finish_and_refuses_new_work(
     start_server: StartServer, tiny_checkpoint: Path
 ) -> None:
     with (
-        start_server(
-            model_id=str(tiny_checkpoint), drain_seconds="60", skip_warmup="true"
-        ) as server,
+        start_server(model_id=str(tiny_checkpoint), drain_seconds="60", warmup="off") as server,
         ThreadPoolExecutor() as pool,
     ):
         work = pool.submit(
@@ -198,7 +196,7 @@ def test_sigterm_lets_work_finish_and_refuses_new_work(
 def test_what_does_not_finish_within_drain_seconds_fails_clearly(
     start_server: StartServer, tiny_checkpoint: Path
 ) -> None:
-    settings = {"drain_seconds": "0.5", "max_steps": "1000", "skip_warmup": "true"}
+    settings = {"drain_seconds": "0.5", "max_steps": "1000", "warmup": "off"}
     with (
         start_server(model_id=str(tiny_checkpoint), **settings) as server,
         ThreadPoolExecutor() as pool,

@@ -24,7 +24,7 @@ def guarded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         log,
         API_KEYS="first-key, second-key",
         MAX_BODY_BYTES="20000",
-        WARMUP="16",
+        WARMUP_PROMPTS="16",
         ready_s=150,
     ) as running:
         yield running

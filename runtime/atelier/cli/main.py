@@ -99,13 +99,13 @@ def fetch(source: str, folder: Annotated[Path | None, typer.Argument()] = None) 
 @app.command()
 def settings(
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="As a Markdown table of defaults.")
+        bool, typer.Option("--markdown", help="As Markdown tables of defaults.")
     ] = False,
     into: Annotated[
-        Path | None, typer.Option(help="Renew that table in this file, between its markers.")
+        Path | None, typer.Option(help="Renew those tables in this file, between its markers.")
     ] = None,
 ) -> None:
-    """Print the environment variables: default, current value and meaning."""
+    """Print the environment variables by group: default, current value and meaning."""
     from atelier.cli import settings_table as tables
 
     if into:
@@ -119,15 +119,18 @@ def settings(
 def _print_settings() -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from atelier.settings import rows
+    from atelier.cli.settings_table import by_group
 
     table = Table("Variable", "Default", "Now", "Meaning", box=box.SIMPLE_HEAD)
-    for row in rows(load_settings()):
-        table.add_row(
-            row.variable, row.default, row.value if row.value != row.default else "", row.help
-        )
+    for title, group in by_group(load_settings()):
+        table.add_section()
+        table.add_row(f"[bold]{title}[/bold]")
+        for row in group:
+            now = row.value if row.value != row.default else ""
+            table.add_row(*map(escape, (row.variable, row.default, now, row.help)))
     console = Console()
     console.width = max(console.width, 140) if not console.is_terminal else console.width
     console.print(table)

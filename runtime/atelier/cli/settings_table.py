@@ -1,27 +1,38 @@
-"""The settings as a Markdown table, and its place in README.md between two markers. The table is
-made, never edited."""
+"""The settings as Markdown, a table a group, and their place in docs/settings.md between two
+markers. The tables are made, never edited."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from atelier.errors import SettingsError
-from atelier.settings import rows
+from atelier.settings import SettingRow, Settings, rows
 
 BEGIN, END = "<!-- settings -->", "<!-- /settings -->"
 
 
 def markdown() -> str:
     """Every variable with its default and meaning; nothing of the current environment."""
-    lines = ["| Variable | Default | Meaning |", "| --- | --- | --- |"]
-    for row in rows():
+    return "\n\n".join(_section(title, list(group)) for title, group in by_group())
+
+
+def by_group(settings: Settings | None = None) -> Iterator[tuple[str, Iterator[SettingRow]]]:
+    """The rows of each group, under its title."""
+    return groupby(rows(settings), key=lambda row: row.group)
+
+
+def _section(title: str, group: list[SettingRow]) -> str:
+    lines = [f"## {title}", "", "| Variable | Default | Meaning |", "| --- | --- | --- |"]
+    for row in group:
         default = f"`{row.default}`" if row.default else ""
         lines.append(f"| `{row.variable}` | {default} | {row.help.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 
 def renewed(text: str, name: str) -> str:
-    """`text` with the current table between the markers.
+    """`text` with the current tables between the markers.
 
     Args:
         name: of the file the text is from, for the message.
@@ -33,13 +44,13 @@ def renewed(text: str, name: str) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in after:
         raise SettingsError(
-            f"{name} needs the lines {BEGIN} and {END}, each once; the table goes between them"
+            f"{name} needs the lines {BEGIN} and {END}, each once; the tables go between them"
         )
-    return f"{before}{BEGIN}\n{markdown()}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{markdown()}\n\n{END}{after}"
 
 
 def renew(path: Path) -> bool:
-    """Write the current table into the file; True if that changed it.
+    """Write the current tables into the file; True if that changed it.
 
     Raises:
         SettingsError: the file cannot be read, or has no place for the table.

@@ -19,7 +19,7 @@ from atelier.hardware.account import ModelSizes, Quantization, sizes_of
 from atelier.hardware.dtypes import DtypeSelector
 from atelier.hardware.fit import Fit, options
 from atelier.hardware.machine import Device
-from atelier.hardware.plan import MemoryPlan, Wishes
+from atelier.hardware.plan import MEMORY_FRACTION, MemoryPlan, Wishes
 from atelier.hardware.switches import complete
 from atelier.settings import Settings
 from atelier.sources.checkpoint.contents import Checkpoint
@@ -73,7 +73,7 @@ class OptimizationManager:
             cpu_offload=settings.enable_cpu_offload,
             compile=settings.compile,
             attention_backend=settings.attention_backend,
-            memory_fraction=settings.memory_fraction,
+            memory_fraction=settings.memory_fraction or MEMORY_FRACTION,
             pixels=settings.max_pixels,
             rows=settings.max_batch_size,
             packages=frozenset(

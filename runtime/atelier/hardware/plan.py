@@ -11,6 +11,9 @@ from atelier.hardware.account import Placement, Quantization
 from atelier.settings import Switch
 from atelier.units import gib
 
+MEMORY_FRACTION = 0.92
+"""Share of the device's free memory that a plan uses unless the setting says otherwise."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -30,7 +33,7 @@ class Wishes:
     cpu_offload: Switch = "auto"
     compile: Literal["auto", "off", "regional", "full"] = "auto"
     attention_backend: str = "auto"
-    memory_fraction: float = 0.92
+    memory_fraction: float = MEMORY_FRACTION
     pixels: int = 2048 * 2048
     rows: int = 8
     packages: frozenset[str] = frozenset()

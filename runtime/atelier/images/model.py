@@ -66,7 +66,7 @@ class ImageModel:
             adapters = fetch_adapters(settings)
         with self._stage("weights", f"loading {checkpoint.pipeline_class} from {checkpoint.path}"):
             self._build(checkpoint, adapters)
-        if not settings.skip_warmup:
+        if settings.warmup == "auto":
             with self._stage("warmup", "drawing the first pictures"):
                 self._warm_up()
         if self._kernels is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +16,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from atelier.protocols.http.metrics import ChildMetrics
-from atelier.settings import Settings
+from atelier.settings import Settings, ignored
+from atelier.settings.groups import Server
 from atelier.telemetry import Metrics
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["image", "text"]
 Load = Callable[[], Awaitable[None]]
@@ -95,8 +99,15 @@ def is_language_model(config: Path) -> bool:
 def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     """The model to serve, with its own routes mounted on `app`. A child engine speaks for itself,
     whatever it serves."""
-    text = settings.engine != "transformers" or kind_of(settings) == "text"
-    return (_text_model if text else _image_model)(settings, app, metrics)
+    server = server_of(settings)
+    if unread := ignored(settings, server):
+        log.warning("set, but not read by this server (%s): %s", server, ", ".join(unread))
+    return (_image_model if server == "image" else _text_model)(settings, app, metrics)
+
+
+def server_of(settings: Settings) -> Server:
+    """What reads the settings: a child engine, or the embedded one for the kind of model."""
+    return kind_of(settings) if settings.engine == "transformers" else settings.engine
 
 
 async def in_thread(blocking: Callable[..., None], *arguments: Any) -> None:

@@ -256,9 +256,9 @@ class TextModel:
             with self._stage("compile", "recording the decode steps"):
                 record_graphs(self._loaded.runner)
         prefill = settings.max_num_batched_tokens or PREFILL_TOKENS.get(device.kind, 512)
-        if not settings.skip_warmup:
+        if settings.warmup == "auto":
             with self._stage("warmup", "warming up"):
-                warm_up(self._loaded.runner, settings.warmup, prefill)
+                warm_up(self._loaded.runner, settings.warmup_prompts, prefill)
         self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer)
         limits = ContextLimits(
             self.context, settings.max_queue_size, settings.request_timeout, prefill
@@ -272,7 +272,7 @@ class TextModel:
         self.child = ProcessEngine(settings, self._path, self.name)
         with self._stage("weights", f"starting {settings.engine}"):
             self.child.start()
-        if not settings.skip_warmup:
+        if settings.warmup == "auto":
             with self._stage("warmup", "warming up"):
                 self.child.warm_up()
 

@@ -21,6 +21,9 @@ FEWEST = {"cpu": 8, "cuda": 32}
 """Slots below which the context is shortened instead: most prompts are far shorter than the longest
 a model can take."""
 
+MEMORY_FRACTION = 0.9
+"""Share of all GPU memory that weights and cache use unless the setting says otherwise."""
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -69,13 +72,15 @@ def plan_capacity(
 
 
 def cache_budget(settings: Settings, device: Any) -> int:
-    """Bytes free for keys and values: of GPU memory up to GPU_MEMORY_UTILIZATION, of RAM half of
-    what is available."""
+    """Bytes free for keys and values: of GPU memory up to MEMORY_FRACTION, of RAM half of what is
+    available."""
     import torch
 
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        spare = int(total * (1 - settings.gpu_memory_utilization)) + 2**30  # graphs and activations
+        spare = (
+            int(total * (1 - (settings.memory_fraction or MEMORY_FRACTION))) + 2**30
+        )  # graphs and activations
         return max(0, free - spare)
     import psutil
 

@@ -1,0 +1,7 @@
+"""All settings of a server: one class, one field an environment variable, in eight groups."""
+
+from atelier.settings.fields import Settings, Switch
+from atelier.settings.loading import load_settings
+from atelier.settings.rows import SettingRow, ignored, rows
+
+__all__ = ["SettingRow", "Settings", "Switch", "ignored", "load_settings", "rows"]

@@ -1,0 +1,313 @@
+"""All settings of a server in one class: one field an environment variable, with group, type,
+default and one line of help.
+
+`atelier settings` and docs/settings.md are printed from this class. Options of the command line
+override variables, variables override the profile named by PROFILE, and the profile overrides the
+defaults below.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from atelier.settings.groups import (
+    ACCESS,
+    CHILDREN,
+    LANGUAGE,
+    MEMORY,
+    MODEL,
+    OWN,
+    PICTURES,
+    PROCESSES,
+    PYTHON_CHILDREN,
+    REQUESTS,
+    SOURCES,
+    SPEED,
+    TEXT,
+)
+from atelier.settings.values import (
+    AttentionBackend,
+    DeviceName,
+    Folder,
+    Lengths,
+    Names,
+    PictureSizes,
+    Secrets,
+    StepCache,
+    Switch,
+    WeightedNames,
+)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Field `model_id` is variable `MODEL_ID`, and so on."""
+
+    model_config = SettingsConfigDict(case_sensitive=False, extra="ignore", frozen=True)
+
+    model_id: str = MODEL(
+        "builtin/shapes", "Folder, .safetensors file, s3://bucket/prefix or Hub id@revision."
+    )
+    model_name: str = MODEL("", "Name in URLs and answers; empty: the last part of MODEL_ID.")
+    task: Literal["auto", "image", "text"] = MODEL(
+        "auto", "What the checkpoint is; auto reads its config."
+    )
+    pipeline_class: str = MODEL(
+        "", "diffusers pipeline class to use instead of the checkpoint's own.", PICTURES
+    )
+    single_file_config: str = MODEL(
+        "", "Folder with a pipeline's configs, for a single .safetensors file.", PICTURES
+    )
+    variant: str = MODEL(
+        "", "Weight file variant, such as fp16; empty: plain files, else the only one."
+    )
+    scheduler: str = MODEL(
+        "", "diffusers scheduler class that replaces the checkpoint's.", PICTURES
+    )
+    lora_paths: Names = MODEL(
+        [],
+        ("LoRA adapters, or folders of them, from where MODEL_ID may come from; comma-separated."),
+    )
+    default_lora: WeightedNames = MODEL(
+        [], "Adapters, name or name=weight, of requests that name none.", PICTURES
+    )
+    max_loras: int = MODEL(
+        8, "Adapters kept in memory; the least recently used one goes first.", PICTURES, ge=1
+    )
+    allow_pickle: bool = MODEL(
+        False, "Accept .bin, .ckpt and .pt weights, which can run code when opened."
+    )
+    trust_remote_code: bool = MODEL(
+        False, "Run Python code that a checkpoint brings along.", OWN | PYTHON_CHILDREN
+    )
+
+    device: DeviceName = MEMORY("auto", "auto, cpu, cuda, cuda:N, mps or xpu.", OWN)
+    dtype: Literal["auto", "bfloat16", "float16", "float32", "native"] = MEMORY(
+        "auto",
+        "Compute type; native is the one the checkpoint's headers state.",
+        OWN | PYTHON_CHILDREN,
+    )
+    quantization: Literal["none", "auto", "int8", "nf4", "fp8"] = MEMORY(
+        "none",
+        "Weight quantization of the denoiser and large text encoders.",
+        OWN | PYTHON_CHILDREN,
+    )
+    memory_fraction: float | None = MEMORY(
+        None,
+        (
+            "Share of the device's memory to use. Pictures: of what is free, unset: 0.92. "
+            "Language models: of all of it, unset: 0.9, or a child engine's own."
+        ),
+        OWN | PYTHON_CHILDREN,
+        gt=0,
+        le=1,
+    )
+    enable_low_cpu_mem: Switch = MEMORY(
+        "auto", "Load weights shard by shard, without a second copy in RAM.", PICTURES
+    )
+    enable_attention_slicing: Switch = MEMORY(
+        "auto", "Compute attention in slices: less memory, slower.", PICTURES
+    )
+    enable_vae_slicing: Switch = MEMORY("auto", "Decode a batch one picture at a time.", PICTURES)
+    enable_vae_tiling: Switch = MEMORY("auto", "Decode large pictures in tiles.", PICTURES)
+    enable_cpu_offload: Switch = MEMORY(
+        "auto", "Keep components in RAM until they are needed.", PICTURES
+    )
+    omp_num_threads: int | None = MEMORY(
+        None, "CPU threads of one operation; unset: from the cgroup quota, measured at start.", ge=1
+    )
+
+    compile: Literal["auto", "off", "regional", "full"] = SPEED(
+        "auto", "torch.compile of the denoiser: its repeated blocks, or all of it.", OWN
+    )
+    enable_cuda_graphs: Switch = SPEED(
+        "auto",
+        "Record denoiser calls whose shape is seen again, where a GPU can.",
+        PICTURES,
+    )
+    attention_backend: AttentionBackend = SPEED(
+        "auto",
+        "Attention kernel of the denoiser; auto lets torch choose one for every call.",
+        PICTURES,
+    )
+    step_cache: StepCache = SPEED(
+        "off",
+        (
+            "Answer denoiser steps from the last ones where little changes: faster, not exact; the"
+            " default of a request's step_cache."
+        ),
+        PICTURES,
+    )
+    warmup: Literal["auto", "off"] = SPEED(
+        "auto",
+        (
+            "auto runs the model before ready; off is ready at once, and the first requests pay "
+            "for it."
+        ),
+    )
+    warmup_sizes: PictureSizes = SPEED(
+        [],
+        (
+            "Picture sizes, such as 1024x1024, drawn before ready; compiled models add their "
+            "native size."
+        ),
+        PICTURES,
+    )
+    warmup_prompts: Lengths = SPEED(
+        [128, 512, 2048],
+        "Prompt lengths run before ready, in tokens, cut to the context; comma-separated.",
+        {"text"},
+    )
+
+    max_pixels: int = REQUESTS(
+        2048 * 2048, "Largest width x height of a picture, in or out.", PICTURES, ge=64
+    )
+    max_steps: int = REQUESTS(150, "Largest num_inference_steps.", PICTURES, ge=1)
+    max_images_per_request: int = REQUESTS(
+        8, "Largest number of pictures of one request, instances counted.", PICTURES, ge=1
+    )
+    max_body_bytes: int = REQUESTS(
+        64 * 2**20, "Larger request bodies are refused with 413.", ge=1024
+    )
+    max_batch_size: int = REQUESTS(
+        16, "Rows of one denoiser call; a guided picture is two. 1: no batching.", PICTURES, ge=1
+    )
+    max_queue_size: int = REQUESTS(
+        64,
+        (
+            "Prompts waiting or running at once, all workers together; n pictures or answers of one"
+            " prompt count once, with a child engine a request does. More are refused with 429."
+        ),
+        ge=1,
+    )
+    request_timeout: float = REQUESTS(
+        600, "Seconds a request may take, queue included; then 504.", gt=0
+    )
+    result_seconds: float = REQUESTS(
+        3600, "Seconds that a picture URL or a finished job stays.", PICTURES, gt=0
+    )
+    result_bytes: int = REQUESTS(
+        512 * 2**20, "Memory for them; the oldest give way.", PICTURES, ge=2**16
+    )
+    public_url: str = REQUESTS(
+        "", "Base of picture URLs, such as https://host; empty: the request's Host.", PICTURES
+    )
+
+    data_parallel_size: int | None = PROCESSES(
+        None, "Workers, one a device; unset: all visible GPUs, or one on a CPU.", PICTURES, ge=1
+    )
+    hang_seconds: float = PROCESSES(
+        120,
+        "Seconds at one call after which a worker is replaced; longer calls raise it.",
+        OWN,
+        gt=0,
+    )
+    drain_seconds: float = PROCESSES(30, "Seconds that running work gets after SIGTERM.", ge=0)
+    engine: Literal["transformers", "vllm", "sglang", "llamacpp"] = PROCESSES(
+        "transformers", "What runs a language model: the embedded engine, or a child process."
+    )
+    engine_path: str = PROCESSES(
+        "", "Environment folder or program of the child engine; empty: /opt/engines.", CHILDREN
+    )
+    engine_args: str = PROCESSES(
+        "", "More command-line options for the child engine, verbatim.", CHILDREN
+    )
+    engine_force: bool = PROCESSES(
+        False, "Accept options in ENGINE_ARGS that are known to slow the engine.", CHILDREN
+    )
+    tensor_parallel_size: int = PROCESSES(
+        1, "GPUs that share each layer (child engines).", PYTHON_CHILDREN, ge=1
+    )
+    pipeline_parallel_size: int = PROCESSES(
+        1, "GPUs that share the stack of layers (child engines).", PYTHON_CHILDREN, ge=1
+    )
+    enable_expert_parallel: bool = PROCESSES(
+        False, "Spread experts over GPUs instead of cutting each one.", {"vllm"}
+    )
+
+    profile: str = LANGUAGE(
+        "", "Named set of values for a known model and GPUs; see `atelier profiles`."
+    )
+    max_model_len: int | None = LANGUAGE(
+        None, "Tokens of prompt and answer; unset: the model's own.", TEXT, ge=16
+    )
+    max_num_seqs: int | None = LANGUAGE(
+        None, "Sequences that run at once; unset: the engine's choice.", TEXT, ge=1
+    )
+    max_num_batched_tokens: int | None = LANGUAGE(None, "Tokens of one prefill step.", TEXT, ge=16)
+    kv_cache_dtype: str = LANGUAGE(
+        "auto", "Type of the key-value cache of a child engine, such as fp8.", PYTHON_CHILDREN
+    )
+    tool_call_parser: str = LANGUAGE(
+        "auto",
+        "Form of tool calls; embedded: auto, hermes, llama3_json, glm47.",
+        PYTHON_CHILDREN | {"text"},
+    )
+    reasoning_parser: str = LANGUAGE(
+        "auto",
+        "Form of reasoning; embedded: auto (think tags) or none.",
+        PYTHON_CHILDREN | {"text"},
+    )
+
+    api_keys: Secrets = ACCESS([], "Accepted keys; empty: no check.")
+    allowed_image_hosts: Names = ACCESS(
+        [], "Hosts that input pictures may be fetched from; empty: none.", PICTURES
+    )
+    log_format: Literal["text", "json"] = ACCESS("text", "Form of the log lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = ACCESS(
+        "info", "Least severe log lines kept."
+    )
+    metric_aliases: bool = ACCESS(
+        True,
+        (
+            "Also name what waits and runs vllm:num_requests_waiting and"
+            " vllm:num_requests_running, which autoscalers query."
+        ),
+        OWN,
+    )
+    log_prompts: bool = ACCESS(False, "Write prompts into the log.")
+
+    cache_dir: Folder = SOURCES(
+        Path("~/.cache/atelier"), "Downloads and compile caches; a writable volume in a cluster."
+    )
+    hf_token: SecretStr | None = SOURCES(None, "Token for the Hub.")
+    hf_hub_offline: bool = SOURCES(False, "Never ask the Hub; use what is already in the cache.")
+    aws_access_key_id: SecretStr | None = SOURCES(None, "S3 key id, as in a data connection.")
+    aws_secret_access_key: SecretStr | None = SOURCES(None, "S3 secret, as in a data connection.")
+    aws_session_token: SecretStr | None = SOURCES(
+        None, "S3 session token for temporary credentials."
+    )
+    aws_s3_endpoint: str = SOURCES("", "S3 endpoint URL; empty: AWS.")
+    aws_s3_bucket: str = SOURCES("", "Bucket of addresses such as s3:///prefix.")
+    aws_default_region: str = SOURCES("us-east-1", "S3 region.")
+    aws_ca_bundle: str = SOURCES("", "CA file for an S3 endpoint with a private certificate.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lower(cls, value: Any, info: ValidationInfo) -> Any:
+        """Words from a fixed list may come in any case, as `True` does from Python scripts and Helm
+        values."""
+        field = cls.model_fields[info.field_name or ""]
+        return (
+            value.lower()
+            if isinstance(value, str) and get_origin(field.annotation) is Literal
+            else value
+        )
+
+    @property
+    def default_adapters(self) -> dict[str, float]:
+        """DEFAULT_LORA as name to weight."""
+        pairs = [entry.partition("=") for entry in self.default_lora]
+        return {name: float(weight or 1) for name, _, weight in pairs}
+
+    @property
+    def served_name(self) -> str:
+        """MODEL_NAME, or a name made of the last part of MODEL_ID that is safe in a URL."""
+        last = (
+            self.model_id.rstrip("/").rsplit("/", 1)[-1].split("@")[0].removesuffix(".safetensors")
+        )
+        return self.model_name or re.sub(r"[^A-Za-z0-9._-]+", "-", last) or "model"
