@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 pip_upgrade := python -m pip install --quiet --constraint constraints.txt --upgrade pip
 pip_install := python -m pip install --quiet --no-compile
 
-.PHONY: help install run run-text test lint types unit format
+.PHONY: help install run run-text test lint types unit quick format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -43,6 +43,13 @@ types: install
 # Two processes, each with files of its own: tests that start servers mostly wait.
 unit: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# What starts no server: settings, structure, memory plans, manifests, command lines, parsers.
+QUICK := tests/test_settings.py tests/test_structure.py tests/hardware tests/manifests tests/deploy \
+  tests/text/test_specs.py tests/text/test_parsing.py
+
+quick: install ## a thousand tests that start no server, in two minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(QUICK)
 
 format: install ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
