@@ -11,7 +11,7 @@ from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 PROMPTS = ["a yellow star", "a large blue square"]
 
 
-async def main() -> None:
+async def ask() -> list[bytes]:
     client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=120))
     prompt = InferInput("prompt", [len(PROMPTS)], "BYTES")
     prompt.set_data_from_numpy(np.array([p.encode() for p in PROMPTS], dtype=object))
@@ -20,8 +20,8 @@ async def main() -> None:
     answer = await client.infer(url, request, model_name="shapes")
     await client.close()
     [pictures] = [output for output in answer.outputs if output.name == "image"]
-    for index, picture in enumerate(pictures.as_numpy()):
-        Path(f"kserve_{index}.png").write_bytes(base64.b64decode(picture))
+    return [base64.b64decode(picture) for picture in pictures.as_numpy()]
 
 
-asyncio.run(main())
+for index, picture in enumerate(asyncio.run(ask())):
+    Path(f"kserve_{index}.png").write_bytes(picture)
