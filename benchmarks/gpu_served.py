@@ -86,7 +86,7 @@ def _t5() -> dict[str, Any]:
     return {"text_encoder_2": encoder, "tokenizer_2": t5_tokenizer()}
 
 
-class Client:
+class ServedClient:
     """Draws through one server, and says what it took."""
 
     def __init__(
@@ -215,7 +215,7 @@ def main() -> None:
         told = {"model": options.model, "arm": text}
         with arm(folder, variables, told) as url:
             steps = STEPS.get(options.model, USUAL_STEPS)
-            client = Client(url, steps, told, ends, options.at_once)
+            client = ServedClient(url, steps, told, ends, options.at_once)
             together = [client.short_beside_long, client.odd_size] if options.at_once > 1 else []
             for work in (client.sizes, *together, client.memory):
                 if client.left(20):

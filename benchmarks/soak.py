@@ -1,274 +1,58 @@
-"""A soak: good requests of every protocol among cancels, bad bodies, slow clients, deadlines and a
-device short of memory.
+"""A soak: good requests of every protocol among cancels, bad bodies, slow clients, deadlines,
+devices short of memory, and workers that are killed.
 
     python -m benchmarks.soak [--model builtin/shapes] [--seconds 180] [--clients 12] [--side 128]
 
 Stops by itself, uses loopback only, and ends with code 1 if a request leaked, an answer had an
-undocumented code, memory grew, or a good request was never served. The latency of `/v1/models` and
-`/metrics` meanwhile is reported.
+undocumented code, memory grew, or a good request was never served. The latency of the probes
+meanwhile is reported.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import os
 import random
+import signal
 import statistics
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.arms import server_process
-from benchmarks.serving import PROMPTS
+from benchmarks.soak_clients import GOOD, KEY, KINDS, SoakClient, SoakReport
 
-KEY = "soak-key"
-DOCUMENTED = {200, 202, 400, 401, 404, 413, 429, 499, 503, 504}
 LIMITS = {
     "api_keys": KEY,
     "max_body_bytes": "65536",
     "max_queue_size": "10",
     "max_steps": "60",
     "log_level": "error",
+    "data_parallel_size": "2",
 }
-PREDICT = "/v1/models/model:predict"
-GROWTH = (
-    64 << 20
-)  # bytes of resident memory: allocator arenas and caches that fill, not a leak a request
+WORKERS_COME_BACK_S = 90
 
 
-@dataclass
-class SoakReport:
-    """What the clients saw: answers by kind of client and code, probe latencies, memory and depth
-    afterwards."""
-
-    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    probes: dict[str, list[float]] = field(
-        default_factory=lambda: {"/v1/models": [], "/metrics": []}
-    )
-    memory: tuple[float, float] = (0, 0)
-    depth: float = -1
-    shortages: float = 0
-    outcomes: dict[str, float] = field(default_factory=dict)
-
-    def p99(self, path: str) -> float:
-        """Seconds."""
-        return statistics.quantiles(self.probes[path], n=100)[98]
-
-    def problems(self) -> list[str]:
-        """What a calm server would not have shown."""
-        found = list(self.faults)
-        odd = {
-            f"{kind}: {code}": n
-            for (kind, code), n in self.answers.items()
-            if code not in DOCUMENTED
-        }
-        if odd:
-            found.append(f"undocumented answers: {odd}")
-        if self.depth != 0:
-            found.append(f"{self.depth:g} requests are left in the queue")
-        if self.memory[1] - self.memory[0] > GROWTH:
-            found.append(
-                f"memory grew from {self.memory[0] / 2**20:.0f} to {self.memory[1] / 2**20:.0f} MiB"
-            )
-        return found + [
-            f"no {kind} request was served" for kind in GOOD if not self.answers[kind, 200]
-        ]
-
-
-@dataclass
-class Client:
-    """One of the soak's clients, and how it behaves."""
-
-    http: httpx.AsyncClient
-    dice: random.Random
-    side: int
-    report: SoakReport
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "prompt": self.dice.choice(PROMPTS),
-            "num_inference_steps": self.dice.randint(2, 12),
-            "guidance_scale": self.dice.choice([1.0, 3.0, 5.0]),
-            "width": self.side // self.dice.choice([1, 2]),
-            "height": self.side,
-            "seed": self.dice.randrange(2**31),
-        }
-
-    def count(self, kind: str, answer: httpx.Response) -> httpx.Response:
-        self.report.answers[kind, answer.status_code] += 1
-        if answer.status_code == 429 and int(answer.headers.get("retry-after", 0)) < 1:
-            self.report.faults.append("a 429 without Retry-After")
-        return answer
-
-    async def v1(self) -> None:
-        self.count("v1", await self.http.post(PREDICT, json={"instances": [self.fields()]}))
-
-    async def v2(self) -> None:
-        fields = self.fields()
-        tensor = {
-            "name": "prompt",
-            "datatype": "BYTES",
-            "shape": [1],
-            "data": [fields.pop("prompt")],
-        }
-        body = {"inputs": [tensor], "parameters": fields}
-        self.count("v2", await self.http.post("/v2/models/model/infer", json=body))
-
-    async def openai(self) -> None:
-        body = {
-            "prompt": self.dice.choice(PROMPTS),
-            "steps": 4,
-            "size": f"{self.side}x{self.side}",
-            "n": 2,
-        }
-        self.count("openai", await self.http.post("/v1/images/generations", json=body))
-
-    async def stream(self) -> None:
-        body = {"prompt": self.dice.choice(PROMPTS), "steps": 8, "size": f"{self.side}x{self.side}"}
-        more = {"stream": True, "partial_images": self.dice.randint(0, 3)}
-        self.count("stream", await self.http.post("/v1/images/generations", json=body | more))
-
-    async def job(self) -> None:
-        headers = {"Prefer": "respond-async"}
-        answer = await self.http.post(PREDICT, json={"instances": [self.fields()]}, headers=headers)
-        self.count("job", answer)
-        if answer.status_code == 202:
-            place = answer.headers["Location"]
-            self.count("job", await self.http.get(place))
-            await asyncio.sleep(self.dice.random() / 4)
-            self.count("job", await self.http.delete(place))
-
-    async def leave(self) -> None:
-        """Close the connection before the answer is there."""
-        body = {"instances": [self.fields() | {"num_inference_steps": 50}]}
-        patience = self.dice.random() / 3
-        try:
-            self.count(
-                "leave", await asyncio.wait_for(self.http.post(PREDICT, json=body), patience)
-            )
-        except TimeoutError:
-            self.report.answers["leave", 499] += 1
-
-    async def nonsense(self) -> None:
-        body = self.dice.choice([
-            b"", b"{", b"[]", b"\xff\xfe", b'{"instances": []}', b'{"instances": [{}]}',
-                b'{"instances": [{"prompt": 7}]}',
-            b'{"instances": [{"prompt": "a", "width": 13}]}',
-            b'{"instances": [{"prompt": "a", "colour": "red"}]}',
-            b'{"instances": [{"prompt": "a", "image": "AAAA"}]}',
-            b'{"instances": [{"prompt": "a", "seed": 1e400}]}',
-            b'{"instances": [{"prompt": "a", "num_inference_steps": 100000}]}',
-        ])  # fmt: skip
-        path = self.dice.choice([PREDICT, "/v1/images/generations", "/v2/models/model/infer"])
-        headers = {"Content-Type": "application/json"}
-        self.count("nonsense", await self.http.post(path, content=body, headers=headers))
-
-    async def stranger(self) -> None:
-        """Without a key, to a model that is not here, or with a body that is too large."""
-        body = {"instances": [self.fields()]}
-        way = self.dice.randrange(3)
-        if way == 0:
-            self.count(
-                "stranger",
-                await self.http.post(PREDICT, json=body, headers={"Authorization": "Bearer no"}),
-            )
-        elif way == 1:
-            self.count("stranger", await self.http.post("/v1/models/other:predict", json=body))
-        else:
-            self.count("stranger", await self.http.post(PREDICT, content=b" " * 100_000))
-
-    async def hurry(self) -> None:
-        """A deadline that cannot be kept, or just so."""
-        fields = self.fields() | {
-            "timeout": self.dice.choice([0.001, 0.05, 0.2]),
-            "num_inference_steps": 40,
-        }
-        self.count("hurry", await self.http.post(PREDICT, json={"instances": [fields]}))
-
-    async def drip(self) -> None:
-        """A body that comes byte by byte, and sometimes never ends."""
-        body = json.dumps({"instances": [self.fields() | {"num_inference_steps": 2}]}).encode()
-        ends = self.dice.random() < 0.7
-
-        async def pieces() -> AsyncIterator[bytes]:
-            for start in range(0, len(body) if ends else len(body) // 2, 24):
-                yield body[start : start + 24]
-                await asyncio.sleep(0.05)
-            if not ends:
-                raise ConnectionError("the client has had enough")
-
-        try:
-            headers = {"Content-Type": "application/json"}
-            self.count("drip", await self.http.post(PREDICT, content=pieces(), headers=headers))
-        except ConnectionError:
-            self.report.answers["drip", 499] += 1
-
-    async def sip(self) -> None:
-        """A client that reads its answer in sips and leaves before the end."""
-        url = urlsplit(str(self.http.base_url))
-        reader, writer = await asyncio.open_connection(url.hostname, url.port, limit=1024)
-        body = json.dumps({"instances": [self.fields() | {"num_inference_steps": 2}]}).encode()
-        # `close`: after a short answer, such as a 429, it would sip at nothing until the server's
-        # keep-alive ends.
-        headers = {
-            "Host": "soak",
-            "Authorization": f"Bearer {KEY}",
-            "Connection": "close",
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-        }
-        lines = [
-            f"POST {PREDICT} HTTP/1.1",
-            *(f"{name}: {value}" for name, value in headers.items()),
-            "",
-            "",
-        ]
-        writer.write("\r\n".join(lines).encode() + body)
-        line = await reader.readline()
-        self.report.answers["sip", int(line.split()[1])] += 1
-        for _ in range(5):
-            await reader.read(256)
-            await asyncio.sleep(0.1)
-        writer.close()
-
-
-GOOD = ("v1", "v2", "openai", "stream", "job")
-KINDS = (
-    *GOOD,
-    "v1",
-    "leave",
-    "leave",
-    "nonsense",
-    "nonsense",
-    "stranger",
-    "hurry",
-    "hurry",
-    "drip",
-    "sip",
-)
-
-
-async def soak(url: str, seconds: float, clients: int, side: int, seed: int = 0) -> SoakReport:
-    """Let `clients` behave at random for `seconds`, then let the server come to rest, and say what
-    was seen."""
+async def soak(
+    url: str, seconds: float, clients: int, side: int, seed: int = 0, kill_every: float = 30
+) -> SoakReport:
+    """Let `clients` behave at random for `seconds`, killing a worker every `kill_every` of them,
+    then let the server come to rest, and say what was seen."""
     report = SoakReport()
     headers = {"Authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=url, timeout=120, headers=headers) as http:
         crowd = [
-            Client(http, random.Random(seed + index), side, report) for index in range(clients)
+            SoakClient(http, random.Random(seed + index), side, report) for index in range(clients)
         ]
         ends = time.monotonic() + seconds
 
-        async def behave(client: Client) -> None:
+        async def behave(client: SoakClient) -> None:
             while time.monotonic() < ends:
                 action: Callable[[], Awaitable[None]] = getattr(client, client.dice.choice(KINDS))
                 try:
@@ -277,35 +61,74 @@ async def soak(url: str, seconds: float, clients: int, side: int, seed: int = 0)
                     report.faults.append(f"{action.__name__}: no answer: {error!r}")
 
         async def probe() -> None:
-            begun = 0.0
+            half = 0.0
             while time.monotonic() < ends:
                 for path, seen in report.probes.items():
                     began = time.perf_counter()
-                    answer = await http.get(path)
+                    await http.get(path)
                     seen.append(time.perf_counter() - began)
-                    if path == "/metrics" and not begun and ends - time.monotonic() < seconds / 2:
-                        begun = _metrics(answer.text)["process_resident_memory_bytes"]
+                if not half and ends - time.monotonic() < seconds / 2:
+                    half = await resident(http)
                 await asyncio.sleep(0.05)
-            report.memory = begun, 0
+            report.memory = half, 0
 
-        await asyncio.gather(probe(), *map(behave, crowd))
-        for _ in range(300):
-            found = _metrics((await http.get("/metrics")).text)
-            if found["atelier_queue_depth"] == 0:
-                break
-            await asyncio.sleep(0.1)
-        report.depth = found["atelier_queue_depth"]
-        report.memory = report.memory[0], found["process_resident_memory_bytes"]
-        report.outcomes = {
-            name: n for name, n in found.items() if name.startswith("atelier_requests_total")
-        }
-        report.shortages = found["atelier_out_of_memory_total"]
+        async def kill() -> None:
+            while kill_every and time.monotonic() + kill_every < ends:
+                await asyncio.sleep(kill_every)
+                serving = [one for one in await workers(http) if one["state"] == "ready"]
+                if len(serving) > 1:
+                    os.kill(crowd[0].dice.choice(serving)["pid"], signal.SIGKILL)
+                    report.kills += 1
+
+        await asyncio.gather(probe(), kill(), *map(behave, crowd))
+        await _rest(http, report)
         # The good requests that chance left out, or refused, must be served now that it is quiet.
         for kind in GOOD:
             for _ in range(5):
                 if not report.answers[kind, 200]:
                     await getattr(crowd[0], kind)()
     return report
+
+
+async def _rest(http: httpx.AsyncClient, report: SoakReport) -> None:
+    """Wait for an empty queue and all workers, and take the last figures."""
+    ends = time.monotonic() + WORKERS_COME_BACK_S
+    while time.monotonic() < ends:
+        found = _metrics((await http.get("/metrics")).text)
+        back = all(one["state"] == "ready" for one in await workers(http))
+        if found["atelier_queue_depth"] == 0 and back:
+            break
+        await asyncio.sleep(0.1)
+    report.depth = found["atelier_queue_depth"]
+    # A worker that was started again has caches to fill: what a leak is can then not be told.
+    report.memory = report.memory[0], await resident(http) if not report.kills else 0
+    report.outcomes = {
+        name: n for name, n in found.items() if name.startswith("atelier_requests_total")
+    }
+    report.shortages = found["atelier_out_of_memory_total"]
+
+
+async def workers(http: httpx.AsyncClient) -> list[dict[str, Any]]:
+    """The server's workers, as the model's metadata has them."""
+    about = (await http.get("/v2/models/model")).json()
+    listed: list[dict[str, Any]] = about["properties"]["workers"]
+    return listed
+
+
+async def resident(http: httpx.AsyncClient) -> float:
+    """Bytes of memory of the front and its workers."""
+    front = _metrics((await http.get("/metrics")).text)["process_resident_memory_bytes"]
+    pages = 0
+    for one in await workers(http):
+        pages += _pages(one["pid"])
+    return front + pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pages(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except FileNotFoundError:  # it has just been killed
+        return 0
 
 
 def _metrics(text: str) -> dict[str, float]:
@@ -323,13 +146,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--kill-every", type=float, default=30, help="seconds; 0: no worker")
     options = parser.parse_args()
     with server_process("benchmarks.faulty", model_id=options.model, **LIMITS) as url:
-        report = asyncio.run(soak(url, options.seconds, options.clients, options.side))
+        report = asyncio.run(
+            soak(url, options.seconds, options.clients, options.side, kill_every=options.kill_every)
+        )
     for (kind, code), count in sorted(report.answers.items()):
         print(f"{kind:10} {code} {count}")
     print("\n".join(f"{name} {count:g}" for name, count in sorted(report.outcomes.items())))
-    print(f"{report.shortages:g} calls ran out of memory")
+    print(f"{report.shortages:g} calls ran out of memory, {report.kills} workers were killed")
     print(
         f"memory {report.memory[0] / 2**20:.0f} MiB half-way, {report.memory[1] / 2**20:.0f} MiB at"
         " the end"

@@ -1,5 +1,5 @@
-"""A few seconds of `benchmarks/soak.py`: a crowd of good, bad, slow and impatient clients, a device
-short of memory."""
+"""A few seconds of `benchmarks/soak.py`: a crowd of good, bad, slow and impatient clients, devices
+short of memory, workers that are killed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def test_a_crowd_leaves_the_server_as_it_was(tiny_checkpoint: Path) -> None:
         "fault_every": "25",
     }
     with server_process("benchmarks.faulty", **given) as url:
-        report = asyncio.run(soak(url, seconds=8, clients=10, side=32))
+        report = asyncio.run(soak(url, seconds=10, clients=10, side=32, kill_every=4))
     assert report.problems() == []
+    assert report.kills > 0
     assert report.shortages > 0
     assert report.depth == 0
     for path in report.probes:

@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -29,32 +28,11 @@ from atelier.text.request import TextRequest
 from atelier.text.template import TokenNames
 from atelier.workers import messages as m
 from atelier.workers.handle import WorkerHandle
+from atelier.workers.text_ticket import TextTicket
 from atelier.workers.workforce import Workforce
 
 GRACE_S = 0.3
 """The worker gets this long to end an overdue request itself."""
-
-
-@dataclass(eq=False)
-class TextTicket:
-    """One request in the front."""
-
-    number: int
-    request: TextRequest
-    stream: EventStream
-    admitted: asyncio.Future[Any]
-    since: float = field(default_factory=time.monotonic)
-    timer: asyncio.TimerHandle | None = None
-    started: bool = False
-
-    @property
-    def remaining(self) -> float:
-        """Requests count alike: there is one worker."""
-        return 1.0
-
-    def describe(self) -> dict[str, Any]:
-        """For the model's metadata."""
-        return {"seconds": round(time.monotonic() - self.since, 1)}
 
 
 class TextFront:
