@@ -1,4 +1,4 @@
-"""Sixteen mixed requests at once: this server, the same server with MAX_BATCH_SIZE=1, and a bare
+"""Sixteen mixed requests at once: this server, with MAX_BATCH_SIZE=1, with two workers, and a bare
 diffusers loop, in one run.
 
     python -m benchmarks.serving [--model builtin/shapes] [--rounds 2]
@@ -114,15 +114,18 @@ def main() -> None:
         with server_process(model_id=options.model, max_batch_size="1") as url:
             asyncio.run(load(url))
             results["MAX_BATCH_SIZE=1"] = asyncio.run(load(url))
+        # One worker has one core, so two are compared at the same cores each.
+        with server_process(model_id=options.model, data_parallel_size="2") as url:
+            asyncio.run(load(url))
+            results["two workers"] = asyncio.run(load(url))
         results["bare diffusers loop"] = bare_loop(options.model)
         for name, figures in results.items():
             print(f"{name:20}", "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
         batched = results["batched"]["pictures_per_s"]
         for other in ("MAX_BATCH_SIZE=1", "bare diffusers loop"):
-            print(
-                f"throughput against {other}: {batched / results[other]['pictures_per_s']:.2f}",
-                flush=True,
-            )
+            print(f"throughput against {other}: {batched / results[other]['pictures_per_s']:.2f}")
+        two = results["two workers"]["pictures_per_s"] / batched
+        print(f"two workers against one: {two:.2f}", flush=True)
 
 
 if __name__ == "__main__":
