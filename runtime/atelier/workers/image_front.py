@@ -59,8 +59,9 @@ class ImageFront:
 
     @property
     def ready(self) -> bool:
-        """Whether at least one worker serves."""
-        return self._pool is not None and bool(self._pool.ready)
+        """Whether a request would be served now: at least one worker is up, and none is refused
+        because the server shuts down."""
+        return self._pool is not None and self._pool.open
 
     @property
     def progress(self) -> str:

@@ -77,9 +77,14 @@ class Pool:
         return self._workforce.ready
 
     @property
+    def open(self) -> bool:
+        """Whether requests can be taken."""
+        return bool(self.ready) and not self._draining
+
+    @property
     def progress(self) -> str:
-        """What the start, or a restart, is doing."""
-        return self._workforce.progress
+        """What the start, a restart or the end is doing."""
+        return "draining" if self._draining else self._workforce.progress
 
     @property
     def depth(self) -> int:

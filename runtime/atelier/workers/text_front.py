@@ -82,7 +82,7 @@ class TextFront:
         if self._workforce is None:
             return
         self._workforce.interrupt()
-        if self._tickets and self.ready:
+        if self._tickets and self._workforce.ready:
             self._idle.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), seconds)
@@ -97,11 +97,14 @@ class TextFront:
     @property
     def ready(self) -> bool:
         """Whether a request would be served now."""
-        return self._workforce is not None and bool(self._workforce.ready)
+        serving = self._workforce is not None and bool(self._workforce.ready)
+        return serving and not self._draining
 
     @property
     def progress(self) -> str:
         """What the start, or a restart, is doing."""
+        if self._draining:
+            return "draining"
         return self._workforce.progress if self._workforce else "not started"
 
     def check_ready(self) -> None:
