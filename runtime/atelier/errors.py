@@ -55,6 +55,10 @@ class PayloadTooLarge(AtelierError):
     """The body is larger than MAX_BODY_BYTES."""
 
 
+class UnsupportedEncoding(AtelierError):
+    """The body is packed in a way that is not known here."""
+
+
 class Busy(AtelierError):
     """The queue is full. `retry_after_s` is when a place is expected, from measured step times."""
 
@@ -126,6 +130,9 @@ REPORTS: dict[type[AtelierError], ErrorReport] = {
     NotFound: ErrorReport(404, "invalid_request_error", "not_found", "NOT_FOUND"),
     PayloadTooLarge: ErrorReport(
         413, "invalid_request_error", "payload_too_large", "RESOURCE_EXHAUSTED"
+    ),
+    UnsupportedEncoding: ErrorReport(
+        415, "invalid_request_error", "unsupported_encoding", "INVALID_ARGUMENT"
     ),
     Busy: ErrorReport(429, "rate_limit_error", "queue_full", "RESOURCE_EXHAUSTED"),
     Cancelled: ErrorReport(499, "request_cancelled", "cancelled", "CANCELLED"),

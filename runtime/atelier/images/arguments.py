@@ -50,6 +50,10 @@ TAKES_SEVERAL = {
 }
 
 
+MOST_STRETCHED = 64
+"""Longer side over shorter one: a line of pixels costs what a picture costs and shows nothing."""
+
+
 def accepted(pipeline: Any) -> list[str]:
     """The names of the arguments that a request may send to this pipeline."""
     names = inspect.signature(type(pipeline).__call__).parameters
@@ -130,13 +134,11 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
             raise InvalidRequest(
                 f"{name}: {value} is not divisible by {multiple}, which this model needs", name
             )
-    width, height = sizes.get("width", 0), sizes.get("height", 0)
-    if width * height > max_pixels:
-        message = (
-            f"{width} x {height} pixels are more than fit this device; the largest picture has"
-            f" {max_pixels} pixels"
+    if sizes:
+        native = native_size(pipeline)
+        _check_pixels(
+            sizes.get("width", native[0]), sizes.get("height", native[1]), max_pixels, "width"
         )
-        raise InvalidRequest(f"width: {message}", "width")
     arguments = {
         "prompt": request.prompt,
         **sized(pipeline, request.width, request.height),
@@ -149,6 +151,20 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
     # only arrays to 0..1.
     arguments["output_type"] = "pt" if hasattr(pipeline, "image_processor") else "np"
     return arguments
+
+
+def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
+    if width * height > max_pixels:
+        raise InvalidRequest(
+            f"{name}: {width} x {height} pixels are more than fit this device; the largest picture"
+            f" has {max_pixels} pixels",
+            name,
+        )
+    if max(width, height) > MOST_STRETCHED * min(width, height):
+        raise InvalidRequest(
+            f"{name}: {width} x {height} pixels; one side may be {MOST_STRETCHED} times the other",
+            name,
+        )
 
 
 def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
@@ -174,6 +190,7 @@ def _inputs(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, 
     multiple = size_multiple(pipeline)
     width = request.width or max(multiple, pictures[0].width // multiple * multiple)
     height = request.height or max(multiple, pictures[0].height // multiple * multiple)
+    _check_pixels(width, height, max_pixels, "image")  # thin pictures grow to the multiple
     inputs: dict[str, Any] = {**sized(pipeline, width, height)}
     if "strength" in accepted(pipeline):
         pictures = [picture.resize((width, height)) for picture in pictures]

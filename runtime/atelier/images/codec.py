@@ -4,7 +4,10 @@ denoising thread."""
 from __future__ import annotations
 
 import io
+import logging
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from atelier.errors import InvalidRequest
 
@@ -13,6 +16,11 @@ if TYPE_CHECKING:
 
     from atelier.events import Image
     from atelier.images.request import Format
+
+log = logging.getLogger(__name__)
+
+ORIENTATION = 0x0112
+"""EXIF's tag, with values 1 to 8: Exif 2.32, section 4.6.4."""
 
 MEDIA_TYPES: dict[str, str] = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -47,7 +55,7 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
             before any pixel is.
     """
     from PIL import Image as PIL
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
         image = PIL.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP"])
@@ -57,13 +65,45 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
                 field,
             )
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(_eight_bits(image))
     except UnidentifiedImageError:
         raise InvalidRequest(f"{field}: not a PNG, JPEG, WebP, GIF or BMP picture", field) from None
     except (OSError, SyntaxError, ValueError, PIL.DecompressionBombError) as error:
         raise InvalidRequest(f"{field}: the picture cannot be decoded: {error}", field) from None
     has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     return upright.convert("RGBA" if has_alpha else "RGB")
+
+
+def _eight_bits(image: PILImage) -> PILImage:
+    """A grey picture of 16 bits a pixel in 8: Pillow's own conversion would cut the values off."""
+    from PIL import Image as PIL
+
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float32) / 257
+    return PIL.fromarray(values.round().clip(0, 255).astype(np.uint8), "L")
+
+
+def _upright(image: PILImage) -> PILImage:
+    """Turned as its EXIF orientation says. Cameras write tags that no reader understands; they are
+    no reason to refuse a picture."""
+    from PIL import Image as PIL
+
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # whatever a broken tag makes the reader raise
+        log.info("a picture's EXIF cannot be read; it is taken as it lies")
+        return image
+    turns = {
+        2: PIL.Transpose.FLIP_LEFT_RIGHT,
+        3: PIL.Transpose.ROTATE_180,
+        4: PIL.Transpose.FLIP_TOP_BOTTOM,
+        5: PIL.Transpose.TRANSPOSE,
+        6: PIL.Transpose.ROTATE_270,
+        7: PIL.Transpose.TRANSVERSE,
+        8: PIL.Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def mask_from_alpha(mask: bytes, picture: bytes, max_pixels: int, field: str) -> bytes:

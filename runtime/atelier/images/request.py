@@ -15,11 +15,24 @@ Format = Literal["PNG", "JPEG", "WEBP"]
 StepCacheBound = Literal["off", "low", "medium", "high"] | Annotated[float, Field(ge=0, lt=1)]
 
 MAX_SEED = 2**63 - 1
+MAX_TEXT = 20_000
+"""Characters of a prompt, in any of its fields: tokenizing millions holds everyone up."""
+
+MAX_ENTRIES = 100
+"""Entries of a list or an object that a pipeline takes."""
+
+SCHEDULES = ("sigmas", "timesteps")
+"""Lists with an entry a step, which stand for num_inference_steps."""
 
 
 def _format(value: Any) -> Any:
     upper = value.upper() if isinstance(value, str) else value
     return "JPEG" if upper == "JPG" else upper
+
+
+def _drawn(value: Any) -> Any:
+    """Many clients say -1 where they mean that any seed will do."""
+    return None if value in (-1, "-1") and not isinstance(value, bool) else value
 
 
 class ImageRequest(BaseModel):
@@ -31,14 +44,17 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    prompt: str = Field(max_length=20_000)
-    negative_prompt: str | None = Field(None, max_length=20_000)
+    prompt: str = Field(max_length=MAX_TEXT)
+    negative_prompt: str | None = Field(None, max_length=MAX_TEXT)
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     width: int | None = Field(None, ge=8, description="Pixels.")
     height: int | None = Field(None, ge=8, description="Pixels.")
-    seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Drawn at random if missing; always returned."
+    seed: Annotated[int | None, BeforeValidator(_drawn)] = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Drawn at random if missing or -1; always returned.",
     )
     num_images_per_prompt: int = Field(1, ge=1)
     scheduler: str | None = Field(
@@ -100,6 +116,8 @@ class ImageRequest(BaseModel):
         return request
 
     def _check_limits(self, settings: Settings, where: str) -> None:
+        for name, value in self.extra.items():
+            _check_extra(f"{where}{name}", name, value, settings)
         if (self.num_inference_steps or 0) > settings.max_steps:
             name = f"{where}num_inference_steps"
             raise InvalidRequest(
@@ -123,6 +141,24 @@ class ImageRequest(BaseModel):
                 f" MAX_PIXELS={settings.max_pixels}",
                 f"{where}width",
             )
+
+
+def _check_extra(where: str, name: str, value: Any, settings: Settings) -> None:
+    """Bound a pipeline's own argument before anything is done with it."""
+    if "prompt" in name and not isinstance(value, str):
+        raise InvalidRequest(f"{where}: {value!r:.80} is not text", where)
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise InvalidRequest(f"{where}: {len(value)} characters; at most {MAX_TEXT}", where)
+    if name in SCHEDULES:
+        numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
+        if not numbers or not value:
+            raise InvalidRequest(f"{where}: {value!r:.80} is not a list of numbers", where)
+        if len(value) > settings.max_steps:
+            raise InvalidRequest(
+                f"{where}: {len(value)} steps are above MAX_STEPS={settings.max_steps}", where
+            )
+    elif isinstance(value, list | dict) and len(value) > MAX_ENTRIES:
+        raise InvalidRequest(f"{where}: {len(value)} entries; at most {MAX_ENTRIES}", where)
 
 
 def _sentence(fault: Any) -> str:

@@ -19,6 +19,9 @@ from atelier.protocols.http.remote import RemotePictures
 from atelier.settings import Settings
 from atelier.streams import EventStream
 
+URL_SAFE = str.maketrans("-_", "+/")
+"""The alphabet for URLs and file names (RFC 4648, section 5), to the usual one."""
+
 Watch = Callable[[int, Event], None]
 
 
@@ -57,9 +60,10 @@ def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
     """
     if text.startswith(("http://", "https://")):
         return RemotePictures(settings).fetch(text, where)
-    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    bare = "".join(text.split())  # encoders break lines
+    encoded = bare.partition(",")[2] if bare[:5].lower() == "data:" else bare
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode(encoded.translate(URL_SAFE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{where}: not base64: {error}", where) from None
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier import logs
 from atelier.protocols.http.access import ApiKeys, BodyLimit
+from atelier.protocols.http.encoding import Unpacked
 from atelier.settings import Settings
 
 
@@ -19,9 +21,31 @@ def front(app: ASGIApp, settings: Settings) -> ASGIApp:
     `ClientGone` reads ahead of the application, so what bounds the body has to stand outside of it.
     """
     app = ClientGone(app)
+    app = Unpacked(app, settings.max_body_bytes)
     app = BodyLimit(app, settings.max_body_bytes)
     app = ApiKeys(app, settings)
-    return RequestId(app)
+    if settings.allowed_origins:  # a browser's preflight has no key
+        app = CORSMiddleware(
+            app,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Location", "Retry-After"],
+        )
+    return RequestId(WithoutSlash(app))
+
+
+class WithoutSlash:
+    """Takes the slash from the end of a path: `/v1/images/generations/` is the same route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            path = scope["path"].rstrip("/") or "/"
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self._app(scope, receive, send)
 
 
 class RequestId:

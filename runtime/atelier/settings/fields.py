@@ -47,7 +47,10 @@ from atelier.settings.values import (
 class Settings(BaseSettings):
     """Everything that can be set. Field `model_id` is variable `MODEL_ID`, and so on."""
 
-    model_config = SettingsConfigDict(case_sensitive=False, extra="ignore", frozen=True)
+    # A variable that is there but empty, as manifests leave it, is unset.
+    model_config = SettingsConfigDict(
+        case_sensitive=False, extra="ignore", frozen=True, env_ignore_empty=True
+    )
 
     model_id: str = MODEL(
         "builtin/shapes", "Folder, .safetensors file, s3://bucket/prefix or Hub id@revision."
@@ -254,6 +257,9 @@ class Settings(BaseSettings):
     )
 
     api_keys: Secrets = ACCESS([], "Accepted keys; empty: no check.")
+    allowed_origins: Names = ACCESS(
+        [], "Origins of pages in browsers that may call, or *; empty: none. Comma-separated."
+    )
     allowed_image_hosts: Names = ACCESS(
         [], "Hosts that input pictures may be fetched from; empty: none.", PICTURES
     )
@@ -288,15 +294,14 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _lower(cls, value: Any, info: ValidationInfo) -> Any:
-        """Words from a fixed list may come in any case, as `True` does from Python scripts and Helm
-        values."""
+    def _tidied(cls, value: Any, info: ValidationInfo) -> Any:
+        """White space around a value goes: a key in a Secret often ends in a line break. Words from
+        a fixed list may come in any case, as `True` does from Python scripts and Helm values."""
+        if not isinstance(value, str):
+            return value
         field = cls.model_fields[info.field_name or ""]
-        return (
-            value.lower()
-            if isinstance(value, str) and get_origin(field.annotation) is Literal
-            else value
-        )
+        bare = value.strip()
+        return bare.lower() if get_origin(field.annotation) is Literal else bare
 
     @property
     def default_adapters(self) -> dict[str, float]:

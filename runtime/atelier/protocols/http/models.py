@@ -85,11 +85,11 @@ def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
     return routes
 
 
-def check_name(model: ServedModel, name: str) -> None:
-    """See that a request means the served model.
+def check_name(model: ServedModel, name: Any) -> None:
+    """See that a request means the served model; null or empty is the one model there is.
 
     Raises:
         ModelUnknown: it means another.
     """
-    if name != model.name:
+    if name not in (None, "", model.name):
         raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")

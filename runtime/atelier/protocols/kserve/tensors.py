@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import kserve
 import orjson
 from fastapi.responses import Response
 from kserve.protocol.infer_type import InferInput, InferRequest, InferResponse, RequestedOutput
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from atelier.errors import InvalidRequest
 from atelier.protocols.http.bodies import json_value
@@ -28,7 +28,23 @@ UNREADABLE = (
 )  # what decoding tensors raises
 
 
-class TensorBody(BaseModel):
+def _as_text(value: Any) -> Any:
+    """Ids are text; some clients count with numbers."""
+    return str(value) if type(value) is int else value
+
+
+class NullIsAbsent(BaseModel):
+    """Explicit nulls, as KServe's own client writes them, are fields that were left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: each for name, each in value.items() if each is not None}
+
+
+class TensorBody(NullIsAbsent):
     """An input: its elements are in `data`, or follow the JSON as `binary_data_size` bytes."""
 
     name: str
@@ -38,17 +54,17 @@ class TensorBody(BaseModel):
     parameters: dict[str, Any] = {}
 
 
-class Output(BaseModel):
+class Output(NullIsAbsent):
     """An output that is asked for, and in which form."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
-class Body(BaseModel):
+class Body(NullIsAbsent):
     """The JSON of a v2 inference request."""
 
-    id: str | None = None
+    id: Annotated[str | None, BeforeValidator(_as_text)] = None
     inputs: list[TensorBody] = Field(min_length=1)
     outputs: list[Output] = []
     parameters: dict[str, Any] = {}

@@ -44,6 +44,9 @@ RENAMED = {
 }
 """Fields of an ImageRequest that have another name here."""
 
+WITHOUT_EFFECT = ("moderation", "input_fidelity", "style")
+"""Fields of OpenAI's that clients send and nothing here does; the answer says so."""
+
 Quality = Literal["low", "auto", "standard", "medium", "high", "hd", "xhigh", "max"]
 
 
@@ -75,7 +78,10 @@ class ImagesBody(BaseModel):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="Previews sent while streaming."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1: drawn at random.")
+    moderation: str | None = Field(None, description="No effect here.")
+    input_fidelity: str | None = Field(None, description="No effect here.")
+    style: str | None = Field(None, description="No effect here.")
     num_inference_steps: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1, description="The same as num_inference_steps.")
     guidance_scale: float | None = Field(None, ge=0, le=100)
@@ -155,6 +161,7 @@ class ImagesCall:
     quality: str
     background: str
     output_format: str
+    warnings: tuple[str, ...] = ()
 
 
 def translate(
@@ -204,6 +211,11 @@ def translate(
         quality=body.quality or "auto",
         background=body.background or "auto",
         output_format=body.output_format or "png",
+        warnings=tuple(
+            f"{name}: taken and without effect: this server has no such thing"
+            for name in WITHOUT_EFFECT
+            if getattr(body, name) is not None
+        ),
     )
 
 

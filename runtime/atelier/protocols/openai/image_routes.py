@@ -169,7 +169,9 @@ def _json(
     first = pictures[0]
     described = _described(call, first.width, first.height)
     steps = {} if drawn.steps_run is None else {"steps_run": drawn.steps_run}
-    return orjson.dumps({"created": int(time.time()), "data": data, **described, **steps})
+    told = {"warnings": call.warnings} if call.warnings else {}
+    created = {"created": int(time.time())}
+    return orjson.dumps(created | {"data": data} | described | steps | told)
 
 
 def _described(call: ImagesCall, width: int, height: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,10 @@ from atelier.protocols.http.bodies import json_object
 from atelier.protocols.picture_requests import picture_bytes
 from atelier.settings import Settings
 
-IMAGE_NAMES = ("image", "images", "image[]")
+IMAGE_NAMES = ("image", "images")
+INDEX = re.compile(r"\[\d*\]$")
+"""`image[]` and `image[0]` are other spellings of `image`."""
+
 MAX_FILES = 17
 """OpenAI's sixteen pictures and a mask."""
 
@@ -41,6 +45,7 @@ async def read(request: Request, settings: Settings) -> Upload:
         fields, pictures, masks = await _form(request, settings)
     else:
         fields = await asyncio.to_thread(json_object, await request.body())
+        fields = {INDEX.sub("", name): value for name, value in fields.items()}
         pictures = [value for name in IMAGE_NAMES for value in _many(fields.pop(name, None))]
         masks = _many(fields.pop("mask", None))
     if len(pictures) >= MAX_FILES:
@@ -65,6 +70,9 @@ async def _form(
     ) as form:
         for name, value in form.multi_items():
             content = await value.read() if isinstance(value, UploadFile) else value
+            name = INDEX.sub("", name)
+            if not content:  # what an empty field of a form sends
+                continue
             if name in IMAGE_NAMES:
                 pictures.append(content)
             elif name == "mask":
