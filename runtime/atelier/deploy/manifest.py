@@ -18,6 +18,9 @@ GROUP, VERSION, KIND = "serving.kserve.io", "v1beta1", "InferenceService"
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
 """KServe makes host names of it: at most 53 characters."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+MODE = "serving.kserve.io/deploymentMode"
+STANDARD, RAW = "Standard", "RawDeployment"
+"""The mode without Knative: the word of KServe 0.16 and newer, and the one that all understand."""
 MOUNT = "/mnt/models"
 TIMEOUT_S = 600
 """The server's own REQUEST_TIMEOUT; a Route would give up after 30 s."""
@@ -119,8 +122,7 @@ def render(endpoint: Endpoint) -> dict[str, Any]:
         "name": endpoint.name,
         "labels": {"opendatahub.io/dashboard": "true"},
         "annotations": {
-            # Every KServe from 0.15 to 0.21 knows this word.
-            "serving.kserve.io/deploymentMode": "RawDeployment",
+            MODE: STANDARD,
             "haproxy.router.openshift.io/timeout": f"{TIMEOUT_S}s",
         },
     }
