@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.deploy import fake_controllers, fake_rules
+from tests.deploy import fake_controllers, fake_protobuf, fake_rules
 from tests.deploy.fake_controllers import Moment
 from tests.deploy.fake_kinds import ALL, Kind, discovery
 from tests.deploy.fake_store import Object, Refused, Store, merge
@@ -51,6 +51,7 @@ class FakeApi:
         self.logs: dict[tuple[str, str, bool], str] = {}
         self.requests: list[str] = []
         self.lock = threading.RLock()
+        self.down = False
         if namespace:
             self.add("v1", "Namespace", namespace, "")
             self.add("v1", "ServiceAccount", "atelier", namespace)
@@ -110,11 +111,16 @@ class FakeApi:
         return path
 
     def close(self) -> None:
+        self.down = True
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
 
     def handle(self, request: BaseHTTPRequestHandler, method: str) -> None:
+        if self.down:
+            request.connection.close()
+            request.close_connection = True
+            return
         address = urlsplit(request.path)
         query = {name: values[0] for name, values in parse_qs(address.query).items()}
         length = int(request.headers.get("Content-Length") or 0)
@@ -123,7 +129,10 @@ class FakeApi:
         with self.lock:
             self.requests.append(f"{method} {address.path}")
             try:
-                body = yaml.safe_load(text) if text else None
+                if text.startswith(fake_protobuf.MAGIC):
+                    body = fake_protobuf.access_review(text)
+                else:
+                    body = yaml.safe_load(text) if text else None
                 code, answer = self.answer(method, address.path, query, body, content_type)
             except Refused as refused:
                 code, answer = refused.code, refused.status
@@ -232,8 +241,6 @@ class FakeApi:
         fake_rules.admit(self.store, key[0], document, there, self.facts)
         if query.get("dryRun"):
             return document
-        if kind.resource == "secrets":
-            document.pop("stringData", None)
         if by_apply:
             self.store.own(key, body, manager, force)
         written = self.store.write(key, document, manager)

@@ -125,7 +125,8 @@ def test_without_a_cluster_it_says_how_to_log_in(
 
 
 def test_render_prints_what_apply_sends(api: FakeApi) -> None:
-    options = ["shapes", "builtin/shapes", "--gpu", "l40s", "--env", "LOG_LEVEL=debug", "--expose"]
+    options = ["shapes", "builtin/shapes", "--gpu", "l40s", "--env", "LOG_LEVEL=debug"]
+    options += ["--expose", "--open"]
     printed = yaml.safe_load(run("render", *options).stdout)
     assert run("apply", *options, "--no-wait").exit_code == 0
     sent = {k: v for k, v in api.services["shapes"].items() if k != "status"}

@@ -21,7 +21,7 @@ from kubernetes.dynamic.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
-from atelier.deploy.manifest import GROUP, KIND, MODE, RAW, VERSION, DeployError
+from atelier.deploy.manifest import GROUP, KIND, MODE, RAW, STANDARD, VERSION, DeployError
 
 FIELD_MANAGER = "atelier-deploy"
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -75,30 +75,30 @@ class Cluster:
         """
         name = document["metadata"]["name"]
         annotations = document["metadata"].get("annotations", {})
-        with answering(f"{name} was refused"):
-            try:
-                if annotations.get(MODE) in ("Standard", RAW):
-                    asked = {**document, "metadata": {**document["metadata"]}}
-                    asked["metadata"]["annotations"] = {**annotations, MODE: RAW}
-                    kept = self._send(asked, True, dry_run="All")["metadata"]["annotations"][MODE]
-                    document = {**asked, "metadata": {**asked["metadata"]}}
-                    document["metadata"]["annotations"] = {**annotations, MODE: kept}
-                self._send(document, take_over)
-            except ConflictError as error:
-                raise DeployError(_conflict(name, error)) from None
+        try:
+            if annotations.get(MODE) in (STANDARD, RAW):
+                asked = _with_mode(document, RAW)
+                kept = self.send(asked, True, dry_run="All")["metadata"]["annotations"][MODE]
+                document = _with_mode(document, kept)
+            self.send(document, take_over)
+        except ConflictError as error:
+            raise DeployError(_conflict(name, error)) from None
 
-    def _send(self, document: Object, force: bool, **query: str) -> Object:
-        return cast(
-            Object,
-            self._services.server_side_apply(
+    def send(
+        self, document: Object, force: bool, manager: str = FIELD_MANAGER, **query: str
+    ) -> Object:
+        """Apply an InferenceService as it is, server-side; returns what the server kept."""
+        name = document["metadata"]["name"]
+        with answering(f"{name} was refused", but=ConflictError):
+            answer = self._services.server_side_apply(
                 body=document,
-                name=document["metadata"]["name"],
+                name=name,
                 namespace=self.namespace,
-                field_manager=FIELD_MANAGER,
+                field_manager=manager,
                 force_conflicts=force,
                 **query,
-            ).to_dict(),
-        )
+            )
+        return cast(Object, answer.to_dict())
 
     def service(self, name: str) -> Object | None:
         """The InferenceService, or None."""
@@ -167,11 +167,18 @@ class Cluster:
             return list(resource.get(namespace=self.namespace, **selector).to_dict()["items"])
 
 
+def _with_mode(document: Object, mode: str) -> Object:
+    annotations = {**document["metadata"]["annotations"], MODE: mode}
+    return {**document, "metadata": {**document["metadata"], "annotations": annotations}}
+
+
 @contextmanager
-def answering(what: str) -> Iterator[None]:
+def answering(what: str, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
     """Whatever the API says, or that it does not answer, as one line for a person."""
     try:
         yield
+    except but:
+        raise
     except (client.ApiException, HTTPError, OSError) as error:
         raise DeployError(f"{what}: {_words(error)}") from None
 
