@@ -106,7 +106,7 @@ render() {
     printf '%s\n' "$RECORD"
     image_override
   } >"$SCRATCH/overlay/kustomization.yaml"
-  "$CLI" kustomize "$SCRATCH/overlay" >"$SCRATCH/overlay.yaml"
+  render_overlay
   guard_entrance
   read -r SERVICE_KIND SERVICE < <(objects "$SCRATCH/overlay.yaml" | awk '$2 ~ /InferenceService$/ {print $2, $3}')
   if [[ " $PARTS " == *" build "* ]] && used 'image: .*-vllm$'; then
@@ -123,7 +123,11 @@ guard_entrance() { # an endpoint that asks nobody who he is gets API keys, unles
   grep -q '^kind: InferenceService' "$SCRATCH/overlay.yaml" || return 0
   ! grep -qE 'name: atelier-api-keys|enable-auth: "true"' "$SCRATCH/overlay.yaml" || return 0
   printf 'components: [../../../manifests/components/auth/api-keys]\n' >>"$SCRATCH/overlay/kustomization.yaml"
-  "$CLI" kustomize "$SCRATCH/overlay" >"$SCRATCH/overlay.yaml"
+  render_overlay
+}
+
+render_overlay() { # the autoscaler's query spells its namespace out, where kustomize does not look
+  "$CLI" kustomize "$SCRATCH/overlay" | sed "s|^\( *namespace:\) atelier\$|\1 $NAMESPACE|" >"$SCRATCH/overlay.yaml"
 }
 
 image_override() { # a name without a tag keeps the tag of the manifests, such as 0.1.0-vllm

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2153 # SERVICE is read in render, by a name that shellcheck takes for a misspelling
 # What setup.sh does to a cluster: plan, apply, wait, remove. Sourced; uses its CLI, NAMESPACE, PARTS, SERVICE and SCRATCH.
 
 plan() {
@@ -155,9 +156,12 @@ finish() {
 made() { # a line "Kind name kind.group" for each object that setup.sh made, of the kinds that this cluster serves
   local kinds served
   served=$("$CLI" api-resources --namespaced --verbs=delete --no-headers -o name 2>/dev/null)
-  kinds=$(for file in manifests/setup/*/*.yaml manifests/base/*.yaml manifests/components/*/*.yaml manifests/components/*/*/*.yaml; do
-    objects "$file" | awk '{print $4}'
-  done | sort -u | while read -r ref; do
+  kinds=$({
+    printf 'configmap\nsecret\n' # kustomize generates these
+    for file in manifests/setup/*/*.yaml manifests/base/*.yaml manifests/components/*/*.yaml manifests/components/*/*/*.yaml; do
+      objects "$file" | awk '{print $4}'
+    done
+  } | sort -u | while read -r ref; do
     # The kind in the plural: ours ends in s, es or ies.
     grep -xE "${ref%%.*}(s|es)?${ref#"${ref%%.*}"}|${ref%%y.*}ies${ref#"${ref%%.*}"}" <<<"$served" || true
   done | paste -sd,)

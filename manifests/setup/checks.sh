@@ -32,13 +32,11 @@ check_rights() { # on every kind that will be applied, so that nothing is left h
   while read -r resource; do
     refused=""
     for verb in create patch; do
-      allowed "$verb" "$resource" || refused+="${refused:+ and }$verb"
+      allowed "$verb" "$resource" && continue
+      refused=yes
+      missing "the right to $verb $resource in $NAMESPACE" "an administrator: oc adm policy add-role-to-user admin YOU -n $NAMESPACE"
     done
-    if [ -z "$refused" ]; then
-      ok "may create and patch $resource"
-    else
-      missing "the right to $refused $resource in $NAMESPACE" "an administrator: oc adm policy add-role-to-user admin YOU -n $NAMESPACE"
-    fi
+    [ -n "$refused" ] || ok "may create and patch $resource"
   done < <(objects "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml" | awk '$2 != "Namespace" {print $4}' | sort -u | plural)
 }
 

@@ -110,6 +110,7 @@ def _service(store: Store, key: tuple[str, str, str], moment: Moment, rules: Obj
             "kind": "Event",
             "metadata": meta,
             "type": "Warning",
+            "lastTimestamp": "2026-01-01T00:00:00Z",
             **event,
         }
     conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
