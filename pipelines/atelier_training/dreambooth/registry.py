@@ -27,7 +27,11 @@ def register(registry: str, name: str, published: dict[str, Any], connection: st
     Raises:
         PublishError: the registry does not answer or refuses.
     """
-    token = os.environ.get("MODEL_REGISTRY_TOKEN", "") or _content(ACCOUNT / "token")
+    token = os.environ.get("MODEL_REGISTRY_TOKEN", "")
+    if not token and registry.startswith(
+        "https://"
+    ):  # never in the clear
+        token = _content(ACCOUNT / "token")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     base = registry.rstrip("/") + BASE
     with httpx.Client(base_url=base, headers=headers, timeout=30, verify=_trust()) as client:
