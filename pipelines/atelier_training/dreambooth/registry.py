@@ -28,9 +28,7 @@ def register(registry: str, name: str, published: dict[str, Any], connection: st
         PublishError: the registry does not answer or refuses.
     """
     token = os.environ.get("MODEL_REGISTRY_TOKEN", "")
-    if not token and registry.startswith(
-        "https://"
-    ):  # never in the clear
+    if not token and registry.startswith("https://"):  # never in the clear
         token = _content(ACCOUNT / "token")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     base = registry.rstrip("/") + BASE
