@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-NAMESPACE=atelier OVERLAY=dev PARTS="" IMAGE="" REPOSITORY="" TIMEOUT=900 DRY_RUN="" UNINSTALL=""
+NAMESPACE=atelier OVERLAY=dev PARTS="" IMAGE="" REPOSITORY="" TIMEOUT=900 DRY_RUN="" UNINSTALL="" OPEN=""
 KNOWN_PARTS="storage storage-route pipelines workbench build tekton queue"
 
 usage() {
@@ -16,8 +16,9 @@ usage() {
   --image REF         image to run instead of the one in the manifests
   --repository URL    what the build and the workbench clone           (default: this clone's origin)
   --timeout SECONDS   how long to wait for the endpoint                (default: 900)
+  --open              let anybody call it: without this an endpoint asks for a key or a token
   --dry-run           check, print the whole plan, apply nothing
-  --uninstall         remove what was applied; volumes, Secrets and the project stay
+  --uninstall         remove what was applied, parts included; volumes, Secrets and the project stay
 EOF
 }
 
@@ -48,6 +49,7 @@ parse_options() {
         shift 2
         ;;
       --dry-run) DRY_RUN=yes; shift ;;
+      --open) OPEN=yes; shift ;;
       --uninstall) UNINSTALL=yes; shift ;;
       -h | --help) usage; exit 0 ;;
       *) usage >&2; die "unknown option $1" ;;
@@ -92,6 +94,7 @@ render() {
     grep -vE "$drop" manifests/setup/kustomization.yaml |
       sed -e "s|^namespace: .*|namespace: $NAMESPACE|" \
         -e "s|url=.*|url=${REPOSITORY:-https://github.com/example/atelier.git}|"
+    printf '%s\n' "$RECORD"
     image_override
   } >"$SCRATCH/setup/kustomization.yaml"
   "$CLI" kustomize "$SCRATCH/setup" >"$SCRATCH/setup.yaml"
@@ -100,28 +103,51 @@ render() {
   {
     printf 'apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: %s\n' "$NAMESPACE"
     printf 'resources: [../../../manifests/overlays/%s]\n' "$OVERLAY"
+    printf '%s\n' "$RECORD"
     image_override
   } >"$SCRATCH/overlay/kustomization.yaml"
-  "$CLI" kustomize "$SCRATCH/overlay" >"$SCRATCH/overlay.yaml"
+  render_overlay
+  guard_entrance
   read -r SERVICE_KIND SERVICE < <(objects "$SCRATCH/overlay.yaml" | awk '$2 ~ /InferenceService$/ {print $2, $3}')
   if [[ " $PARTS " == *" build "* ]] && used 'image: .*-vllm$'; then
     die "--with build makes the image without vLLM, which overlay $OVERLAY needs: make image TARGET=engine-vllm, make push, --image"
   fi
 }
 
+# What setup.sh makes carries this label, by which --uninstall finds it again.
+MADE_BY=atelier.dev/made-by=setup
+RECORD="labels: [{pairs: {${MADE_BY%=*}: ${MADE_BY#*=}}}]"
+
+guard_entrance() { # an endpoint that asks nobody who he is gets API keys, unless --open
+  [ -z "$OPEN" ] || return 0
+  grep -q '^kind: InferenceService' "$SCRATCH/overlay.yaml" || return 0
+  ! grep -qE 'name: atelier-api-keys|enable-auth: "true"' "$SCRATCH/overlay.yaml" || return 0
+  printf 'components: [../../../manifests/components/auth/api-keys]\n' >>"$SCRATCH/overlay/kustomization.yaml"
+  render_overlay
+}
+
+render_overlay() { # the autoscaler's query spells its namespace out, where kustomize does not look
+  "$CLI" kustomize "$SCRATCH/overlay" | sed "s|^\( *namespace:\) atelier\$|\1 $NAMESPACE|" >"$SCRATCH/overlay.yaml"
+}
+
 image_override() { # a name without a tag keeps the tag of the manifests, such as 0.1.0-vllm
   [ -n "$IMAGE" ] || return 0
-  printf 'images:\n  - name: quay.io/atelier/atelier\n'
-  case $IMAGE in
-    *@*) printf '    newName: %s\n    digest: %s\n' "${IMAGE%@*}" "${IMAGE#*@}" ;;
-    *) # a colon before the last slash is a port
-      if [[ ${IMAGE##*/} == *:* ]]; then
-        printf '    newName: %s\n    newTag: "%s"\n' "${IMAGE%:*}" "${IMAGE##*:}"
-      else
-        printf '    newName: %s\n' "$IMAGE"
-      fi
-      ;;
-  esac
+  local name
+  printf 'images:\n'
+  # An overlay may have renamed it, to a registry of its own.
+  for name in quay.io/atelier/atelier $(sed -n 's/^ *newName: *//p' "manifests/overlays/$OVERLAY/kustomization.yaml"); do
+    printf '  - name: %s\n' "$name"
+    case $IMAGE in
+      *@*) printf '    newName: %s\n    digest: %s\n' "${IMAGE%@*}" "${IMAGE#*@}" ;;
+      *) # a colon before the last slash is a port
+        if [[ ${IMAGE##*/} == *:* ]]; then
+          printf '    newName: %s\n    newTag: "%s"\n' "${IMAGE%:*}" "${IMAGE##*:}"
+        else
+          printf '    newName: %s\n' "$IMAGE"
+        fi
+        ;;
+    esac
+  done
 }
 
 objects() { # a line "apiVersion Kind name kind.group" for each object in files
@@ -138,106 +164,23 @@ objects() { # a line "apiVersion Kind name kind.group" for each object in files
 
 used() { grep -qE "$1" "$SCRATCH"/setup.yaml "$SCRATCH"/overlay.yaml; }
 
+only() { # kinds, file: the objects of these kinds
+  awk -v kinds=" $1 " '
+    function out() { if (index(kinds, " " kind " ")) printf "---\n%s", text; text = ""; kind = "" }
+    /^---/ { out(); next } { text = text $0 "\n" } /^kind:/ { kind = $2 } END { out() }' "$2"
+}
+
+without() { # kinds, file: all other objects
+  awk -v kinds=" $1 " '
+    function out() { if (kind != "" && !index(kinds, " " kind " ")) printf "---\n%s", text; text = ""; kind = "" }
+    /^---/ { out(); next } { text = text $0 "\n" } /^kind:/ { kind = $2 } END { out() }' "$2"
+}
+
 # shellcheck source=manifests/setup/checks.sh
 source manifests/setup/checks.sh
 
-# -- apply, wait, remove -----------------------------------------------------------------------------------------------
-
-plan() {
-  local kind name ref
-  while read -r _ kind name ref; do
-    if in_namespace get "$ref" "$name" -o name >/dev/null 2>&1; then
-      say "  would update if changed   $kind/$name"
-    else
-      say "  would create              $kind/$name"
-    fi
-  done < <(objects "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml")
-  ! needs_api_key || say "  would create              Secret/atelier-api-keys (a random key, not printed)"
-  [[ " $PARTS " != *" build "* ]] || built || say "  would build               ImageStreamTag/atelier:0.1.0"
-  say "  would wait up to ${TIMEOUT} s for $SERVICE_KIND/$SERVICE"
-}
-
-needs_api_key() { used 'name: atelier-api-keys' && ! in_namespace get secret atelier-api-keys -o name >/dev/null 2>&1; }
-built() { in_namespace get imagestreamtag atelier:0.1.0 -o name >/dev/null 2>&1; }
-
-apply() {
-  "$CLI" apply -f "$SCRATCH/setup.yaml"
-  if needs_api_key; then
-    # Through standard input: an argument would be visible in the process list.
-    printf 'apiVersion: v1\nkind: Secret\nmetadata:\n  name: atelier-api-keys\nstringData:\n  API_KEYS: %s\n' \
-      "$(head -c 32 /dev/urandom | base64 | tr -d '+/=\n')" | in_namespace create -f -
-  fi
-  if [[ " $PARTS " == *" build "* ]] && ! built; then
-    in_namespace start-build atelier --follow --wait
-  fi
-  "$CLI" apply -f "$SCRATCH/overlay.yaml"
-}
-
-POD_STATES='{range .items[*]}{.metadata.name}{" "}{.status.phase}{range .status.conditions[?(@.reason=="Unschedulable")]}{" "}{.reason}{end}{range .status.initContainerStatuses[*]}{" "}{.state.waiting.reason}{" "}{.state.terminated.reason}{" "}{.lastState.terminated.reason}{end}{range .status.containerStatuses[*]}{" "}{.state.waiting.reason}{" "}{.lastState.terminated.reason}{end}{"\n"}{end}'
-pod_states() { in_namespace get pods -l "serving.kserve.io/inferenceservice=$SERVICE" -o "jsonpath=$POD_STATES" 2>/dev/null | tr -s ' '; }
-
-remedy() { # a pod's states
-  case $1 in
-    *ImagePullBackOff* | *ErrImagePull*) say "the image cannot be pulled: --image REF, --with build, or a pull secret on ServiceAccount atelier" ;;
-    *Unschedulable*) say "no node has room: free GPUs, memory, or the node label of the overlay are missing" ;;
-    *OOMKilled*) say "killed for memory: raise limits.memory, see the sizing table in docs/deploying.md" ;;
-    *CrashLoopBackOff* | *Error*) say "it ends by itself: $CLI -n $NAMESPACE logs -l serving.kserve.io/inferenceservice=$SERVICE --all-containers --previous" ;;
-    *) say "docs/deploying.md has a table of symptoms" ;;
-  esac
-}
-
-wait_ready() {
-  local deadline=$((SECONDS + TIMEOUT)) state last="" states
-  while [ "$SECONDS" -le "$deadline" ]; do
-    state=$(in_namespace get "$SERVICE_KIND" "$SERVICE" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null || true)
-    [ "$state" != True ] || { say "  ${SECONDS}s ready"; return 0; }
-    states=$(pod_states || true)
-    if [ "$states" != "$last" ]; then say "  ${SECONDS}s ${states:-no pod yet}"; last=$states; else printf '.'; fi
-    sleep "${POLL_SECONDS:-5}"
-  done
-  say ""
-  say "$SERVICE_KIND/$SERVICE is not ready after $TIMEOUT s. Pods: ${states:-none}"
-  say "Why: $(remedy "$states")"
-  say "Last warnings in $NAMESPACE:"
-  in_namespace get events --field-selector type=Warning --sort-by .lastTimestamp -o custom-columns=OBJECT:.involvedObject.name,REASON:.reason,MESSAGE:.message 2>/dev/null | tail -n 8
-  return 1
-}
-
-finish() {
-  local url auth=""
-  url=$(in_namespace get "$SERVICE_KIND" "$SERVICE" -o 'jsonpath={.status.url}')
-  ! used 'name: atelier-api-keys' || auth=" -H \"Authorization: Bearer \$($CLI -n $NAMESPACE get secret atelier-api-keys -o jsonpath={.data.API_KEYS} | base64 -d)\""
-  ! used 'enable-auth: "true"' || auth=" -H \"Authorization: Bearer \$($CLI whoami -t)\""
-  say "$url"
-  say ""
-  local path body
-  if used 'value: text$' || [ "$SERVICE_KIND" = LLMInferenceService ]; then
-    path=/v1/chat/completions
-    body="{\"model\": \"$SERVICE\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}"
-  else
-    path=/v1/models/$SERVICE:predict
-    body='{"instances": [{"prompt": "a red circle"}]}'
-  fi
-  say "curl -k$auth -H 'Content-Type: application/json' $url$path -d '$body'"
-}
-
-uninstall() {
-  local kind name ref others
-  # Overlays share the runtime, the account and what watches them.
-  others=$(in_namespace get inferenceservice -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}' | grep -vxF "$SERVICE" || true)
-  while read -r _ kind name ref; do
-    if [ "$kind" = Namespace ] || [ "$kind" = PersistentVolumeClaim ]; then
-      say "  kept $kind/$name"
-    elif [ -n "$others" ] && [ "$name" != "$SERVICE" ]; then
-      say "  kept $kind/$name, which may serve $(tr '\n' ' ' <<<"$others")"
-    elif [ -n "$DRY_RUN" ]; then
-      say "  would delete $kind/$name"
-    else
-      in_namespace delete "$ref" "$name" --ignore-not-found
-    fi
-  done < <(objects "$SCRATCH/overlay.yaml" "$SCRATCH/setup.yaml")
-  say "Volumes and Secrets stay; to remove everything: $CLI delete namespace $NAMESPACE"
-}
+# shellcheck source=manifests/setup/changes.sh
+source manifests/setup/changes.sh
 
 main() {
   parse_options "$@"
@@ -250,7 +193,7 @@ main() {
     return
   fi
   step "Checking the cluster for overlay $OVERLAY in $NAMESPACE"
-  check_login; check_rights; check_kinds; check_gpus; check_storage; check_inputs; check_image
+  check_login; check_kinds; check_rights; check_gpus; check_storage; check_inputs; check_image
   if [ -n "$DRY_RUN" ]; then
     step "Plan (nothing is applied)"
     plan

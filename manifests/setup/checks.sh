@@ -6,26 +6,42 @@ check_login() {
   answer=$("$CLI" auth can-i get pods --namespace "$NAMESPACE" 2>&1) || true
   case $answer in
     *yes | *no) ok "logged in to $("$CLI" config current-context 2>/dev/null || say 'the cluster')" ;;
+    *refused* | *"no such host"* | *timeout* | *"Unable to connect"*)
+      die "the API server does not answer (${answer##*$'\n'}): is it up, and is a VPN or proxy needed?" ;;
     *) die "not logged in (${answer##*$'\n'}): oc login https://API:6443, or choose a context with kubectl config use-context" ;;
   esac
 }
 
-check_rights() {
-  local resource verb=create
+allowed() { [ "$("$CLI" auth can-i "$1" "$2" --namespace "$NAMESPACE" 2>/dev/null)" = yes ]; }
+
+check_rights() { # on every kind that will be applied, so that nothing is left half
+  local resource verb refused
   if "$CLI" get namespace "$NAMESPACE" -o name >/dev/null 2>&1; then
     ok "project $NAMESPACE is there"
-  elif [ "$("$CLI" auth can-i create namespaces 2>/dev/null)" = yes ]; then
+    if ! allowed patch namespaces; then
+      # The administrator of an OpenShift project may change the project, not the namespace.
+      note "Namespace $NAMESPACE is left as it is: no right to change it, and none is needed"
+      without Namespace "$SCRATCH/setup.yaml" >"$SCRATCH/mine.yaml"
+      mv "$SCRATCH/mine.yaml" "$SCRATCH/setup.yaml"
+    fi
+  elif allowed create namespaces; then
     ok "project $NAMESPACE can be made"
   else
     missing "project $NAMESPACE, and no right to make it" "oc new-project $NAMESPACE, or ask an administrator for it"
   fi
-  for resource in inferenceservices.serving.kserve.io servingruntimes.serving.kserve.io serviceaccounts roles.rbac.authorization.k8s.io; do
-    if [ "$("$CLI" auth can-i "$verb" "$resource" --namespace "$NAMESPACE" 2>/dev/null)" = yes ]; then
-      ok "may $verb $resource"
-    else
+  while read -r resource; do
+    refused=""
+    for verb in create patch; do
+      allowed "$verb" "$resource" && continue
+      refused=yes
       missing "the right to $verb $resource in $NAMESPACE" "an administrator: oc adm policy add-role-to-user admin YOU -n $NAMESPACE"
-    fi
-  done
+    done
+    [ -n "$refused" ] || ok "may create and patch $resource"
+  done < <(objects "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml" | awk '$2 != "Namespace" {print $4}' | sort -u | plural)
+}
+
+plural() { # kind.group to resource.group
+  sed -E 's/^([a-z]+)cy(\.|$)/\1cies\2/; t; s/^([a-z]+ss)(\.|$)/\1es\2/; t; s/^([a-z]+)(\.|$)/\1s\2/'
 }
 
 how_to_get() { # API group
@@ -42,18 +58,31 @@ how_to_get() { # API group
   esac
 }
 
+served_kinds() { # group/version: the kinds of it that are served, whether it is the preferred version or not
+  local path=/apis/$1
+  [[ $1 == */* ]] || path=/api/$1
+  "$CLI" get --raw "$path" 2>/dev/null | grep -oE '"kind": ?"[A-Za-z]+"' | sed 's/.*"\([A-Za-z]*\)"$/\1/'
+}
+
 check_kinds() {
-  local api kind served
-  served=$("$CLI" api-resources --no-headers 2>/dev/null | awk '{print $(NF-2), $NF}')
+  local api kind version there
+  # An older Kueue serves the former version alone.
+  if used 'kueue.x-k8s.io/v1beta2' && ! served_kinds kueue.x-k8s.io/v1beta2 | grep -qx LocalQueue; then
+    sed -i 's|kueue.x-k8s.io/v1beta2|kueue.x-k8s.io/v1beta1|' "$SCRATCH/setup.yaml"
+  fi
   while read -r api kind; do
-    if grep -qxF "$api $kind" <<<"$served"; then
+    if served_kinds "$api" | grep -qx "$kind"; then
       [[ $api != *.* ]] || ok "$kind ($api)"
     else
-      missing "$kind $api$(awk -v k="$kind" '$2 == k {printf " (the cluster has %s)", $1}' <<<"$served")" "$(how_to_get "${api%%/*}")"
+      there=""
+      for version in $("$CLI" api-versions 2>/dev/null | grep "^${api%%/*}/" || true); do
+        ! served_kinds "$version" | grep -qx "$kind" || there=" (the cluster has $version)"
+      done
+      missing "$kind $api$there" "$(how_to_get "${api%%/*}")"
     fi
   done < <(objects "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml" | awk '{print $1, $2}' | sort -u)
   if used 'autoscalerClass: keda'; then
-    if grep -q '^keda.sh/' <<<"$served"; then ok "KEDA"; else missing "KEDA, which this overlay scales with" "$(how_to_get keda.sh)"; fi
+    if served_kinds keda.sh/v1alpha1 | grep -qx ScaledObject; then ok "KEDA"; else missing "KEDA, which this overlay scales with" "$(how_to_get keda.sh)"; fi
   fi
 }
 
@@ -77,7 +106,10 @@ check_gpus() {
 
 check_storage() {
   used '^kind: PersistentVolumeClaim' || return 0
-  if "$CLI" get storageclass -o 'jsonpath={range .items[*]}{.metadata.annotations.storageclass\.kubernetes\.io/is-default-class}{"\n"}{end}' 2>/dev/null | grep -q true; then
+  local classes
+  if ! classes=$("$CLI" get storageclass -o 'jsonpath={range .items[*]}{.metadata.annotations.storageclass\.kubernetes\.io/is-default-class}{"\n"}{end}' 2>/dev/null); then
+    note "storage classes were not checked: no right to list them"
+  elif grep -q true <<<"$classes"; then
     ok "a default storage class"
   else
     missing "a default storage class" "oc patch storageclass NAME -p '{\"metadata\":{\"annotations\":{\"storageclass.kubernetes.io/is-default-class\":\"true\"}}}'"
@@ -87,6 +119,7 @@ check_storage() {
 check_inputs() { # Secrets and volumes that the overlay expects to find
   local key claim
   key=$(awk '/^      storage:/ {inside = 1; next} inside && /key:/ {print $2; exit}' "$SCRATCH/overlay.yaml")
+  [ -n "$key" ] || ! used '^kind: Notebook' || key=atelier-models # OpenShift AI refuses a workbench without it
   if [ -n "$key" ] && [[ " $PARTS " != *" storage "* ]]; then
     if in_namespace get secret "$key" -o name >/dev/null 2>&1; then
       ok "data connection $key"

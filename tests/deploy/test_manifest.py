@@ -15,7 +15,13 @@ SOURCES = {
     "black-forest-labs/FLUX.1-dev": {},
     "owner/name@0123abc": {},
     "builtin/shapes": {},
-    "s3://models/sd35": {"storage": {"key": "atelier-models", "path": "sd35"}},
+    "s3://models/sd35": {
+        "storage": {
+            "key": "atelier-models",
+            "path": "sd35",
+            "parameters": {"type": "s3", "bucket": "models"},
+        }
+    },
     "pvc://weights/sdxl": {"storageUri": "pvc://weights/sdxl"},
     "oci://registry.example/models/sdxl:1.0": {
         "storageUri": "oci://registry.example/models/sdxl:1.0"
@@ -78,10 +84,23 @@ def test_a_gpu_asks_for_the_same_as_its_component(gpu: str, tmp_path: Any) -> No
     assert wanted in (None, *GPUS[gpu].products)
 
 
+def test_the_platforms_hardware_profile_and_queue_are_named() -> None:
+    endpoint = Endpoint(
+        "m", "builtin/shapes", hardware_profile="redhat-ods-applications/l40s", queue="atelier"
+    )
+    document = render(endpoint)
+    assert validation.errors([document]) == []
+    annotations = document["metadata"]["annotations"]
+    assert annotations["opendatahub.io/hardware-profile-name"] == "l40s"
+    assert annotations["opendatahub.io/hardware-profile-namespace"] == "redhat-ods-applications"
+    assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "atelier"
+
+
 @needs_kubectl
 def test_a_cpu_endpoint_is_the_dev_overlays() -> None:
     by_hand = of_kind(objects("overlays/dev"), "InferenceService")[0]
-    assert render(Endpoint("shapes", "builtin/shapes", expose=True)) == by_hand
+    endpoint = Endpoint("shapes", "builtin/shapes", expose=True, open=True)
+    assert render(endpoint) == by_hand
 
 
 def test_adapters_on_s3_give_the_server_the_connections_keys() -> None:
@@ -120,6 +139,7 @@ def test_a_variable_given_by_the_caller_wins() -> None:
         ({"source": "s3://models", "connection": "c"}, "names no folder"),
         ({"source": "/mnt/models"}, "is none of"),
         ({"min_replicas": 3}, "replicas 3 to 1"),
+        ({"expose": True}, "exposed to anybody"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(fields: dict[str, Any], message: str) -> None:

@@ -60,10 +60,19 @@ def test_apply_makes_the_endpoint_and_says_when_it_is_ready(api: FakeApi) -> Non
 def test_the_second_apply_changes_the_endpoint_and_waits_for_the_change(api: FakeApi) -> None:
     deploy(Endpoint("shapes", "builtin/shapes"), say=lambda _: None)
     deploy(Endpoint("shapes", "builtin/shapes", max_replicas=3), say=lambda _: None, wait_s=0)
-    api.scene = [Moment(), Moment(ready=True, status={"observedGeneration": 1}), Moment(ready=True)]
+    assert wait_ready(Cluster(), "shapes", 5, lambda _: None, poll_s=0.01), "no pod changed"
+    late = Moment(ready=True, reconciled=False)
+    api.scene = [late, late, late, late, Moment(), Moment(ready=True)]
+    deploy(
+        Endpoint("shapes", "builtin/shapes", env={"LOG_LEVEL": "debug"}),
+        say=lambda _: None,
+        wait_s=0,
+    )
     wait_ready(Cluster(), "shapes", 30, lambda _: None, poll_s=0.01)
-    assert api.services["shapes"]["metadata"]["generation"] == 2
-    assert len(api.scene) == 1, "a status of the former generation was taken for readiness"
+    service = api.services["shapes"]
+    assert service["metadata"]["generation"] == 3
+    assert service["status"]["observedGeneration"] == 2, "KServe copies the Deployment's"
+    assert len(api.scene) == 1, "the readiness of the old pods was taken for that of the new"
 
 
 @pytest.mark.parametrize("name", ["no such image", "OOMKilled again", "initializer keys"])
@@ -116,11 +125,14 @@ def test_without_a_cluster_it_says_how_to_log_in(
 
 
 def test_render_prints_what_apply_sends(api: FakeApi) -> None:
-    options = ["shapes", "builtin/shapes", "--gpu", "l40s", "--env", "LOG_LEVEL=debug", "--expose"]
+    options = ["shapes", "builtin/shapes", "--gpu", "l40s", "--env", "LOG_LEVEL=debug"]
+    options += ["--expose", "--open"]
     printed = yaml.safe_load(run("render", *options).stdout)
     assert run("apply", *options, "--no-wait").exit_code == 0
-    sent = api.services["shapes"]
-    sent["metadata"].pop("generation")
+    sent = {k: v for k, v in api.services["shapes"].items() if k != "status"}
+    meta = sent["metadata"]
+    for added in ("generation", "resourceVersion", "uid", "creationTimestamp", "namespace"):
+        meta.pop(added)
     assert sent == printed
     assert {"name": "LOG_LEVEL", "value": "debug"} in printed["spec"]["predictor"]["model"]["env"]
 
@@ -138,6 +150,7 @@ def test_status_says_why_and_ends_with_1_until_ready(api: FakeApi) -> None:
 
 
 def test_logs_are_those_of_the_newest_pod(api: FakeApi) -> None:
+    deploy(Endpoint("sdxl", "builtin/shapes"), wait_s=0, say=lambda _: None)
     older, newer = pod(), pod()
     older["metadata"] = {"name": "old", "creationTimestamp": "2026-01-01T00:00:00Z"}
     newer["metadata"] = {"name": "new", "creationTimestamp": "2026-01-02T00:00:00Z"}

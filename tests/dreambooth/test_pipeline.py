@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from atelier_training.dreambooth.options import TrainOptions
+from tests.deploy.fake_rules import not_restricted
 from tests.manifests.validation import errors
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +177,10 @@ def test_the_multi_node_jobs_are_valid_and_run_the_same_command() -> None:
         replica["template"]["spec"]["containers"][0]
         for replica in jobs[1]["spec"]["pytorchReplicaSpecs"].values()
     ]
+    for replica in jobs[1]["spec"]["pytorchReplicaSpecs"].values():
+        assert not list(not_restricted(replica["template"]["spec"]))
+    queues = {job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for job in jobs}
+    assert queues == {"atelier"}, "the queue that manifests/setup/queue makes"
     for container in containers:
         assert (container["command"], container["args"]) == (trainer["command"], trainer["args"])
     known = {f"--{name.replace('_', '-')}" for name in TrainOptions.model_fields}

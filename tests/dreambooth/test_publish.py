@@ -170,31 +170,54 @@ def test_a_deploy_that_never_gets_ready_fails_clearly_and_leaves_the_old_endpoin
     from atelier.deploy.manifest import render
 
     Cluster("studio").apply(render(endpoint_of(OLD)))
-    before = json.dumps(api.services["ring-aaaaaaaa"])
+    old, new = endpoint_of(OLD).name, endpoint_of(NEW).name
+    assert old.startswith("ring-aaaaaaaa-") and new.startswith("ring-bbbbbbbb-")
+    before = api.services[old]
     api.scene = [Moment()]
     said: list[str] = []
-    with pytest.raises(DeployError, match=r"ring-bbbbbbbb is not ready after 0\.5 s"):
+    with pytest.raises(DeployError, match=r"ring-bbbbbbbb-\w+ is not ready after 0\.5 s"):
         deploy(endpoint_of(NEW), "a ring", tmp_path / "drawn.png", wait_s=0.5, say=said.append)
-    assert list(api.services) == ["ring-aaaaaaaa"]
-    assert json.dumps(api.services["ring-aaaaaaaa"]) == before
-    assert (
-        said[-1]
-        == "InferenceService ring-bbbbbbbb removed; endpoints of other versions are untouched"
-    )
+    assert list(api.services) == [old]
+    for part in ("metadata", "spec"):
+        assert api.services[old][part] == before[part]
+    assert said[-1] == f"InferenceService {new} removed; all others are untouched"
     assert not (tmp_path / "drawn.png").exists()
+
+
+def test_a_deploy_that_fails_keeps_an_endpoint_that_it_did_not_make(
+    api: FakeApi, tmp_path: Path
+) -> None:
+    from atelier.deploy.cluster import Cluster
+    from atelier.deploy.manifest import render
+
+    Cluster("studio").apply(render(endpoint_of(NEW)))
+    api.scene = [Moment()]
+    said: list[str] = []
+    with pytest.raises(DeployError):
+        deploy(endpoint_of(NEW), "a ring", tmp_path / "drawn.png", wait_s=0.2, say=said.append)
+    assert endpoint_of(NEW).name in api.services
+    assert "was there before and is kept" in said[-1]
+
+
+def test_other_options_are_another_endpoint() -> None:
+    others = [
+        endpoint_for("ring", NEW, base, connection="models", gpu=gpu, namespace="studio").name
+        for base, gpu in (("builtin/shapes", "cpu"), ("builtin/shapes", "a10g"), ("a/b", "cpu"))
+    ]
+    assert len(set(others)) == 3
 
 
 def test_a_ready_endpoint_is_asked_for_a_picture(
     api: FakeApi, start_server: StartServer, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    with start_server(model_id=str(tiny_checkpoint), model_name="ring-bbbbbbbb") as server:
+    name = endpoint_of(NEW).name
+    with start_server(model_id=str(tiny_checkpoint), model_name=name) as server:
         api.scene = [Moment(ready=True, status={"url": server.url})]
         url = deploy(endpoint_of(NEW), "a ring", tmp_path / "drawn.png", say=lambda _: None)
     assert url == server.url
     assert Image.open(io.BytesIO((tmp_path / "drawn.png").read_bytes())).format == "PNG"
     environment = {
-        e["name"]: e.get("value")
-        for e in api.services["ring-bbbbbbbb"]["spec"]["predictor"]["model"]["env"]
+        e["name"]: e.get("value") for e in api.services[name]["spec"]["predictor"]["model"]["env"]
     }
     assert environment["LORA_PATHS"] == NEW.uri
     assert environment["DEFAULT_LORA"] == NEW.version

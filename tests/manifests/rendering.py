@@ -44,6 +44,8 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "overlays/sdxl": ("autoscaling/keda", "monitoring", "model-cache/prefetch"),
     "overlays/flux": ("auth/openshift-token", "autoscaling/keda-openshift", "network-policy"),
     "overlays/air-gapped": ("model-cache/local-model-cache", "monitoring"),
+    "overlays/glm-image": ("canary",),
+    "overlays/sd35-medium": ("dra",),
     "overlays/gemma-3": ("engine-vllm", "expose", "tracing"),
 }
 """Components on top of overlays, as the documentation tells people to combine them."""

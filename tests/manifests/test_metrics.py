@@ -116,4 +116,8 @@ def test_every_alert_says_what_to_do() -> None:
 
 def test_the_autoscaler_asks_for_its_own_service_only() -> None:
     (query,) = [expression for name, expression in queries() if name == "autoscaling"]
-    assert selectors(query) == [("atelier_queue_depth", {"inferenceservice": "sdxl"})]
+    own = {"inferenceservice": "sdxl"}
+    assert selectors(query) == [
+        ("vllm:num_requests_waiting", own),
+        ("atelier_requests_running", own),
+    ]

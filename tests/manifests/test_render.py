@@ -111,6 +111,30 @@ def test_a_clone_without_the_crds_can_still_check(folder: str) -> None:
     }
 
 
+def test_a_device_claim_takes_the_place_of_the_gpu_resource(tmp_path: Path) -> None:
+    docs = combine(tmp_path, "overlays/sd35-medium", ["dra"])
+    (template,) = of_kind(docs, "ResourceClaimTemplate")
+    (request,) = template["spec"]["spec"]["devices"]["requests"]
+    assert request["exactly"]["deviceClassName"] == "gpu.nvidia.com"
+    predictor = of_kind(docs, "InferenceService")[0]["spec"]["predictor"]
+    (claim,) = predictor["resourceClaims"]
+    assert claim["resourceClaimTemplateName"] == template["metadata"]["name"]
+    assert predictor["model"]["resources"]["claims"] == [{"name": claim["name"]}]
+    assert "nvidia.com/gpu" not in str(of_kind(docs, "ServingRuntime")[0]["spec"]["containers"])
+    assert "nvidia.com/gpu" not in predictor["model"]["resources"]["limits"]
+
+
+def test_a_canary_is_the_endpoint_with_another_image(tmp_path: Path) -> None:
+    docs = combine(tmp_path, "overlays/glm-image", ["canary"])
+    spec = of_kind(docs, "InferenceService")[0]["spec"]
+    (canary,) = spec["canary"]
+    stable, tried = spec["predictor"]["model"], canary["predictor"]["model"]
+    assert canary["trafficPercent"] == 10
+    assert tried["image"] and "image" not in stable
+    for name in ("env", "resources", "runtime", "modelFormat"):
+        assert tried[name] == stable[name], name
+
+
 def test_the_build_in_the_cluster_uses_the_containerfile_and_hides_the_token() -> None:
     docs = objects("setup/build")
     build, stream = of_kind(docs, "BuildConfig")[0]["spec"], of_kind(docs, "ImageStream")[0]

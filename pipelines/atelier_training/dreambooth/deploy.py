@@ -1,12 +1,15 @@
 """From a published version to an endpoint that has drawn a picture.
 
-Each version gets an InferenceService of its own name, so whatever happens to it, the endpoint of
-the version before goes on serving. One that does not get ready is removed again.
+Each version with its options gets an InferenceService of its own name, so whatever happens to it,
+the endpoint of the version before goes on serving. One that this step made and that does not get
+ready is removed again; one that was there before is left as it is.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,8 +27,13 @@ def endpoint_for(
     name: str, published: Published, base: str, connection: str, gpu: str, namespace: str
 ) -> Endpoint:
     """The endpoint of one version: the base model with the adapter on, or the fine-tuned
-    pipeline."""
-    versioned = f"{name}-{published.version[:8]}"
+    pipeline.
+
+    Its name tells the data and the options: the same version on another base or GPU is another
+    endpoint.
+    """
+    options = hashlib.sha256(json.dumps([base, connection, gpu]).encode()).hexdigest()
+    versioned = f"{name}-{published.version[:8]}-{options[:4]}"
     if not published.is_adapter:
         source = f"{published.uri}/model"
         return Endpoint(versioned, source, gpu=gpu, connection=connection, namespace=namespace)
@@ -43,14 +51,20 @@ def deploy(
     """Apply, wait until ready, draw `prompt` into the file `picture`; returns the endpoint's URL.
 
     Raises:
-        DeployError: it did not get ready or did not answer; the new InferenceService was removed.
+        DeployError: it did not get ready or did not answer; an InferenceService that was made here
+            was removed, no other.
     """
+    cluster = Cluster(endpoint.namespace)
+    was_there = cluster.service(endpoint.name) is not None
     try:
         url = roll_out(endpoint, wait_s=wait_s, say=say)
         picture.write_bytes(draw(url, endpoint.name, prompt))
     except DeployError:
-        Cluster(endpoint.namespace).delete(endpoint.name)
-        say(f"InferenceService {endpoint.name} removed; endpoints of other versions are untouched")
+        if was_there:
+            say(f"InferenceService {endpoint.name} was there before and is kept")
+        else:
+            cluster.delete(endpoint.name)
+            say(f"InferenceService {endpoint.name} removed; all others are untouched")
         raise
     return url
 

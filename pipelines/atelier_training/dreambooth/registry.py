@@ -4,6 +4,8 @@ REST API v1alpha3."""
 from __future__ import annotations
 
 import os
+import ssl
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,20 +13,26 @@ import httpx
 from atelier_training.dreambooth.errors import PublishError
 
 BASE = "/api/model_registry/v1alpha3"
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def register(registry: str, name: str, published: dict[str, Any], connection: str) -> str:
     """Enter the version `published` of model `name`; returns the version's id. One that is there
     already is kept.
 
-    The bearer token, if the registry asks for one, is the variable MODEL_REGISTRY_TOKEN.
+    The bearer token is the variable MODEL_REGISTRY_TOKEN, else the one of the pod's own account.
+    The authority behind its certificate is the file MODEL_REGISTRY_CA, else the one that OpenShift
+    gives to pods, else the machine's.
 
     Raises:
         PublishError: the registry does not answer or refuses.
     """
     token = os.environ.get("MODEL_REGISTRY_TOKEN", "")
+    if not token and registry.startswith("https://"):  # never in the clear
+        token = _content(ACCOUNT / "token")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(base_url=registry.rstrip("/") + BASE, headers=headers, timeout=30) as client:
+    base = registry.rstrip("/") + BASE
+    with httpx.Client(base_url=base, headers=headers, timeout=30, verify=_trust()) as client:
         try:
             model = _ensure(client, "/registered_model", "/registered_models", {"name": name})
             versions = f"/registered_models/{model}/versions"
@@ -46,6 +54,28 @@ def register(registry: str, name: str, published: dict[str, Any], connection: st
             return version
         except (httpx.HTTPError, KeyError, ValueError) as error:
             raise PublishError(f"registry={registry}: {error}") from None
+
+
+def _trust() -> ssl.SSLContext | bool:
+    """What the registry's certificate is checked against, besides the machine's authorities."""
+    files = (
+        [Path(named)]
+        if (named := os.environ.get("MODEL_REGISTRY_CA"))
+        else [path for path in (ACCOUNT / "service-ca.crt", ACCOUNT / "ca.crt") if path.is_file()]
+    )
+    if not files:
+        return True
+    context = ssl.create_default_context()
+    for file in files:
+        try:
+            context.load_verify_locations(file)
+        except (OSError, ssl.SSLError) as error:
+            raise PublishError(f"MODEL_REGISTRY_CA={file}: {error}") from None
+    return context
+
+
+def _content(path: Path) -> str:
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def _ensure(client: httpx.Client, one: str, many: str, body: dict[str, str]) -> str:

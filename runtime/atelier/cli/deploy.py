@@ -35,6 +35,11 @@ Env = Annotated[
     list[str], typer.Option("--env", "-e", help="NAME=VALUE for the server; repeatable.")
 ]
 Expose = Annotated[bool, typer.Option("--expose", help="Make a Route (OpenShift AI).")]
+Open = Annotated[
+    bool, typer.Option("--open", help="Let anybody call it: --expose without --token.")
+]
+HardwareProfile = Annotated[str, typer.Option(help="Hardware profile: name or namespace/name.")]
+Queue = Annotated[str, typer.Option(help="LocalQueue of Kueue.")]
 Token = Annotated[bool, typer.Option("--token", help="Ask callers for a token (OpenShift AI).")]
 MaxReplicas = Annotated[int, typer.Option(help="Most replicas.")]
 
@@ -52,10 +57,10 @@ def _endpoint(
     expose: bool,
     token: bool,
     max_replicas: int,
+    open_: bool,
+    hardware_profile: str,
+    queue: str,
 ) -> Endpoint:
-    pairs = [pair.partition("=") for pair in env]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise DeployError(f"--env {wrong[0]}: write NAME=VALUE")
     return Endpoint(
         name=name,
         source=source,
@@ -64,12 +69,23 @@ def _endpoint(
         profile=profile,
         connection=connection,
         runtime=runtime,
-        env={name: value for name, _, value in pairs},
+        env=dict(_pairs(env)),
         namespace=namespace,
         expose=expose,
         token=token,
         max_replicas=max_replicas,
+        open=open_,
+        hardware_profile=hardware_profile,
+        queue=queue,
     )
+
+
+def _pairs(env: list[str]) -> list[tuple[str, str]]:
+    """Name and value of each --env."""
+    pairs = [pair.partition("=") for pair in env]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise DeployError(f"--env {wrong[0]}: write NAME=VALUE")
+    return [(name, value) for name, _, value in pairs]
 
 
 @app.command("render")
@@ -86,6 +102,9 @@ def render_command(
     expose: Expose = False,
     token: Token = False,
     max_replicas: MaxReplicas = 1,
+    open_: Open = False,
+    hardware_profile: HardwareProfile = "",
+    queue: Queue = "",
 ) -> None:
     """Print the InferenceService that `apply` would apply."""
     endpoint = _endpoint(
@@ -101,6 +120,9 @@ def render_command(
         expose,
         token,
         max_replicas,
+        open_,
+        hardware_profile,
+        queue,
     )
     typer.echo(to_yaml(render(endpoint)), nl=False)
 
@@ -119,10 +141,16 @@ def apply(
     expose: Expose = False,
     token: Token = False,
     max_replicas: MaxReplicas = 1,
+    open_: Open = False,
+    hardware_profile: HardwareProfile = "",
+    queue: Queue = "",
     wait: Annotated[
         bool, typer.Option(help="Follow it until it is ready, or say why it is not.")
     ] = True,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 900,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Own fields that somebody else set.")
+    ] = False,
     context: Context = "",
 ) -> None:
     """Make or change an endpoint and wait until it is ready."""
@@ -141,8 +169,30 @@ def apply(
         expose,
         token,
         max_replicas,
+        open_,
+        hardware_profile,
+        queue,
     )
-    deploy(endpoint, wait_s=timeout if wait else 0, say=typer.echo, context=context)
+    wait_s = timeout if wait else 0
+    deploy(endpoint, wait_s=wait_s, say=typer.echo, context=context, take_over=take_over)
+
+
+@app.command()
+def canary(
+    name: Name,
+    percent: Annotated[int, typer.Option(help="Share of the traffic; 0 ends the canary.")],
+    image: Annotated[str, typer.Option(help="Another image for it.")] = "",
+    env: Env = [],  # noqa: B006
+    namespace: Namespace = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 900,
+    context: Context = "",
+) -> None:
+    """Give a changed copy of an endpoint a share of its traffic (KServe 0.20 and newer)."""
+    from atelier.deploy.canary import set_canary
+    from atelier.deploy.cluster import Cluster
+
+    changes = dict(_pairs(env))
+    set_canary(Cluster(namespace, context), name, percent, image, changes, timeout, typer.echo)
 
 
 @app.command()

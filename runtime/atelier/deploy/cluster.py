@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +16,12 @@ from kubernetes import client, config
 from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import (
     ConflictError,
-    DynamicApiError,
     NotFoundError,
     ResourceNotFoundError,
 )
+from urllib3.exceptions import HTTPError
 
-from atelier.deploy.manifest import GROUP, KIND, VERSION, DeployError
+from atelier.deploy.manifest import GROUP, KIND, MODE, RAW, STANDARD, VERSION, DeployError
 
 FIELD_MANAGER = "atelier-deploy"
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -51,49 +52,80 @@ class Cluster:
             # Plain objects: the typed client refuses a pod that has less than its model wants.
             self._pods = known.get(api_version="v1", kind="Pod")
             self._events = known.get(api_version="v1", kind="Event")
+            self._deployments = known.get(api_version="apps/v1", kind="Deployment")
+            self._replica_sets = known.get(api_version="apps/v1", kind="ReplicaSet")
         except ResourceNotFoundError:
             raise DeployError(
                 f"the cluster has no {KIND} {GROUP}/{VERSION}: install KServe 0.15 or newer"
             ) from None
-        except (client.ApiException, OSError) as error:
+        except (client.ApiException, HTTPError, OSError) as error:
             raise DeployError(f"the cluster does not answer: {_words(error)}") from None
 
-    def apply(self, document: Object) -> None:
+    def apply(self, document: Object, take_over: bool = False) -> None:
         """Make the InferenceService, or change the fields that are in the document and no others.
+
+        The deployment mode goes by the word that this cluster's KServe keeps, or every apply would
+        change it.
+
+        Args:
+            take_over: fields that another field manager set become ours.
 
         Raises:
             DeployError: the API refused it; its words are in the message.
         """
         name = document["metadata"]["name"]
+        annotations = document["metadata"].get("annotations", {})
         try:
-            self._services.server_side_apply(
-                body=document, name=name, namespace=self.namespace, field_manager=FIELD_MANAGER
-            )
+            if annotations.get(MODE) in (STANDARD, RAW):
+                asked = _with_mode(document, RAW)
+                kept = self.send(asked, True, dry_run="All")["metadata"]["annotations"][MODE]
+                document = _with_mode(document, kept)
+            self.send(document, take_over)
         except ConflictError as error:
-            raise DeployError(
-                f"{name} has fields that somebody else set: {_words(error)}. Delete it first, or"
-                " change it by its owner"
-            ) from None
-        except DynamicApiError as error:
-            raise DeployError(f"{name} was refused: {_words(error)}") from None
+            raise DeployError(_conflict(name, error)) from None
+
+    def send(
+        self, document: Object, force: bool, manager: str = FIELD_MANAGER, **query: str
+    ) -> Object:
+        """Apply an InferenceService as it is, server-side; returns what the server kept."""
+        name = document["metadata"]["name"]
+        with answering(f"{name} was refused", but=ConflictError):
+            answer = self._services.server_side_apply(
+                body=document,
+                name=name,
+                namespace=self.namespace,
+                field_manager=manager,
+                force_conflicts=force,
+                **query,
+            )
+        return cast(Object, answer.to_dict())
 
     def service(self, name: str) -> Object | None:
         """The InferenceService, or None."""
-        try:
-            return cast(Object, self._services.get(name=name, namespace=self.namespace).to_dict())
-        except NotFoundError:
-            return None
-        except DynamicApiError as error:
-            raise DeployError(f"{name} cannot be read: {_words(error)}") from None
+        return self._get(self._services, name)
+
+    def deployment(self, name: str) -> Object | None:
+        """The Deployment of an endpoint's predictor, or None."""
+        return self._get(self._deployments, f"{name}-predictor")
+
+    def replica_sets(self, name: str) -> list[Object]:
+        """ReplicaSets of an endpoint."""
+        return self._list(self._replica_sets, label_selector=f"{POD_LABEL}={name}")
+
+    def _get(self, resource: Any, name: str) -> Object | None:
+        with answering(f"{resource.kind} {name} cannot be read"):
+            try:
+                return cast(Object, resource.get(name=name, namespace=self.namespace).to_dict())
+            except NotFoundError:
+                return None
 
     def delete(self, name: str) -> bool:
         """Delete the InferenceService; False if there was none."""
-        try:
-            self._services.delete(name=name, namespace=self.namespace)
-        except NotFoundError:
-            return False
-        except DynamicApiError as error:
-            raise DeployError(f"{name} cannot be deleted: {_words(error)}") from None
+        with answering(f"{name} cannot be deleted"):
+            try:
+                self._services.delete(name=name, namespace=self.namespace)
+            except NotFoundError:
+                return False
         return True
 
     def pods(self, name: str) -> list[Object]:
@@ -116,28 +148,51 @@ class Cluster:
         Raises:
             DeployError: there is no such log.
         """
-        try:
+        with answering(f"{pod} has no log of {container}"):
             return self._core.read_namespaced_pod_log(
                 pod, self.namespace, container=container, previous=previous, tail_lines=tail
             )
-        except client.ApiException as error:
-            raise DeployError(f"{pod} has no log of {container}: {_words(error)}") from None
 
     def follow(self, pod: str, container: str) -> Iterator[str]:
         """Lines of a container's log as they come, until it ends."""
-        stream: Any = self._core.read_namespaced_pod_log(
-            pod, self.namespace, container=container, follow=True, _preload_content=False
-        )
-        for line in stream:
-            yield line.decode(errors="replace").rstrip("\n")
+        with answering(f"{pod} has no log of {container}"):
+            stream: Any = self._core.read_namespaced_pod_log(
+                pod, self.namespace, container=container, follow=True, _preload_content=False
+            )
+            for line in stream:
+                yield line.decode(errors="replace").rstrip("\n")
 
     def _list(self, resource: Any, **selector: str) -> list[Object]:
-        try:
+        with answering(f"{resource.kind}s of {self.namespace} cannot be read"):
             return list(resource.get(namespace=self.namespace, **selector).to_dict()["items"])
-        except DynamicApiError as error:
-            raise DeployError(
-                f"{resource.kind}s of {self.namespace} cannot be read: {_words(error)}"
-            ) from None
+
+
+def _with_mode(document: Object, mode: str) -> Object:
+    annotations = {**document["metadata"]["annotations"], MODE: mode}
+    return {**document, "metadata": {**document["metadata"], "annotations": annotations}}
+
+
+@contextmanager
+def answering(what: str, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Whatever the API says, or that it does not answer, as one line for a person."""
+    try:
+        yield
+    except but:
+        raise
+    except (client.ApiException, HTTPError, OSError) as error:
+        raise DeployError(f"{what}: {_words(error)}") from None
+
+
+def _conflict(name: str, error: Exception) -> str:
+    try:
+        causes = json.loads(getattr(error, "body", "") or "{}")["details"]["causes"]
+        fields = ", ".join(f"{each['field']} ({each['message']})" for each in causes)
+    except (ValueError, KeyError):
+        fields = _words(error)
+    return (
+        f"{name} has fields that somebody else set: {fields}. Change them where they were set, or"
+        " take them over with --take-over"
+    )
 
 
 def _configure(context: str) -> str:
@@ -156,6 +211,9 @@ def _configure(context: str) -> str:
 
 def _words(error: Exception) -> str:
     """What the API said, without headers."""
+    if isinstance(error, HTTPError):
+        cause = str(getattr(error, "reason", None) or error)
+        return f"the API server does not answer ({cause.rpartition('>: ')[2]})"
     reason = str(getattr(error, "reason", None) or error)
     try:
         return str(json.loads(getattr(error, "body", None) or "{}").get("message") or reason)

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from atelier.deploy.refusals import FAILED_CREATE, WARNINGS, first
+from atelier.deploy.scheduling import explain
+
 Object = dict[str, Any]
 
 
@@ -27,48 +30,28 @@ class Finding:
         return f"{self.subject}: {self.cause}\n  -> {self.remedy}"
 
 
-UNSCHEDULABLE = (
-    (
-        "nvidia.com/gpu",
-        "no node has the GPUs free that it asks for",
-        "wait for one, scale the GPU nodes, or ask fewer",
-    ),
-    (
-        "node affinity",
-        "no node has the GPU product it asks for",
-        "compare nvidia.com/gpu.product of the nodes",
-    ),
-    (
-        "node selector",
-        "no node has the labels it asks for",
-        "compare the node labels with the overlay's nodeSelector",
-    ),
-    (
-        "untolerated taint",
-        "the nodes that fit refuse pods without a toleration",
-        "add the node's taint to tolerations",
-    ),
-    (
-        "memory",
-        "no node has the memory free that it asks for",
-        "lower requests.memory or add a larger node",
-    ),
-    ("cpu", "no node has the CPU free that it asks for", "lower requests.cpu or add a node"),
-    (
-        "PersistentVolumeClaim",
-        "its volume is not bound",
-        "look at the claim: storage class, size, access mode",
-    ),
-)
-"""Part of the scheduler's message, cause, remedy; the first that fits."""
-
 RESTARTS_UNTIL_FATAL = 3
+STOP = "serving.kserve.io/stop"
 
 
-def diagnose(service: Object | None, pods: list[Object], warnings: list[Object]) -> list[Finding]:
-    """Every cause found, the most certain first, none twice."""
+def diagnose(
+    service: Object | None,
+    pods: list[Object],
+    warnings: list[Object],
+    owners: list[Object] | None = None,
+) -> list[Finding]:
+    """Every cause found, the most certain first, none twice.
+
+    Args:
+        owners: the Deployment and the ReplicaSets, which say why there is no pod.
+    """
     found: dict[tuple[str, str], Finding] = {}
-    for finding in [*_of_service(service), *_of_pods(pods), *_of_events(warnings)]:
+    for finding in [
+        *_of_service(service),
+        *_of_owners(owners or []),
+        *_of_pods(pods),
+        *_of_events(warnings),
+    ]:
         found.setdefault((finding.subject, finding.cause), finding)
     return sorted(found.values(), key=lambda finding: not finding.fatal)
 
@@ -78,6 +61,9 @@ def _of_service(service: Object | None) -> Iterator[Finding]:
         return
     status = service.get("status") or {}
     name = service["metadata"]["name"]
+    if (service["metadata"].get("annotations") or {}).get(STOP) == "true":
+        remedy = f"start it in the dashboard, or: kubectl annotate isvc {name} {STOP}-"
+        yield Finding(name, "it was stopped (the dashboard's Stop)", remedy, fatal=True)
     model = status.get("modelStatus") or {}
     failure = model.get("lastFailureInfo") or {}
     if model.get("transitionStatus") == "InvalidSpec":
@@ -96,6 +82,27 @@ def _of_service(service: Object | None) -> Iterator[Finding]:
                 condition.get("message", "KServe cannot reconcile it"),
                 "correct what the message names",
             )
+        if condition["type"] == "CanaryReady" and condition["status"] == "False":
+            said = condition.get("message") or condition.get("reason") or "no reason given"
+            remedy = "traffic stays where it was; atelier deploy canary NAME --percent 0 ends it"
+            yield Finding(name, f"the canary is not ready: {said}", remedy)
+
+
+def _of_owners(owners: list[Object]) -> Iterator[Finding]:
+    """Deployments and ReplicaSets whose pods may not be made."""
+    said = set()
+    for owner in owners:
+        for condition in (owner.get("status") or {}).get("conditions") or []:
+            message = condition.get("message") or ""
+            failed = condition["type"] == "ReplicaFailure" and condition["status"] == "True"
+            if failed and message not in said:
+                said.add(message)
+                yield _no_pod(owner["metadata"]["name"], message)
+
+
+def _no_pod(subject: str, message: str) -> Finding:
+    remedy = first(FAILED_CREATE, message)
+    return Finding(subject, f"no pod may be made: {message}", remedy, fatal="forbidden" in message)
 
 
 def _of_pods(pods: list[Object]) -> Iterator[Finding]:
@@ -108,23 +115,21 @@ def _of_pods(pods: list[Object]) -> Iterator[Finding]:
                 "the node ran out of disk or memory: keep weights on a volume"
                 " (components/model-cache)",
             )
+        if status.get("reason") == "UnexpectedAdmissionError":
+            yield Finding(
+                name,
+                f"the node refused it: {status.get('message', '')}",
+                "delete the pod; if it happens again, look at the node's GPU device plugin",
+            )
         for condition in status.get("conditions") or []:
             if condition.get("reason") == "Unschedulable":
-                yield _unschedulable(name, condition.get("message", ""))
+                why = explain(condition.get("message", ""))
+                yield Finding(name, f"cannot be scheduled: {why.cause}", why.remedy)
         for container in [
             *(status.get("initContainerStatuses") or []),
             *(status.get("containerStatuses") or []),
         ]:
             yield from _of_container(name, container)
-
-
-def _unschedulable(name: str, message: str) -> Finding:
-    for part, cause, remedy in UNSCHEDULABLE:
-        if part in message:
-            return Finding(name, f"cannot be scheduled: {cause} ({message})", remedy)
-    return Finding(
-        name, f"cannot be scheduled: {message}", "see what the scheduler misses in the message"
-    )
 
 
 def _of_container(pod: str, status: Object) -> Iterator[Finding]:
@@ -206,12 +211,11 @@ def _of_events(warnings: list[Object]) -> Iterator[Finding]:
         elif reason == "Unhealthy" and message.startswith("Liveness probe"):
             remedy = "the event loop hangs: keep the log for a report; the kubelet restarts it"
             yield Finding(subject, f"does not answer: {message}", remedy)
-        elif reason == "FailedMount":
-            yield Finding(
-                subject,
-                f"a volume cannot be mounted: {message}",
-                "does the claim, Secret or ConfigMap exist?",
-            )
+        elif reason == "Unhealthy":
+            remedy = "the model is not ready to answer: atelier deploy logs says what it does"
+            yield Finding(subject, f"takes no traffic: {message}", remedy)
         elif reason == "FailedCreate":
-            remedy = "a quota or a security policy refuses the pod: the message names it"
-            yield Finding(subject, message, remedy, fatal="forbidden" in message)
+            yield _no_pod(subject, message)
+        elif reason in WARNINGS:
+            cause, remedy = WARNINGS[reason]
+            yield Finding(subject, f"{cause}: {message}", remedy)

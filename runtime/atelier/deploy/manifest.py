@@ -18,6 +18,9 @@ GROUP, VERSION, KIND = "serving.kserve.io", "v1beta1", "InferenceService"
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
 """KServe makes host names of it: at most 53 characters."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+MODE = "serving.kserve.io/deploymentMode"
+STANDARD, RAW = "Standard", "RawDeployment"
+"""The mode without Knative: the word of KServe 0.16 and newer, and the one that all understand."""
 MOUNT = "/mnt/models"
 TIMEOUT_S = 600
 """The server's own REQUEST_TIMEOUT; a Route would give up after 30 s."""
@@ -87,6 +90,12 @@ class Endpoint:
     token: bool = False
     """OpenShift AI's proxy asks callers for a token."""
     service_account: str = "atelier"
+    open: bool = False
+    """Exposed to anybody: without it `expose` wants `token`, or API_KEYS in `env`."""
+    hardware_profile: str = ""
+    """OpenShift AI's, as name or namespace/name."""
+    queue: str = ""
+    """Kueue's LocalQueue."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -108,6 +117,11 @@ class Endpoint:
                 f"source={self.source} needs a connection: the name of the Secret with its AWS_*"
                 " keys"
             )
+        if self.expose and not (self.token or self.open or "API_KEYS" in self.env):
+            raise DeployError(
+                f"{self.name} would be exposed to anybody: ask for a token (--token), or say that"
+                " you want that (--open)"
+            )
         _storage(self)
 
 
@@ -119,8 +133,7 @@ def render(endpoint: Endpoint) -> dict[str, Any]:
         "name": endpoint.name,
         "labels": {"opendatahub.io/dashboard": "true"},
         "annotations": {
-            # Every KServe from 0.15 to 0.21 knows this word.
-            "serving.kserve.io/deploymentMode": "RawDeployment",
+            MODE: STANDARD,
             "haproxy.router.openshift.io/timeout": f"{TIMEOUT_S}s",
         },
     }
@@ -128,6 +141,15 @@ def render(endpoint: Endpoint) -> dict[str, Any]:
         metadata["namespace"] = endpoint.namespace
     if endpoint.expose:
         metadata["labels"]["networking.kserve.io/visibility"] = "exposed"
+    if endpoint.queue:
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = endpoint.queue
+    if endpoint.hardware_profile:
+        place, _, profile = endpoint.hardware_profile.rpartition("/")
+        metadata["annotations"]["opendatahub.io/hardware-profile-name"] = profile
+        if place:
+            metadata["annotations"]["opendatahub.io/hardware-profile-namespace"] = place
+    if endpoint.connection and endpoint.source.startswith("s3://"):
+        metadata["annotations"]["opendatahub.io/connections"] = endpoint.connection
     if endpoint.token:
         metadata["annotations"]["security.opendatahub.io/enable-auth"] = "true"
     predictor: dict[str, Any] = {
@@ -173,14 +195,16 @@ def _storage(endpoint: Endpoint) -> dict[str, Any]:
         path = source.removeprefix("s3://").partition("/")[2].strip("/")
         if not path:
             raise DeployError(f"source={source} names no folder in the bucket")
-        return {"storage": {"key": endpoint.connection, "path": path}}
-    if re.fullmatch(r"(pvc|oci)://[^/]+.*", source):
+        # KServe's initializer would take the connection's own bucket, whatever the address says.
+        bucket = {"type": "s3", "bucket": source.removeprefix("s3://").partition("/")[0]}
+        return {"storage": {"key": endpoint.connection, "path": path, "parameters": bucket}}
+    if re.fullmatch(r"(pvc|oci|oci\+native)://[^/]+.*", source):
         return {"storageUri": source}
     if HUB_ID.fullmatch(source):
         return {}
     raise DeployError(
         f"source={source!r} is none of: Hub id owner/name[@revision], builtin/shapes,"
-        " s3://bucket/folder, pvc://claim/folder, oci://image"
+        " s3://bucket/folder, pvc://claim/folder, oci://image, oci+native://image"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from atelier.deploy.cluster import Cluster, Object
 from atelier.deploy.diagnosis import Finding, diagnose
 from atelier.deploy.manifest import DeployError, Endpoint, render
+from atelier.deploy.readiness import is_ready
 
 Say = Callable[[str], None]
 FATAL_FOR_S = 30
@@ -16,11 +17,19 @@ FATAL_FOR_S = 30
 counts as a start."""
 
 
-def deploy(endpoint: Endpoint, *, wait_s: float = 900, say: Say = print, context: str = "") -> str:
+def deploy(
+    endpoint: Endpoint,
+    *,
+    wait_s: float = 900,
+    say: Say = print,
+    context: str = "",
+    take_over: bool = False,
+) -> str:
     """Apply an endpoint and wait until it is ready.
 
     Args:
         wait_s: seconds to wait; 0: do not wait.
+        take_over: fields that somebody else set become ours.
 
     Returns:
         The endpoint's URL; empty if it was not waited for and KServe has given none yet.
@@ -30,7 +39,7 @@ def deploy(endpoint: Endpoint, *, wait_s: float = 900, say: Say = print, context
             found.
     """
     cluster = Cluster(endpoint.namespace, context)
-    cluster.apply(render(endpoint))
+    cluster.apply(render(endpoint), take_over)
     say(f"InferenceService {endpoint.name} applied in {cluster.namespace}")
     if wait_s:
         return wait_ready(cluster, endpoint.name, wait_s, say)
@@ -58,11 +67,11 @@ def wait_ready(
         service = cluster.service(name)
         if service is None:
             raise DeployError(f"InferenceService {name} is gone from {cluster.namespace}")
-        if is_ready(service):
+        deployment = cluster.deployment(name)
+        if is_ready(service, deployment):
             say(f"{_clock(began)} ready: {url(service)}")
             return url(service)
-        pods = cluster.pods(name)
-        findings = diagnose(service, pods, cluster.warnings(_names(name, pods)))
+        pods, findings = _look(cluster, service, deployment)
         if (now := _summary(service, pods, findings)) != last:
             say(f"{_clock(began)} {now}")
             last = now
@@ -75,14 +84,16 @@ def wait_ready(
         time.sleep(poll_s)
 
 
-def is_ready(service: Object) -> bool:
-    """Ready, and for the spec that was applied last."""
-    status = service.get("status") or {}
-    if (status.get("observedGeneration") or 0) < (service["metadata"].get("generation") or 0):
-        return False
-    return any(
-        c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or []
-    )
+def _look(
+    cluster: Cluster, service: Object, deployment: Object | None
+) -> tuple[list[Object], list[Finding]]:
+    """The pods, and what keeps the endpoint from being ready."""
+    name = service["metadata"]["name"]
+    pods, sets = cluster.pods(name), cluster.replica_sets(name)
+    names = {name, f"{name}-predictor"}
+    names |= {each["metadata"]["name"] for each in [*pods, *sets]}
+    owners = [*([deployment] if deployment else []), *sets]
+    return pods, diagnose(service, pods, cluster.warnings(names), owners)
 
 
 def url(service: Object | None) -> str:
@@ -99,8 +110,9 @@ def status(cluster: Cluster, name: str) -> tuple[bool, str]:
     service = cluster.service(name)
     if service is None:
         raise DeployError(f"there is no InferenceService {name} in {cluster.namespace}")
-    pods = cluster.pods(name)
-    ready = is_ready(service)
+    deployment = cluster.deployment(name)
+    pods, findings = _look(cluster, service, deployment)
+    ready = is_ready(service, deployment)
     lines = [f"{name}  {'ready' if ready else 'not ready'}  {url(service)}".rstrip()]
     for condition in (service.get("status") or {}).get("conditions") or []:
         detail = " ".join(
@@ -109,19 +121,8 @@ def status(cluster: Cluster, name: str) -> tuple[bool, str]:
         lines.append(f"  {condition['type']:<22} {condition['status']:<8} {detail}".rstrip())
     lines += [f"  pod {_pod_line(pod)}" for pod in pods]
     if not ready:
-        lines += [
-            str(finding)
-            for finding in diagnose(service, pods, cluster.warnings(_names(name, pods)))
-        ]
+        lines += map(str, findings)
     return ready, "\n".join(lines)
-
-
-def _names(name: str, pods: list[Object]) -> set[str]:
-    """Objects whose warnings concern an endpoint."""
-    owners = {
-        owner["name"] for pod in pods for owner in pod["metadata"].get("ownerReferences") or []
-    }
-    return {name, f"{name}-predictor", *owners, *(pod["metadata"]["name"] for pod in pods)}
 
 
 def _summary(service: Object, pods: list[Object], findings: list[Finding]) -> str:

@@ -1,0 +1,147 @@
+"""What the platform's webhooks rewrite and refuse, and what keeps a pod from being made.
+
+The words are those of the real KServe, OpenShift AI, Kubernetes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.deploy.fake_store import Object, Refused, Store
+from tests.manifests.rendering import pods as pods_of
+
+MODE = "serving.kserve.io/deploymentMode"
+IMMUTABLE = {"jobs": ("template", "selector"), "deployments": ("selector",)}
+
+
+def admit(store: Store, resource: str, document: Object, old: Object | None, facts: Object) -> None:
+    """Change the document as the webhooks do.
+
+    Raises:
+        Refused: one of them says no.
+    """
+    for field in IMMUTABLE.get(resource, ()):
+        if old and old["spec"].get(field) != document["spec"].get(field):
+            raise Refused(
+                422,
+                "Invalid",
+                f'The {document["kind"]} "{document["metadata"]["name"]}" is invalid: spec.{field}:'
+                " Invalid value: field is immutable",
+            )
+    if resource == "inferenceservices":
+        _inference_service(document, facts)
+    if resource == "servingruntimes":
+        _no_python_path(document["spec"]["containers"], "servingruntime")
+    if resource == "notebooks":
+        wanted = document["metadata"]["annotations"].get("opendatahub.io/connections", "")
+        for name in filter(None, wanted.split(",")):
+            namespace, _, secret = name.partition("/")
+            if ("secrets", namespace, secret) not in store.objects:
+                raise Refused(
+                    403,
+                    "Forbidden",
+                    'admission webhook "connection-notebook.opendatahub.io" denied the request:'
+                    f" connection secret {name} not found",
+                )
+    labels = document["metadata"].get("labels", {})
+    kind = document["metadata"].get("annotations", {}).get("opendatahub.io/connection-type")
+    protocol = "opendatahub.io/connection-type-protocol"
+    connects = resource == "secrets" and labels.get("opendatahub.io/managed") and kind
+    if connects and protocol not in document["metadata"]["annotations"]:
+        raise Refused(403, "Forbidden", f"connection Secret lacks annotation {protocol}")
+
+
+def _inference_service(document: Object, facts: Object) -> None:
+    annotations = document["metadata"].setdefault("annotations", {})
+    if facts["kserve"] >= 16 and annotations.get(MODE) == "RawDeployment":
+        annotations[MODE] = "Standard"
+    predictor = document["spec"]["predictor"]
+    hook = (
+        'admission webhook "inferenceservice.kserve-webhook-server.validator" denied the request: '
+    )
+    for metric in predictor.get("autoScaling", {}).get("metrics", []):
+        if metric["type"] == "External" and not metric["external"]["target"].get("value"):
+            raise Refused(
+                400, "BadRequest", hook + "the target threshold value should not be empty"
+            )
+    _no_python_path([predictor["model"], *predictor.get("containers", [])], "inferenceservice")
+    if facts["refusal"]:
+        raise Refused(403, "Forbidden", f"admission webhook denied the request: {facts['refusal']}")
+
+
+def _no_python_path(containers: list[Object], kind: str) -> None:
+    for container in containers:
+        if any(entry["name"] == "PYTHONPATH" for entry in container.get("env", [])):
+            raise Refused(
+                400,
+                "BadRequest",
+                f'admission webhook "{kind}.kserve-webhook-server.validator" denied the request:'
+                ' environment variable "PYTHONPATH" is not allowed',
+            )
+
+
+def quantity(text: Any) -> float:
+    """A Kubernetes quantity as a number."""
+    text = str(text)
+    for suffix, factor in {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "m": 1e-3}.items():
+        if text.endswith(suffix):
+            return float(text.removesuffix(suffix)) * factor
+    return float(text)
+
+
+def refusal_of_pod(store: Store, namespace: str, name: str, spec: Object, rules: Object) -> str:
+    """Why no such pod may be made, in the API server's words; empty if it may."""
+    start = f'pods "{name}" is forbidden: '
+    account = spec.get("serviceAccountName", "default")
+    if account != "default" and ("serviceaccounts", namespace, account) not in store.objects:
+        return (
+            f"{start}error looking up service account {namespace}/{account}: serviceaccount"
+            f' "{account}" not found'
+        )
+    if dead := rules.get("dead_webhook"):
+        return (
+            f'Internal error occurred: failed calling webhook "{dead}": failed to call: Post'
+            f' "https://{dead}": no endpoints available for service "{dead}"'
+        )
+    if rules.get("pod_security") == "restricted" and (said := "; ".join(not_restricted(spec))):
+        return f'{start}violates PodSecurity "restricted:latest": {said}'
+    for resource, most in rules.get("limit_range", {}).items():
+        for container in spec["containers"]:
+            asked = container["resources"]["limits"].get(resource, 0)
+            if quantity(asked) > quantity(most):
+                return (
+                    f"{start}maximum {resource} usage per Container is {most}, but limit is {asked}"
+                )
+    for resource, most in rules.get("quota", {}).items():
+        part, _, what = resource.partition(".")
+        asked = sum(quantity(c["resources"][part].get(what, 0)) for c in spec["containers"])
+        if asked > quantity(most):
+            return (
+                f"{start}exceeded quota: project, requested: {resource}={asked:g}, used:"
+                f" {resource}=0, limited: {resource}={most}"
+            )
+    return ""
+
+
+def not_restricted(spec: Object) -> Iterator[str]:
+    """What Pod Security's profile `restricted` holds against a pod."""
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        context = {**spec.get("securityContext", {}), **container.get("securityContext", {})}
+        name = container["name"]
+        if context.get("allowPrivilegeEscalation") is not False:
+            yield f'allowPrivilegeEscalation != false (container "{name}")'
+        if "ALL" not in context.get("capabilities", {}).get("drop", []):
+            yield f'unrestricted capabilities (container "{name}")'
+        if context.get("runAsNonRoot") is not True:
+            yield f'runAsNonRoot != true (container "{name}")'
+        if context.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+            yield f'seccompProfile (container "{name}")'
+    for volume in spec.get("volumes", []):
+        if "hostPath" in volume:
+            yield f'restricted volume types (volume "{volume["name"]}")'
+
+
+def templates(document: Object) -> list[Object]:
+    """Every pod spec that an object makes."""
+    return [pod.spec for pod in pods_of([document])]
