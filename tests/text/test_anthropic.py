@@ -104,3 +104,31 @@ def test_a_wrong_field_is_a_400_in_anthropics_shape(
     answer = httpx.post(f"{server.url}/v1/messages", json=body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert next(iter(fields)) in answer.json()["error"]["message"]
+
+
+def test_a_stop_sequence_that_was_met_is_named(client: anthropic.Anthropic) -> None:
+    greedy = {"model": "tiny", "messages": ASK, "extra_body": {"temperature": 0}}
+    text = client.messages.create(**greedy, max_tokens=24).content[0].text
+    stop = text[5:7]
+    wanted = greedy | {"max_tokens": 24, "stop_sequences": ["\u0000never", stop]}
+    whole = client.messages.create(**wanted)
+    assert (whole.stop_reason, whole.stop_sequence) == ("stop_sequence", stop)
+    with client.messages.stream(**wanted) as stream:
+        final = stream.get_final_message()
+    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", stop)
+
+
+def test_more_tokens_than_the_context_holds_are_cut_to_what_is_left(
+    client: anthropic.Anthropic,
+) -> None:
+    message = client.messages.create(
+        model="tiny",
+        messages=ASK,
+        max_tokens=20_000,
+        extra_body={"temperature": 0, "stop_sequences": []},
+    )
+    whole = message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+    if message.stop_reason == "max_tokens":
+        assert whole + message.usage.output_tokens == 512
+    else:
+        assert message.stop_reason == "end_turn"

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from atelier.text.parsing import FORMATS, AnswerParser, AnswerPart, forced_call_grammar, format_of
+from atelier.text.calls import FORMATS, forced_call_grammar, format_of, schemas_of
+from atelier.text.parsing import AnswerParser, AnswerPart
 from atelier.text.request import make_request
 
 HERMES = 'First.\n<tool_call>\n{"name": "draw", "arguments": {"size": "large"}}\n</tool_call>'
@@ -91,6 +92,7 @@ def test_content_is_not_held_back_longer_than_it_might_be_a_mark() -> None:
     [
         ("<arg_key> <tool_call>", "glm47"),
         ("<tool_call>", "hermes"),
+        ("<tool_call> <function=example>", "qwen3_coder"),
         ('tools "parameters"', "llama3_json"),
         ("", ""),
     ],
@@ -106,3 +108,47 @@ def test_a_grammar_is_made_only_for_calls_that_are_forced() -> None:
     forced = make_request(messages=messages, tools=tools, tool_choice="draw")
     assert forced_call_grammar(free, "hermes", set()) is None
     assert '"const": "draw"' in (forced_call_grammar(forced, "hermes", set()) or "")
+
+
+CODER = (
+    "I look.\n<tool_call>\n<function=find>\n<parameter=code>\n007\n</parameter>\n"
+    "<parameter=count>\n3\n</parameter>\n<parameter=deep>\nTrue\n</parameter>\n"
+    '<parameter=tags>\n["a", "b"]\n</parameter>\n</function>\n</tool_call>'
+)
+FIND = {
+    "type": "function",
+    "function": {
+        "name": "find",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "code": {"type": "string"},
+                "count": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+                "deep": {"type": "boolean"},
+                "tags": {"type": "array"},
+            },
+            "required": ["code"],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("text", [CODER, CODER.replace("<tool_call>\n", "").split("\n</tool")[0]])
+@pytest.mark.parametrize("step", [1, 6, 1000])
+def test_xml_calls_get_the_types_of_their_schema(step: int, text: str) -> None:
+    request = make_request(messages=[{"role": "user", "content": "x"}], tools=[FIND])
+    parser = AnswerParser(FORMATS["qwen3_coder"], True, schemas=schemas_of(request))
+    parts = [part for at in range(0, len(text), step) for part in parser.add(text[at : at + step])]
+    parts += parser.end()
+    (call,) = [part.call for part in parts if part.call]
+    wanted = {"code": "007", "count": 3, "deep": True, "tags": ["a", "b"]}
+    assert (call.name, json.loads(call.arguments)) == ("find", wanted)
+    assert said(parts, "content").strip() == "I look."
+
+
+def test_glm_calls_follow_the_schema_where_there_is_one() -> None:
+    text = GLM.replace("large", "007").replace("draw", "find").replace("size", "code")
+    request = make_request(messages=[{"role": "user", "content": "x"}], tools=[FIND])
+    parser = AnswerParser(FORMATS["glm47"], True, schemas=schemas_of(request))
+    (call,) = [part.call for part in [*parser.add(text), *parser.end()] if part.call]
+    assert json.loads(call.arguments) == {"code": "007", "n": 2}

@@ -17,9 +17,45 @@ SPECIAL = ["<|im_start|>", "<|im_end|>"]
 MARKERS = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
 
 
-def make_checkpoint(folder: Path, context: int = 512, hidden: int = 64, layers: int = 2) -> Path:
+THINKING = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+"""As templates of reasoning models end: the prompt opens the reasoning, the answer closes it."""
+
+PLAIN = """{%- for message in messages %}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""As Gemma's: no tools, and roles that must alternate."""
+
+CODER = """{%- if tools %}<|im_start|>system
+Answer with <tool_call>
+<function=example_function_name>
+<parameter=example_parameter_1>
+value
+</parameter>
+</function>
+</tool_call>. Tools:{% for tool in tools %}
+{{ tool.function.name }}{% endfor %}<|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls %}<tool_call>
+<function={{ call.function.name }}>
+{% for key, value in call.function.arguments|items %}<parameter={{ key }}>
+{{ value }}
+</parameter>
+{% endfor %}</function>
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""As Qwen3-Coder's: calls as XML."""
+
+
+def make_checkpoint(
+    folder: Path, context: int = 512, hidden: int = 64, layers: int = 2, template: str = TEMPLATE
+) -> Path:
     """Write a Qwen3 checkpoint with random weights of 3 digits' size and a vocabulary of bytes and
-    a few markers."""
+    a few markers. With the template THINKING it ends its reasoning as soon as it may."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -35,7 +71,7 @@ def make_checkpoint(folder: Path, context: int = 512, hidden: int = 64, layers: 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>"
     )
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
     fast.save_pretrained(folder)
 
     torch.manual_seed(0)
@@ -53,5 +89,12 @@ def make_checkpoint(folder: Path, context: int = 512, hidden: int = 64, layers: 
         tie_word_embeddings=True,
         initializer_range=0.1,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    model = Qwen3ForCausalLM(config)
+    if template == THINKING:
+        with torch.no_grad():
+            ids = torch.randint(0, 250, (8, 32))
+            mean = model.model(input_ids=ids).last_hidden_state.mean((0, 1))
+            row = fast.convert_tokens_to_ids("</think>")
+            model.model.embed_tokens.weight[row] = 6 * mean / mean.norm()
+    model.save_pretrained(folder)
     return folder

@@ -23,6 +23,7 @@ class AnswerChoice:
     parts: list[AnswerPart] = field(default_factory=list)
     likelihoods: list[Likelihood] = field(default_factory=list)
     reason: str = "stop"
+    stopped: str | None = None
 
     def text(self, kind: str) -> str:
         """All `content` or all `reasoning`."""
@@ -112,6 +113,8 @@ async def complete(model: TextService, request: TextRequest, protocol: str = "op
                 usage = piece.usage or usage
                 for choice, reason in zip(choices, piece.reasons, strict=True):
                     choice.reason = reason
+                for choice, stopped in zip(choices, piece.stopped, strict=False):
+                    choice.stopped = stopped
     return Answer(choices, usage)
 
 

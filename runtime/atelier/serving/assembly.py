@@ -4,7 +4,6 @@ each."""
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -88,12 +87,24 @@ def kind_of(settings: Settings) -> Kind:
     return "text" if folder is None or is_language_model(folder / "config.json") else "image"
 
 
+WRITERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+"""Ends of the names of transformers' classes that generate text; GPT-2's has the oldest."""
+
+
 def is_language_model(config: Path) -> bool:
-    """Whether a transformers config names a model that generates text."""
-    architectures = json.loads(config.read_text()).get("architectures") or []
-    return any(
-        "ForCausalLM" in name or "ForConditionalGeneration" in name for name in architectures
-    )
+    """Whether a transformers config names a model that generates text; one that names a type but no
+    architecture is taken for one.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    from atelier.sources.checkpoint.folder import read_json
+
+    found = read_json(config)
+    architectures = found.get("architectures") or []
+    if not architectures:
+        return bool(found.get("model_type"))
+    return any(end in name for name in architectures for end in WRITERS)
 
 
 def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:

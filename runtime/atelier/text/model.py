@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from atelier.errors import AtelierError, InvalidRequest, NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream
+from atelier.text.calls import FORMATS, forced_call_grammar, form_for, schemas_of
 from atelier.text.child.specs import check_embedded, served_paths
 from atelier.text.observer import SilentTextObserver, TextObserver
-from atelier.text.parsing import FORMATS, THINK, AnswerParser, forced_call_grammar, format_of
+from atelier.text.parsing import THINK, AnswerParser
 from atelier.text.request import TextRequest, make_request
 from atelier.text.template import PromptEncoder
 
@@ -136,7 +137,10 @@ class TextModel:
             return self.child.submit(request)
         assert self._engine is not None and self._encoder is not None
         prompt = await asyncio.to_thread(self._encoder.encode, request)
-        return self._engine.submit(request, prompt, self._forced_call(request))
+        forced = self._forced_call(request)
+        masked = forced is not None or request.response_format.type != "text"
+        reasoning = masked and await asyncio.to_thread(self._opened, request)
+        return self._engine.submit(request, prompt, forced, reasoning)
 
     @contextmanager
     def refusals(self, protocol: str) -> Iterator[None]:
@@ -153,14 +157,9 @@ class TextModel:
             return AnswerParser(None, reasoning=self.child is not None)
         template = self._encoder.template if self._encoder is not None else ""
         offered = bool(request.tools) and request.tool_choice != "none"
-        form = (
-            FORMATS.get(format_of(template, self._settings.tool_call_parser)) if offered else None
-        )
+        name = form_for(template, self._settings.tool_call_parser) if offered else ""
         thinks = self._settings.reasoning_parser != "none"
-        opened = (
-            thinks and THINK in template and self.encoder.render(request).rstrip().endswith(THINK)
-        )
-        return AnswerParser(form, reasoning=thinks, thinking=opened)
+        return AnswerParser(FORMATS.get(name), thinks, self._opened(request), schemas_of(request))
 
     async def tokenize(self, request: TextRequest) -> list[int]:
         """The prompt's token ids as the engine would see them."""
@@ -278,9 +277,17 @@ class TextModel:
 
     def _forced_call(self, request: TextRequest) -> str | None:
         assert self._encoder is not None and self._loaded is not None
-        form = format_of(self._encoder.template, self._settings.tool_call_parser)
+        form = form_for(self._encoder.template, self._settings.tool_call_parser)
         special = set(self._loaded.vocabulary.tokenizer.get_added_vocab())
         return forced_call_grammar(request, form, special)
+
+    def _opened(self, request: TextRequest) -> bool:
+        """Whether the prompt ends within the reasoning, which the answer then has to close."""
+        if request.messages is None or self._settings.reasoning_parser == "none":
+            return False
+        return THINK in self.encoder.template and self.encoder.render(request).rstrip().endswith(
+            THINK
+        )
 
     def _trouble(self) -> str:
         if self._engine is not None and self._engine.dead:

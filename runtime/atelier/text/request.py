@@ -33,7 +33,11 @@ class ResponseFormat(BaseModel):
 
 
 class TextRequest(BaseModel):
-    """One generation. Exactly one of `prompt`, `prompt_ids` and `messages` is set."""
+    """One generation. Exactly one of `prompt`, `prompt_ids` and `messages` is set.
+
+    With `cut_to_context`, `max_tokens` beyond the context means as many as fit; otherwise it is
+    refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +49,7 @@ class TextRequest(BaseModel):
     template_arguments: dict[str, Any] = Field(default_factory=dict)
 
     max_tokens: int | None = Field(None, ge=1)
+    cut_to_context: bool = False
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)

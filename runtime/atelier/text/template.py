@@ -4,12 +4,19 @@ template."""
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from atelier.errors import InvalidRequest
+from atelier.text.calls import knows_tools
 from atelier.text.request import TextRequest
+from atelier.text.told_tools import folded
+
+ITEMS = re.compile(r"\b(arguments|args)\s*(\|\s*items|\.items\(\))")
+"""In templates that write a call's arguments one by one."""
 
 
 class PromptEncoder:
@@ -45,6 +52,10 @@ class PromptEncoder:
             )
         messages = [_plain(message, index) for index, message in enumerate(request.messages or ())]
         tools = None if request.tool_choice == "none" else list(request.tools) or None
+        if not knows_tools(self.template):
+            messages = folded(messages, tools or [])
+        elif ITEMS.search(self.template):
+            _name_broken_arguments(messages)
         try:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -126,13 +137,25 @@ def _text(content: Any, index: int) -> str:
 
 
 def _with_object(call: Any, index: int) -> dict[str, Any]:
-    try:
-        function = dict(call["function"])
-        if isinstance(function.get("arguments"), str):
-            function["arguments"] = json.loads(function["arguments"] or "{}")
-        return {**call, "function": function}
-    except (KeyError, TypeError, ValueError) as error:
-        field = f"messages.{index}.tool_calls"
-        raise InvalidRequest(
-            f"{field} is not a list of function calls with JSON arguments: {error}", field
-        ) from None
+    """The call with its arguments as an object; arguments that are none, since the model was cut
+    off, stay the text that they are."""
+    field = f"messages.{index}.tool_calls"
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        raise InvalidRequest(f"{field} is not a list of function calls", field)
+    function = dict(call["function"])
+    if isinstance(function.get("arguments"), str):
+        with suppress(ValueError):
+            arguments = json.loads(function["arguments"] or "{}")
+            function["arguments"] = (
+                arguments if isinstance(arguments, dict) else function["arguments"]
+            )
+    return {**call, "function": function}
+
+
+def _name_broken_arguments(messages: list[dict[str, Any]]) -> None:
+    """For templates that take arguments apart: text that is no object becomes the one argument."""
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            arguments = call["function"].get("arguments")
+            if isinstance(arguments, str):
+                call["function"]["arguments"] = {"arguments": arguments}

@@ -69,6 +69,7 @@ def message_request(body: dict[str, Any]) -> TextRequest:
     return make_request(
         messages=turns,
         max_tokens=body.get("max_tokens"),
+        cut_to_context=True,  # clients ask for the most that any model could say
         temperature=body.get("temperature"),
         top_p=body.get("top_p"),
         top_k=body.get("top_k"),
@@ -95,7 +96,7 @@ async def message_answer(model: TextService, request: TextRequest) -> dict[str, 
         else:
             blocks.append({"type": kind, kind: part.content or part.reasoning})
     called = any(part.call for part in choice.parts)
-    return _message(model, blocks, answer.usage) | {"stop_reason": _reason(choice.reason, called)}
+    return _message(model, blocks, answer.usage) | _ending(choice.reason, called, choice.stopped)
 
 
 async def message_events(model: TextService, request: TextRequest) -> AsyncGenerator[bytes]:
@@ -108,10 +109,8 @@ async def message_events(model: TextService, request: TextRequest) -> AsyncGener
                 if isinstance(piece, Finished):
                     if open_kind:
                         yield _event("content_block_stop", index=index)
-                    delta = {
-                        "stop_reason": _reason(piece.reasons[0], called),
-                        "stop_sequence": None,
-                    }
+                    stopped = piece.stopped[0] if piece.stopped else None
+                    delta = _ending(piece.reasons[0], called, stopped)
                     yield _event(
                         "message_delta", delta=delta, usage=_usage(piece.usage or Usage(0, 0, 0))
                     )
@@ -162,7 +161,7 @@ def _turns(message: Any, where: str) -> list[dict[str, Any]]:
             )
         elif kind == "text":
             texts.append(block)
-        elif kind != "thinking":
+        elif kind not in ("thinking", "redacted_thinking"):
             raise InvalidRequest(
                 f"{where}.content has a block of type {kind}; this model reads text", where
             )
@@ -242,8 +241,12 @@ def _event(kind: str, **fields: Any) -> bytes:
     return frame({"type": kind} | fields, kind)
 
 
-def _reason(reason: str, called: bool) -> str:
-    return "tool_use" if called and reason == "stop" else REASONS[reason]
+def _ending(reason: str, called: bool, stopped: str | None) -> dict[str, Any]:
+    """Why the message ended; `stopped` is the stop sequence that it met."""
+    if stopped is not None and reason == "stop":
+        return {"stop_reason": "stop_sequence", "stop_sequence": stopped}
+    told = "tool_use" if called and reason == "stop" else REASONS[reason]
+    return {"stop_reason": told, "stop_sequence": None}
 
 
 def _id(prefix: str) -> str:

@@ -56,12 +56,18 @@ def inspect(
     if single_file.is_adapter_folder(path):
         return single_file.inspect_adapter(path, allow_pickle)
     config = path / "config.json"
-    if config.is_file() and read_json(config).get("architectures"):
+    if config.is_file() and names_a_model(read_json(config)):
         return _language_model(path, variant, allow_pickle)
     weights = sorted(one for one in path.iterdir() if one.suffix == ".safetensors")
     if len(weights) == 1 and not config.is_file():
         return single_file.inspect_file(weights[0], allow_pickle)
     raise CheckpointError(_unrecognised(path))
+
+
+def names_a_model(config: dict[str, Any]) -> bool:
+    """Whether it is transformers' config of a whole model, which names its architecture or, when
+    written by hand or by old versions, only its type."""
+    return bool(config.get("architectures") or config.get("model_type"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -247,7 +253,7 @@ def _language_model(path: Path, variant: str, allow_pickle: bool) -> Checkpoint:
     variants = tuple(sorted({one.variant for one in sets if allow_pickle or not one.pickle}))
     variant = variant or _only_variant([sets], allow_pickle)
     weights, problems = weigh("model", path, sets, variant, allow_pickle)
-    architecture = str(config["architectures"][0])
+    architecture = str((config.get("architectures") or [_causal_class(config, path)])[0])
     if not any(path.glob("tokenizer*")) and not any(path.glob("*vocab*")):
         problems.append(f"tokenizer: no tokenizer files in {path}")
     code = sorted({f"{str(one).split('--')[-1].split('.')[0]}.py" for one in _auto_map(config)})
@@ -262,6 +268,20 @@ def _language_model(path: Path, variant: str, allow_pickle: bool) -> Checkpoint:
         tuple(problems),
         tuple(code),
     )
+
+
+def _causal_class(config: dict[str, Any], path: Path) -> str:
+    """The class that generates text for this model type, as transformers lists it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = str(config["model_type"])
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if name is None:
+        raise CheckpointError(
+            f"{path / 'config.json'} names no architectures, and model_type={kind!r} is no language"
+            " model that the installed transformers knows: write the class into architectures"
+        )
+    return str(name)
 
 
 def _auto_map(config: dict[str, Any]) -> list[str]:

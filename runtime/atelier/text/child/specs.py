@@ -184,7 +184,7 @@ CHILDREN_ONLY = (
     "engine_path",
 )
 EMBEDDED_PARSERS = {
-    "tool_call_parser": ("auto", "hermes", "llama3_json", "glm47"),
+    "tool_call_parser": ("auto", "hermes", "llama3_json", "glm47", "qwen3_coder"),
     "reasoning_parser": ("auto", "none"),
 }
 

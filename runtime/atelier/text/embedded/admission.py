@@ -59,11 +59,12 @@ def check_fit(
             " needs at least one for the answer: shorten the prompt or raise MAX_MODEL_LEN",
             "prompt",
         )
-    if request.max_tokens is not None and len(prompt) + request.max_tokens > context:
+    room = context - len(prompt)
+    if request.max_tokens is not None and request.max_tokens > room and not request.cut_to_context:
         raise InvalidRequest(
             f"the prompt has {len(prompt)} tokens and max_tokens={request.max_tokens}, together"
             f" more than this model's context of {context}: lower max_tokens to"
             f" {context - len(prompt)} or less",
             "max_tokens",
         )
-    return request.max_tokens or context - len(prompt)
+    return min(request.max_tokens or room, room)

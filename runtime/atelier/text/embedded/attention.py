@@ -23,9 +23,11 @@ class SlotView:
     """Which part of the cache one forward reads and writes.
 
     `slots` are the rows (None: the first `rows` of the cache), `columns` the positions written,
-    rows x queries. `length` is how many columns are read back; 0 means that the rows begin here and
-    attend to themselves alone. `lengths`, if given, counts the readable columns of each row and
-    lets the flash kernel skip the rest.
+    rows x queries; `ring_columns` the same for layers that keep their window only. `length` is how
+    many columns are read back; 0 means that the rows begin here and attend to themselves alone.
+    `lengths`, if given, counts the readable columns of each row and lets the flash kernel skip the
+    rest. `causal` are the masks of this forward that hide nothing but the future: kernels compute
+    those by themselves.
     """
 
     rows: int
@@ -33,6 +35,8 @@ class SlotView:
     columns: Tensor
     length: int
     lengths: Tensor | None = None
+    ring_columns: Tensor | None = None
+    causal: tuple[Tensor, ...] = ()
 
 
 def attend(
@@ -52,7 +56,7 @@ def attend(
     groups = heads // key.shape[1]
     if slot_view is not None and slot_view.lengths is not None:
         out = _flash_decode(query, key, value, slot_view.lengths, scaling)
-    elif slot_view is not None and slot_view.length == 0 and query.is_cuda:
+    elif slot_view is not None and any(attention_mask is mask for mask in slot_view.causal):
         out = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1
         )

@@ -68,7 +68,7 @@ class Batch:
         candidates = [
             slot for slot in range(min(reach, len(self.slots))) if self.slots[slot] is None
         ]
-        shared = {slot: _common(self.history[slot], prompt[:-1]) for slot in range(len(self.slots))}
+        shared = {slot: self._shared(slot, prompt) for slot in range(len(self.slots))}
         slot = max(candidates, key=lambda slot: (shared[slot], -len(self.history[slot])))
         donor = max(shared, key=lambda slot: shared[slot])
         length = shared[donor]
@@ -118,6 +118,11 @@ class Batch:
             self.slots[slot] = None
             self.history[slot] = []
             self.runner.leave(slot)
+
+    def _shared(self, slot: int, prompt: list[int]) -> int:
+        """How much of the prompt's beginning the slot holds, keys of sliding layers included."""
+        length = _common(self.history[slot], prompt[:-1])
+        return length if self.runner.cache.keeps(length, len(self.history[slot])) else 0
 
     def _prefill(self) -> None:
         chunks: list[Chunk] = []

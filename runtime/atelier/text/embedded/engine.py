@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +31,7 @@ from atelier.streams import EventStream
 from atelier.text.embedded.admission import ContextLimits, Vocabulary, check_fit
 from atelier.text.embedded.batch import Batch
 from atelier.text.embedded.detokenizer import Detokenizer
-from atelier.text.embedded.grammar import Grammar, GrammarCompiler, grammar_source
+from atelier.text.embedded.grammar import GrammarDesk
 from atelier.text.embedded.runner import Runner
 from atelier.text.embedded.sampling import SamplingRow
 from atelier.text.embedded.sequence import RunningRequest, Sequence
@@ -62,8 +61,9 @@ class TransformersEngine:
         self._outbox: deque[tuple[EventStream, Event]] = deque()
         self._draining = self._closed = False
         self._failures = 0
-        self._compiler: GrammarCompiler | None = None
-        self._compilers = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._grammars = GrammarDesk(
+            vocabulary.tokenizer, vocabulary.size, set(vocabulary.eos), self._nudge
+        )
         self._thread = self._start()
 
     @property
@@ -87,9 +87,14 @@ class TransformersEngine:
         return self._batch.used
 
     def submit(
-        self, request: TextRequest, prompt: list[int], tool_grammar: str | None = None
+        self,
+        request: TextRequest,
+        prompt: list[int],
+        tool_grammar: str | None = None,
+        reasoning: bool = False,
     ) -> EventStream:
-        """Admit a tokenized request; call from an event loop, which will receive the events.
+        """Admit a tokenized request; call from an event loop, which will receive the events. With
+        `reasoning` a grammar begins after the reasoning, which the prompt has opened.
 
         Raises:
             InvalidRequest: the prompt is empty, holds unknown tokens, or does not fit the context
@@ -108,7 +113,7 @@ class TransformersEngine:
             deadline = time.monotonic() + min(
                 request.timeout or self.limits.timeout, self.limits.timeout
             )
-            grammars = self._compile(request, tool_grammar)
+            grammars = self._grammars.ask(request, tool_grammar, reasoning)
             job = RunningRequest(
                 request,
                 prompt,
@@ -149,7 +154,7 @@ class TransformersEngine:
             self._closed = True
             self._wake.notify()
         self._thread.join()
-        self._compilers.shutdown(cancel_futures=True)
+        self._grammars.close()
 
     def _check_room(self) -> None:
         if self.dead is not None:
@@ -175,29 +180,9 @@ class TransformersEngine:
         )
         return Sequence(job, choice, row, detokenizer)
 
-    def _compile(
-        self, request: TextRequest, tool_grammar: str | None
-    ) -> Future[list[Grammar | None]]:
-        """Compile in a thread of its own: a large schema takes longer than a step."""
-        if tool_grammar is None and request.response_format.type == "text":
-            done: Future[list[Grammar | None]] = Future()
-            done.set_result([None] * request.n)
-            return done
-        return self._compilers.submit(self._grammars, request, tool_grammar)
-
-    def _grammars(self, request: TextRequest, tool_grammar: str | None) -> list[Grammar | None]:
-        if self._compiler is None:
-            vocabulary = self._vocabulary
-            self._compiler = GrammarCompiler(
-                vocabulary.tokenizer, vocabulary.size, set(vocabulary.eos)
-            )
-        source = grammar_source(request, tool_grammar)
-        grammars = [
-            None if source is None else self._compiler.compile(source) for _ in range(request.n)
-        ]
+    def _nudge(self) -> None:
         with self._wake:
             self._wake.notify()
-        return grammars
 
     def _wait_s(self) -> float:
         """Seconds until a newcomer starts: the batches ahead of it, each as long as a recent

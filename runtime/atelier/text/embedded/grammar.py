@@ -4,6 +4,8 @@ does the work)."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,22 @@ JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_se
 """One way to write JSON: a small model left free to add white space may never stop doing so."""
 
 
-class Grammar:
-    """The state of one sequence within its grammar."""
+UNTHINK = "</think>"
+TAIL = 12
+"""Tokens that surely hold the mark, which may be a token of its own or letter by letter."""
 
-    def __init__(self, matcher: Any, vocabulary: int) -> None:
+
+class Grammar:
+    """The state of one sequence within its grammar. With `decode` given, the sequence is within its
+    reasoning, and the grammar begins after the mark that ends it."""
+
+    def __init__(
+        self, matcher: Any, vocabulary: int, decode: Callable[[list[int]], str] | None = None
+    ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._decode = decode
+        self._tail: list[int] = []
 
     def allowed(self) -> Tensor:
         """Boolean mask over the vocabulary, on the CPU.
@@ -33,6 +45,8 @@ class Grammar:
         Raises:
             GenerationFailed: the grammar met a limit or a token it cannot follow.
         """
+        if self._decode is not None:
+            return torch.ones(self._vocabulary, dtype=torch.bool)
         allowed = torch.frombuffer(
             bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8
         ).bool()
@@ -45,6 +59,11 @@ class Grammar:
 
     def accept(self, token: int) -> bool:
         """Follow a token; true when the grammar can only end here."""
+        if self._decode is not None:
+            self._tail = [*self._tail[1 - TAIL :], token]
+            if UNTHINK in self._decode(self._tail):
+                self._decode = None
+            return False
         self._matcher.consume_token(token)
         self._check()
         return bool(self._matcher.is_stopped())
@@ -64,18 +83,21 @@ class GrammarCompiler:
         from llguidance.hf import from_tokenizer
 
         self._vocabulary = vocabulary
+        self._decode = tokenizer.decode
         self._tokenizer = from_tokenizer(
             tokenizer, n_vocab=vocabulary, eos_token=sorted(eos) or None
         )
         self._matcher = lru_cache(maxsize=64)(self._build)
 
-    def compile(self, source: str) -> Grammar:
-        """A fresh matcher of a grammar in llguidance's Lark dialect or JSON form.
+    def compile(self, source: str, reasoning: bool = False) -> Grammar:
+        """A fresh matcher of a grammar in llguidance's Lark dialect or JSON form; `reasoning`: it
+        begins after the reasoning that the prompt has opened.
 
         Raises:
             InvalidRequest: the grammar or schema is not one that can be followed.
         """
-        return Grammar(self._matcher(source).deep_copy(), self._vocabulary)
+        decode = self._decode if reasoning else None
+        return Grammar(self._matcher(source).deep_copy(), self._vocabulary, decode)
 
     def _build(self, source: str) -> Any:
         from llguidance import LLMatcher
@@ -89,6 +111,45 @@ class GrammarCompiler:
                 "response_format",
             )
         return matcher
+
+
+class GrammarDesk:
+    """Compiles the grammars of requests in a thread of its own, since a large schema takes longer
+    than a step; `done` is called after each."""
+
+    def __init__(
+        self, tokenizer: Any, vocabulary: int, eos: set[int], done: Callable[[], None]
+    ) -> None:
+        self._make = lambda: GrammarCompiler(tokenizer, vocabulary, eos)
+        self._compiler: GrammarCompiler | None = None
+        self._done = done
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    def ask(
+        self, request: TextRequest, tool_grammar: str | None, reasoning: bool
+    ) -> Future[list[Grammar | None]]:
+        """A grammar for each choice, or None for each where nothing is asked for."""
+        if tool_grammar is None and request.response_format.type == "text":
+            done: Future[list[Grammar | None]] = Future()
+            done.set_result([None] * request.n)
+            return done
+        return self._thread.submit(self._compile, request, tool_grammar, reasoning)
+
+    def close(self) -> None:
+        """Compile nothing more."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _compile(
+        self, request: TextRequest, tool_grammar: str | None, reasoning: bool
+    ) -> list[Grammar | None]:
+        self._compiler = self._compiler or self._make()
+        source = grammar_source(request, tool_grammar)
+        grammars = [
+            None if source is None else self._compiler.compile(source, reasoning)
+            for _ in range(request.n)
+        ]
+        self._done()
+        return grammars
 
 
 def grammar_source(request: TextRequest, tool_grammar: str | None = None) -> str | None:

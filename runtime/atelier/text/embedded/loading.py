@@ -13,9 +13,16 @@ import torch
 from atelier.errors import CheckpointError
 from atelier.text.embedded import attention, fusion
 from atelier.text.embedded.admission import Vocabulary
-from atelier.text.embedded.capacity import Capacity, cache_budget, plan_capacity, token_bytes
-from atelier.text.embedded.runner import ROW_BUCKETS, Chunk, Runner
-from atelier.text.embedded.slots import SlotCache
+from atelier.text.embedded.capacity import (
+    Capacity,
+    cache_budget,
+    layer_bytes,
+    plan_capacity,
+    split_by_window,
+)
+from atelier.text.embedded.probe import check_steps, reference_logits
+from atelier.text.embedded.runner import ROW_BUCKETS, Chunk, Runner, layer_windows
+from atelier.text.embedded.slots import SlotCache, ring_size
 
 if TYPE_CHECKING:
     from atelier.settings import Settings
@@ -23,9 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-
-PROBE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
-"""Largest difference of logits, over their spread, that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,23 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
     """
     tokenizer, model = _load_weights(path, settings, device, dtype)
     config = model.config.get_text_config()
-    per_token = token_bytes(model)
     limit = int(getattr(config, "max_position_embeddings", 0) or 4096)
-    capacity = plan_capacity(
-        settings, device.type, limit, per_token, cache_budget(settings, device)
+    windows = layer_windows(config)
+    window = max((one for one in windows if one is not None), default=0)
+    ring = ring_size(window, settings.max_model_len or limit)
+    whole, windowed = split_by_window(layer_bytes(model), windows, ring)
+    budget = cache_budget(settings, device)
+    capacity = plan_capacity(settings, device.type, limit, whole, budget, windowed)
+    log.info(
+        "keys and values: at most %.2f GiB of the %.2f GiB set aside (%d sequences of %d tokens)",
+        capacity.bytes / 2**30,
+        budget / 2**30,
+        capacity.slots,
+        capacity.context,
     )
-    probe = torch.randint(
-        0, config.vocab_size, (1, min(40, capacity.context - 8)), generator=_generator()
-    )
-    with torch.no_grad():
-        reference = model(input_ids=probe.to(device)).logits[0].float()
+    reference = reference_logits(model)
     runner = make_runner(model, capacity, compiled=settings.compile != "off")
-    _check(runner, probe[0].tolist(), reference)
+    check_steps(runner, reference)
     generation = model.generation_config
     defaults = {
         name: float(value)
@@ -85,14 +94,15 @@ def make_runner(model: Any, capacity: Capacity, compiled: bool = True) -> Runner
         log.info("%d norms run as one kernel each", fusion.fuse_norms(model))
         if compiled and fusion.compile_rotary(model):
             log.info("rotary embeddings are compiled into one kernel")
-    windows = getattr(model.config.get_text_config(), "sliding_window", None)
+    windows = layer_windows(model.config.get_text_config())
     flash = (
         cuda
         and model._supports_sdpa
-        and windows is None
+        and not any(windows)
         and model.dtype in (torch.float16, torch.bfloat16)
     )
-    return Runner(model, SlotCache(capacity.slots, capacity.context), graphs=cuda, flash=flash)
+    cache = SlotCache(capacity.slots, capacity.context, windows)
+    return Runner(model, cache, graphs=cuda, flash=flash)
 
 
 def warm_up(runner: Runner, lengths: list[int], prefill_tokens: int) -> None:
@@ -164,42 +174,9 @@ def _quantization(settings: Settings, dtype: torch.dtype) -> Any:
     )
 
 
-def _check(runner: Runner, prompt: list[int], reference: torch.Tensor) -> None:
-    """Prefill a part next to a stranger, feed the rest token by token, and compare every step with
-    the plain model.
-
-    Raises:
-        CheckpointError: the rows differ by more than rounding.
-    """
-    split, rows = len(prompt) // 2, min(2, runner.cache.slots)
-    slot = rows - 1
-    strangers = [Chunk(0, 0, prompt[: split // 2 + 1][::-1])] if slot else []
-    got = [runner.prefill([*strangers, Chunk(slot, 0, prompt[:split])])[-1]]
-    runner.join(slot, split)
-    for position in range(split, len(prompt)):
-        runner.tokens[slot] = prompt[position]
-        got.append(runner.decode(rows, position)[slot])
-        runner.advance(runner.tokens[:rows])
-    runner.leave(slot)
-    worst = float((torch.stack(got) - reference[split - 1 :]).abs().max() / reference.std())
-    if not worst <= PROBE_TOLERANCE.get(runner.dtype, 0.5):
-        raise CheckpointError(
-            f"batched steps differ from the model alone by {worst:.3g} standard deviations of its"
-            " logits, so the embedded engine would change its answers: set ENGINE=vllm or"
-            " ENGINE=llamacpp"
-        )
-    log.info(
-        "probe: batched steps agree with the model alone within %.2g of the logits' spread", worst
-    )
-
-
 def _eos(generation: Any, tokenizer: Any) -> frozenset[int]:
     ids = generation.eos_token_id
     many = ids if isinstance(ids, list) else [ids]
     return frozenset(
         int(token) for token in [*many, tokenizer.eos_token_id] if token is not None and token >= 0
     )
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

@@ -44,7 +44,7 @@ class Runner:
         self.flash = flash
         self._pool: Any = None
         self._captured: dict[tuple[int, int], tuple[Any, Tensor]] = {}
-        self._windows = _windows(model.config.get_text_config())
+        self._windows = window_kinds(model.config.get_text_config())
         slots, spare = cache.slots, cache.columns
         self.tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.positions = torch.zeros(slots, dtype=torch.long, device=self.device)
@@ -71,7 +71,20 @@ class Runner:
         last = [len(chunk.tokens) - 1 for chunk in chunks]
         kept = sorted(set(last))
         view = SlotView(len(chunks), slots, columns, 0 if fresh else length)
-        logits = self._run(ids, positions, view, length, torch.tensor(kept, device=self.device))
+        view.ring_columns = self._ring_columns(columns, ends.to(self.device))
+        masks = {
+            kind: self._prefill_mask(positions, length, window, fresh)
+            for kind, window in self._windows.items()
+        }
+        if fresh:
+            view.causal = tuple(
+                masks[kind]
+                for kind, window in self._windows.items()
+                if window is None or width <= window
+            )
+        keep = torch.tensor(kept, device=self.device)
+        within = positions.clamp(max=self.cache.columns - 1)  # padding may reach beyond the context
+        logits = self._run(ids, within, view, masks, keep)
         return logits[range(len(chunks)), [kept.index(index) for index in last]].float()
 
     def join(self, slot: int, position: int) -> None:
@@ -122,17 +135,24 @@ class Runner:
     def _decode(self, rows: int, length: int) -> Tensor:
         positions = self.positions[:rows, None]
         lengths = (self.positions[:rows] + 1).to(torch.int32) if self.flash else None
-        view = SlotView(rows, None, self.write_columns[:rows, None], length, lengths)
-        return self._run(self.tokens[:rows, None], positions, view, length, 1)[:, 0]
-
-    def _run(
-        self, ids: Tensor, positions: Tensor, view: SlotView, length: int, keep: Tensor | int
-    ) -> Tensor:
-        self.cache.view = view
+        written = self.write_columns[:rows, None]
+        view = SlotView(rows, None, written, length, lengths)
+        view.ring_columns = self._ring_columns(written)
         masks = {
-            kind: additive_mask(positions, self._columns[:length], window, self.dtype)
+            kind: self._decode_mask(positions, length, window)
             for kind, window in self._windows.items()
         }
+        return self._run(self.tokens[:rows, None], positions, view, masks, 1)[:, 0]
+
+    def _run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        view: SlotView,
+        masks: dict[str, Tensor],
+        keep: Tensor | int,
+    ) -> Tensor:
+        self.cache.view = view
         return self.model(
             input_ids=ids,
             position_ids=positions,
@@ -142,6 +162,32 @@ class Runner:
             logits_to_keep=keep,
             slot_view=view,
         ).logits
+
+    def _prefill_mask(
+        self, positions: Tensor, length: int, window: int | None, fresh: bool
+    ) -> Tensor:
+        columns = self._columns[None, :length]
+        if window is not None and self.cache.ring and not fresh:
+            held = held_positions(positions[:, :1] - 1, self._columns[: self.cache.ring])
+            columns = torch.cat([held, positions], 1)
+        return additive_mask(positions, columns, window, self.dtype)
+
+    def _decode_mask(self, positions: Tensor, length: int, window: int | None) -> Tensor:
+        columns = self._columns[None, :length]
+        if window is not None and self.cache.ring:
+            columns = held_positions(positions, self._columns[: min(length, self.cache.ring)])
+        return additive_mask(positions, columns, window, self.dtype)
+
+    def _ring_columns(self, columns: Tensor, ends: Tensor | None = None) -> Tensor | None:
+        """Where positions written to `columns` go in a ring; those that later ones of the same
+        forward would overwrite go to the spare column."""
+        ring, spare = self.cache.ring, self.cache.columns
+        if not ring:
+            return None
+        kept = columns < spare
+        if ends is not None:
+            kept = kept & (columns >= ends - ring)
+        return torch.where(kept, columns % ring, ring)
 
     def _capture(self, rows: int, length: int) -> None:
         """Record the decode forward of this shape. Idle rows beyond the batch write to the spare
@@ -162,17 +208,24 @@ def additive_mask(
     positions: Tensor, columns: Tensor, window: int | None, dtype: torch.dtype
 ) -> Tensor:
     """0 where a query at `positions` (rows x queries) may see a column, the dtype's least value
-    elsewhere; rows x 1 x queries x columns. `window` is how many positions back a sliding layer
-    sees."""
-    query = positions[:, None, :, None]
-    seen = columns[None, None, None] <= query
+    elsewhere; rows x 1 x queries x columns. `columns` (rows or 1 x columns) are the positions that
+    the columns hold, negative where they hold none. `window` is how many positions back a sliding
+    layer sees."""
+    query, key = positions[:, None, :, None], columns[:, None, None]
+    seen = (key <= query) & (key >= 0)
     if window is not None:
-        seen = seen & (columns[None, None, None] > query - window)
+        seen = seen & (key > query - window)
     zero = torch.zeros((), dtype=dtype, device=positions.device)
     return torch.where(seen, zero, torch.finfo(dtype).min)
 
 
-def _windows(config: Any) -> dict[str, int | None]:
+def held_positions(last: Tensor, columns: Tensor) -> Tensor:
+    """The position in each column of a ring whose newest one is `last` (rows x 1): rows x columns,
+    negative where none was written yet. Columns left out at the end hold none."""
+    return last - (last - columns[None]) % columns.shape[0]
+
+
+def window_kinds(config: Any) -> dict[str, int | None]:
     """Attention window by layer type; one entry when all layers are alike.
 
     Raises:
@@ -192,3 +245,10 @@ def _windows(config: Any) -> dict[str, int | None]:
     if kinds:
         return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
     return {"sliding_attention" if window else "full_attention": window}
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """The attention window of each layer, None where it sees everything."""
+    kinds = window_kinds(config)
+    layers = getattr(config, "layer_types", None) or [*kinds] * config.num_hidden_layers
+    return tuple(kinds[layer] for layer in layers)

@@ -69,7 +69,12 @@ class RunningRequest:
         usage = Usage(len(self.prompt), self.cached, generated)
         self.emit(
             self.stream,
-            Finished(timings, usage, tuple(sequence.reason for sequence in self.sequences)),
+            Finished(
+                timings,
+                usage,
+                tuple(sequence.reason for sequence in self.sequences),
+                tuple(sequence.detokenizer.stopped for sequence in self.sequences),
+            ),
         )
 
 

@@ -1,0 +1,83 @@
+"""What only CUDA takes in the embedded language engine: causal and flash kernels, decode as graphs,
+fused norms; against the plain model on the same GPU. `make test-gpu` runs this."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device here", allow_module_level=True)
+
+from atelier.text.embedded.capacity import Capacity  # noqa: E402
+from atelier.text.embedded.loading import make_runner, record_graphs  # noqa: E402
+from atelier.text.embedded.probe import check_steps, reference_logits  # noqa: E402
+from atelier.text.embedded.slots import SlotCache  # noqa: E402
+from tests.text import families  # noqa: E402
+
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.25}
+"""Nats. A wrong window changes likelihoods by more than one; rounding of bfloat16 by 0.07."""
+
+
+def runner_of(model: Any, slack: int, slots: int = 8) -> Any:
+    runner = make_runner(model, Capacity(slots, families.CONTEXT, 0), compiled=False)
+    runner.cache = SlotCache(slots, families.CONTEXT, runner.cache.windows, slack)
+    return runner
+
+
+@pytest.mark.parametrize("slack", [32, families.CONTEXT], ids=["ring", "whole"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_answers_are_the_plain_models_below_at_and_beyond_window_and_chunk(
+    family: str, dtype: Any, slack: int
+) -> None:
+    reference = families.make(family, "cuda", dtype)
+    runner = runner_of(families.make(family, "cuda", dtype), slack)
+    assert runner.graphs
+    windowed = family in ("gemma3", "mistral")
+    assert runner.flash == (dtype == torch.bfloat16 and not windowed)
+    record_graphs(runner)
+    engine = families.engine_of(runner)
+    prompts = [families.prompt_of(length, length) for length in families.LENGTHS]
+    try:
+        answers = families.ask_all(engine, prompts, 24)
+        again = families.ask_all(engine, [prompts[-1][:390] + prompts[0]], 24)
+    finally:
+        engine.close()
+    families.check(reference, prompts, answers, TOLERANCE[dtype])
+    families.check(reference, [prompts[-1][:390] + prompts[0]], again, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_check_at_the_start_passes(family: str, dtype: Any) -> None:
+    model = families.make(family, "cuda", dtype)
+    reference = reference_logits(model)
+    check_steps(runner_of(model, 32), reference)
+
+
+def test_compiled_rotary_embeddings_change_nothing() -> None:
+    reference = families.make("gemma3", "cuda")
+    model = families.make("gemma3", "cuda")
+    runner = make_runner(model, Capacity(4, families.CONTEXT, 0), compiled=True)
+    engine = families.engine_of(runner)
+    prompts = [families.prompt_of(seed, 60 + 50 * seed) for seed in range(4)]
+    try:
+        answers = families.ask_all(engine, prompts, 16)
+    finally:
+        engine.close()
+    families.check(reference, prompts, answers, TOLERANCE[torch.float32])
+
+
+def test_a_small_prompt_beside_a_long_one_is_not_disturbed_by_the_padding() -> None:
+    model, reference = families.make("gpt2", "cuda"), families.make("gpt2", "cuda")
+    runner = runner_of(model, 32)
+    engine = families.engine_of(runner)
+    prompts = [families.prompt_of(1, 500), families.prompt_of(2, 2), families.prompt_of(3, 63)]
+    try:
+        answers = families.ask_all(engine, prompts, 8)
+    finally:
+        engine.close()
+    families.check(reference, prompts, answers, TOLERANCE[torch.float32])

@@ -1,0 +1,91 @@
+"""The embedded engine against the plain model, family by family, at prompts that cross window,
+chunk and ring. `tests/gpu/test_text.py` runs the same table on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from atelier.text.embedded.capacity import Capacity
+from atelier.text.embedded.loading import make_runner
+from atelier.text.embedded.probe import check_steps, reference_logits
+from atelier.text.embedded.slots import SlotCache
+from tests.text import families
+
+torch.set_num_threads(1)
+
+
+def runner_of(model: Any, slots: int = 4, slack: int = 32) -> Any:
+    """A runner whose rings are short enough to wrap within the context."""
+    runner = make_runner(model, Capacity(slots, families.CONTEXT, 0))
+    runner.cache = SlotCache(slots, families.CONTEXT, runner.cache.windows, slack)
+    return runner
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_answers_are_the_plain_models_below_at_and_beyond_window_and_chunk(family: str) -> None:
+    reference = families.make(family, "cpu")
+    runner = runner_of(families.make(family, "cpu"))
+    assert bool(runner.cache.ring) == (family in ("gemma3", "mistral"))
+    engine = families.engine_of(runner)
+    prompts = [families.prompt_of(length, length) for length in families.LENGTHS]
+    try:
+        answers = families.ask_all(engine, prompts, 20)
+    finally:
+        engine.close()
+    families.check(reference, prompts, answers, 1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "llama"])
+def test_a_known_beginning_is_reused_only_where_the_window_still_holds_it(family: str) -> None:
+    reference = families.make(family, "cpu")
+    engine = families.engine_of(runner_of(families.make(family, "cpu"), slots=2))
+    first = families.prompt_of(1, 200)
+    near = first[:190] + families.prompt_of(2, 40)  # within the slack of what was said
+    far = first[:100] + families.prompt_of(3, 60)  # the window before it is gone from the ring
+    try:
+        said = [families.ask_all(engine, [prompt], 8)[0] for prompt in (first, near, far)]
+    finally:
+        engine.close()
+    assert [one.cached for one in said] == [0, 190, 100 if family == "llama" else 0]
+    families.check(reference, [first, near, far], said, 1e-3)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_check_at_the_start_passes_and_leaves_the_window_as_it_was(family: str) -> None:
+    model = families.make(family, "cpu")
+    window = getattr(model.config, "sliding_window", None)
+    reference = reference_logits(model)
+    check_steps(runner_of(model), reference)
+    assert getattr(model.config, "sliding_window", None) == window
+
+
+def test_the_check_at_the_start_sees_a_window_that_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from atelier.errors import CheckpointError
+    from atelier.text.embedded import runner as runner_module
+
+    model = families.make("gemma3", "cpu")
+    reference = reference_logits(model)
+    masked = runner_module.additive_mask
+    monkeypatch.setattr(
+        runner_module,
+        "additive_mask",
+        lambda positions, columns, window, dtype: masked(positions, columns, None, dtype),
+    )
+    with pytest.raises(CheckpointError, match="standard deviations"):
+        check_steps(runner_of(model), reference)
+
+
+def test_a_layer_with_a_window_keeps_its_window_and_nobody_pays_for_an_unused_context() -> None:
+    model = families.make("gemma3", "cpu")
+    engine = families.engine_of(runner_of(model, slots=4))
+    families.ask_all(engine, [families.prompt_of(1, 400)], 4)
+    cache = engine._batch.runner.cache
+    engine.close()
+    columns = sorted(keys.shape[2] for keys in cache._keys.values())
+    ring = families.WINDOW + 32
+    assert columns == [ring + 1] * 3 + [families.CONTEXT + 1]
