@@ -17,10 +17,12 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from atelier import logs
-from atelier.errors import StartError
+from atelier.errors import GenerationFailed, StartError
 from atelier.settings import Settings
 from atelier.workers import messages as m
 from atelier.workers.placement import devices_here
+
+log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
 
@@ -43,9 +45,27 @@ class Outbox:
             while not self._waiting.empty():
                 batch.append(self._waiting.get())
             try:
-                self._connection.send(batch)
+                self._send(batch)
             except OSError:  # the front is gone
                 os._exit(0)
+
+    def _send(self, batch: list[Any]) -> None:
+        """Send all; what cannot travel is refused in words, so that nobody waits for it."""
+        try:
+            self._connection.send(batch)
+        except OSError:
+            raise
+        except Exception:  # pickle raises what the object's class chose
+            for message in batch:
+                try:
+                    self._connection.send([message])
+                except OSError:
+                    raise
+                except Exception as error:
+                    log.exception("a message cannot be sent to the front")
+                    if (number := getattr(message, "number", None)) is not None:
+                        told = f"{type(message).__name__}: {error}"
+                        self._connection.send([m.Refused(number, GenerationFailed(told))])
 
 
 class ModelWork(Protocol):
@@ -138,5 +158,5 @@ def main(connection: Connection, settings: Settings, kind: str, name: str) -> No
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     logs.set_up(settings, worker=name)
-    logging.getLogger(__name__).debug("worker %s starts", name)
+    log.debug("worker %s starts", name)
     asyncio.run(Worker(connection, settings, kind, name).run())
