@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from atelier.errors import StartError
+from atelier.settings import current_model
 
 GROUP, VERSION, KIND = "serving.kserve.io", "v1beta1", "InferenceService"
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
@@ -109,6 +110,7 @@ class Endpoint:
                 " keys"
             )
         _storage(self)
+        object.__setattr__(self, "source", current_model(self.source))
 
 
 def render(endpoint: Endpoint) -> dict[str, Any]:
