@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 NAMESPACE=atelier OVERLAY=dev PARTS="" IMAGE="" REPOSITORY="" TIMEOUT=900 DRY_RUN="" UNINSTALL=""
+# The tag of the image that the build makes.
+VERSION=$(sed -n 's/.*kind: ImageStreamTag, name: "atelier:\(.*\)"}.*/\1/p' manifests/setup/build/buildconfig.yaml)
 KNOWN_PARTS="storage storage-route pipelines workbench build tekton queue"
 
 usage() {
@@ -109,7 +111,7 @@ render() {
   fi
 }
 
-image_override() { # a name without a tag keeps the tag of the manifests, such as 0.1.0-vllm
+image_override() { # a name without a tag keeps the tag of the manifests, such as 1.2.0-vllm
   [ -n "$IMAGE" ] || return 0
   printf 'images:\n  - name: quay.io/atelier/atelier\n'
   case $IMAGE in
@@ -153,12 +155,12 @@ plan() {
     fi
   done < <(objects "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml")
   ! needs_api_key || say "  would create              Secret/atelier-api-keys (a random key, not printed)"
-  [[ " $PARTS " != *" build "* ]] || built || say "  would build               ImageStreamTag/atelier:0.1.0"
+  [[ " $PARTS " != *" build "* ]] || built || say "  would build               ImageStreamTag/atelier:$VERSION"
   say "  would wait up to ${TIMEOUT} s for $SERVICE_KIND/$SERVICE"
 }
 
 needs_api_key() { used 'name: atelier-api-keys' && ! in_namespace get secret atelier-api-keys -o name >/dev/null 2>&1; }
-built() { in_namespace get imagestreamtag atelier:0.1.0 -o name >/dev/null 2>&1; }
+built() { in_namespace get imagestreamtag "atelier:$VERSION" -o name >/dev/null 2>&1; }
 
 apply() {
   "$CLI" apply -f "$SCRATCH/setup.yaml"

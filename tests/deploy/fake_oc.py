@@ -109,7 +109,8 @@ def main(words: list[str]) -> int:
             return apply(sys.stdin.read(), must_be_new=True)
         case ["start-build", *_]:
             return apply(
-                "{kind: ImageStreamTag, metadata: {name: 'atelier:0.1.0'}}", must_be_new=True
+                f"{{kind: ImageStreamTag, metadata: {{name: 'atelier:{FACTS['version']}'}}}}",
+                must_be_new=True,
             )
         case ["delete", kind, name, *_]:
             there = load()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from atelier import __version__
 from tests.manifests.rendering import ROOT, needs_kubectl
 
 pytestmark = needs_kubectl
@@ -47,6 +48,7 @@ WORKING = {
     "nodes": ["4 NVIDIA-A10G", "8 NVIDIA-L40S", " "],
     "default_storage_class": True,
     "image_pullable": True,
+    "version": __version__,
     "existing": [],
     "ready": "True",
     "pods": "",
@@ -230,7 +232,7 @@ MISSING = {
     "the image": (
         {"image_pullable": False},
         (),
-        "quay.io/atelier/atelier:0.1.0 cannot be pulled",
+        f"quay.io/atelier/atelier:{__version__} cannot be pulled",
         "--with build",
     ),
 }
@@ -337,7 +339,7 @@ def run(checkout: Path, cluster: Cluster) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        ("registry.example:5000/team/atelier", "registry.example:5000/team/atelier:0.1.0"),
+        ("registry.example:5000/team/atelier", f"registry.example:5000/team/atelier:{__version__}"),
         ("registry.example:5000/team/atelier:1.2", "registry.example:5000/team/atelier:1.2"),
         ("registry.example/atelier@sha256:0123", "registry.example/atelier@sha256:0123"),
     ],
