@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 NAMESPACE=atelier OVERLAY=dev PARTS="" IMAGE="" REPOSITORY="" TIMEOUT=900 DRY_RUN="" UNINSTALL="" OPEN=""
+# The tag of the image that the build makes.
+VERSION=$(sed -n 's/.*kind: ImageStreamTag, name: "atelier:\(.*\)"}.*/\1/p' manifests/setup/build/buildconfig.yaml)
 KNOWN_PARTS="storage storage-route pipelines workbench build tekton queue"
 
 usage() {
@@ -130,7 +132,7 @@ render_overlay() { # the autoscaler's query spells its namespace out, where kust
   "$CLI" kustomize "$SCRATCH/overlay" | sed "s|^\( *namespace:\) atelier\$|\1 $NAMESPACE|" >"$SCRATCH/overlay.yaml"
 }
 
-image_override() { # a name without a tag keeps the tag of the manifests, such as 0.1.0-vllm
+image_override() { # a name without a tag keeps the tag of the manifests, such as 1.2.0-vllm
   [ -n "$IMAGE" ] || return 0
   local name
   printf 'images:\n'

@@ -28,7 +28,7 @@ FLOORS = [
     {"atelier_training.dreambooth", "atelier_training.notebook"},
     {"atelier_training.compile", "atelier_training.local", "atelier_training.client"},
     {"atelier.cli"},
-    {"atelier.__main__", "benchmarks", "docs", "manifests"},
+    {"atelier.__main__", "benchmarks", "docs", "make", "manifests"},
 ]
 
 
@@ -41,6 +41,7 @@ def files() -> dict[str, Path]:
         ("benchmarks", "."),
         ("docs", "."),
         ("manifests", "."),
+        ("make", "."),
     ):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(PLACES[base]).with_suffix("").parts

@@ -12,12 +12,12 @@ plan() {
     fi
   done < <(objects "$SCRATCH/setup.yaml" "$SCRATCH/overlay.yaml")
   ! needs_api_key || say "  would create              Secret/atelier-api-keys (a random key, not printed)"
-  [[ " $PARTS " != *" build "* ]] || built || say "  would build               ImageStreamTag/atelier:0.1.0"
+  [[ " $PARTS " != *" build "* ]] || built || say "  would build               ImageStreamTag/atelier:$VERSION"
   say "  would wait up to ${TIMEOUT} s for $SERVICE_KIND/$SERVICE"
 }
 
 needs_api_key() { used 'name: atelier-api-keys' && ! in_namespace get secret atelier-api-keys -o name >/dev/null 2>&1; }
-built() { in_namespace get imagestreamtag atelier:0.1.0 -o name >/dev/null 2>&1; }
+built() { in_namespace get imagestreamtag "atelier:$VERSION" -o name >/dev/null 2>&1; }
 
 apply() {
   local waits_for_secrets="Notebook DataSciencePipelinesApplication"

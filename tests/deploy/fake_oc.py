@@ -2,7 +2,7 @@
 """`oc` for the tests: kubectl does the work, against whatever server KUBECONFIG names.
 
 Only what kubectl does not have is answered here. FAKE_CLUSTER names a folder: `facts.json` in it
-says whether an image can be pulled, `calls.txt` gets one line a call.
+says whether an image can be pulled and which version is built, `calls.txt` gets one line a call.
 """
 
 import json
@@ -13,10 +13,10 @@ from pathlib import Path
 
 FOLDER = Path(os.environ["FAKE_CLUSTER"])
 FACTS = json.loads((FOLDER / "facts.json").read_text())
-TAG = """
+TAG = f"""
 apiVersion: image.openshift.io/v1
 kind: ImageStreamTag
-metadata: {name: "atelier:0.1.0"}
+metadata: {{name: "atelier:{FACTS["version"]}"}}
 """
 
 

@@ -103,6 +103,17 @@ def test_a_cpu_endpoint_is_the_dev_overlays() -> None:
     assert render(endpoint) == by_hand
 
 
+def test_the_old_name_of_a_built_in_model_is_rendered_as_the_new_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old = render(Endpoint("shapes", "demo/shapes"))
+    assert caplog.messages == [
+        "MODEL_ID=demo/shapes is the old name of MODEL_ID=builtin/shapes: use that"
+    ]
+    assert old == render(Endpoint("shapes", "builtin/shapes"))
+    assert "HF_TOKEN" not in env_of(Endpoint("shapes", "demo/scenes"))
+
+
 def test_adapters_on_s3_give_the_server_the_connections_keys() -> None:
     env = {"LORA_PATHS": "s3://models/loras/ring"}
     given = env_of(Endpoint("m", "builtin/shapes", connection="atelier-models", env=env))

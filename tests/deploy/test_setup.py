@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from atelier import __version__
 from tests.deploy.fake_api import FakeApi, Moment
 from tests.deploy.fake_kinds import ALL, Kind
 from tests.manifests.rendering import ROOT, needs_kubectl
@@ -29,6 +30,7 @@ WORKING = {
     "nodes": ["4 NVIDIA-A10G", "8 NVIDIA-L40S", " "],
     "default_storage_class": True,
     "image_pullable": True,
+    "version": __version__,
     "existing": [],
     "ready": "True",
     "pods": "",
@@ -87,7 +89,7 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         self.become_as_told()
         (self.folder / "facts.json").write_text(
-            json.dumps({"image_pullable": self.facts["image_pullable"]})
+            json.dumps({name: self.facts[name] for name in ("image_pullable", "version")})
         )
         (self.folder / "calls.txt").write_text("")
         return {
@@ -179,7 +181,7 @@ def test_a_second_run_changes_nothing(cluster: Cluster) -> None:
     # that the object is the same, resource version included, was asserted above.
     said = second.stdout.replace("poddisruptionbudget.policy/atelier configured", "x/y unchanged")
     states = re.findall(r"^\S+/\S+ (created|configured|unchanged)$", said, re.MULTILINE)
-    made_otherwise = {"imagestreamtag/atelier:0.1.0"}  # the build's own result
+    made_otherwise = {f"imagestreamtag/atelier:{__version__}"}  # the build's own result
     assert set(states) == {"unchanged"} and len(states) == len(before.keys() - made_otherwise)
     assert not any("start-build" in call or "create -f" in call for call in cluster.calls)
 
@@ -279,7 +281,7 @@ MISSING = {
     "the image": (
         {"image_pullable": False},
         (),
-        "quay.io/atelier/atelier:0.1.0 cannot be pulled",
+        f"quay.io/atelier/atelier:{__version__} cannot be pulled",
         "--with build",
     ),
 }
@@ -382,7 +384,7 @@ def run(checkout: Path, cluster: Cluster) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        ("registry.example:5000/team/atelier", "registry.example:5000/team/atelier:0.1.0"),
+        ("registry.example:5000/team/atelier", f"registry.example:5000/team/atelier:{__version__}"),
         ("registry.example:5000/team/atelier:1.2", "registry.example:5000/team/atelier:1.2"),
         ("registry.example/atelier@sha256:0123", "registry.example/atelier@sha256:0123"),
     ],

@@ -40,6 +40,27 @@ def test_a_built_in_model_is_found_beside_the_demo_package(tmp_path, monkeypatch
     assert fetch(load_settings(model_id="builtin/scenes")) == tmp_path / "scenes"
 
 
+@pytest.mark.parametrize("name", ["shapes", "scenes"])
+def test_the_old_name_of_a_built_in_model_works_with_one_warning(
+    name, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_ID", f"demo/{name}")
+    settings = load_settings()
+    assert fetch(settings) == fetch(load_settings(model_id=f"builtin/{name}"))
+    assert settings.model_id == f"builtin/{name}"
+    assert caplog.messages == [
+        f"MODEL_ID=demo/{name} is the old name of MODEL_ID=builtin/{name}: use that"
+    ]
+
+
+def test_a_folder_with_the_old_name_of_a_built_in_model_is_used(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo" / "shapes").mkdir(parents=True)
+    assert fetch(load_settings(model_id="demo/shapes")).resolve() == tmp_path / "demo" / "shapes"
+    assert not caplog.messages
+
+
 def test_a_folder_is_copied_whole_into_a_named_one(tmp_path):
     root = pipeline(tmp_path / "sd")
     copied = fetch(load_settings(model_id=str(root)), into=tmp_path / "copy")

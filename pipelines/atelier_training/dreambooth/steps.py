@@ -9,7 +9,9 @@ import os
 
 from kfp import dsl
 
-IMAGE = os.environ.get("ATELIER_IMAGE", "quay.io/atelier/atelier:0.1.0")
+from atelier import __version__
+
+IMAGE = os.environ.get("ATELIER_IMAGE", f"quay.io/atelier/atelier:{__version__}")
 STEP = {"base_image": IMAGE, "install_kfp_package": False}
 
 

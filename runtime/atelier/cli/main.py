@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from atelier import logs
+from atelier.cli.extras import advice
 from atelier.errors import AtelierError
 from atelier.settings import load_settings
 from atelier.workers import handle as workers
@@ -176,8 +177,13 @@ def pipeline(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error of ours is a line on standard error and exit code 1."""
+    """Run the command line; an error of ours, or an extra that is not installed, is a line on
+    standard error and exit code 1."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        if line := advice(error, command=sys.argv[1]):
+            sys.exit(f"atelier: {line}")
+        raise
     except AtelierError as error:
         sys.exit(f"atelier: {error}")

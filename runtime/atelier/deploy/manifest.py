@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from atelier.errors import StartError
+from atelier.settings import current_model
 
 GROUP, VERSION, KIND = "serving.kserve.io", "v1beta1", "InferenceService"
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
@@ -123,6 +124,7 @@ class Endpoint:
                 " you want that (--open)"
             )
         _storage(self)
+        object.__setattr__(self, "source", current_model(self.source))
 
 
 def render(endpoint: Endpoint) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +16,7 @@ from atelier.errors import SettingsError
 from atelier.profiles import read as read_profile
 from atelier.settings.fields import Settings
 from atelier.settings.rows import is_secret
+from atelier.settings.values import OLD_MODELS
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,17 @@ def load_settings(**overrides: Any) -> Settings:
         faults += _lines(error, sources)
     if faults:
         raise SettingsError("\n".join(faults)) from None
+    if settings.model_id in OLD_MODELS and not Path(settings.model_id).exists():
+        return settings.model_copy(update={"model_id": current_model(settings.model_id)})
     return settings
+
+
+def current_model(model_id: str) -> str:
+    """What a model is called today: the old name of a built-in one is replaced, with a warning."""
+    current = OLD_MODELS.get(model_id, model_id)
+    if current != model_id:
+        log.warning("MODEL_ID=%s is the old name of MODEL_ID=%s: use that", model_id, current)
+    return current
 
 
 def _from_old_names(

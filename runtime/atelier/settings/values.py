@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, PositiveInt, SecretStr
 from pydantic_settings import NoDecode
 
+OLD_MODELS = {"demo/shapes": "builtin/shapes", "demo/scenes": "builtin/scenes"}
+"""What the built-in models were called in the first release; manifests may still say so."""
+
 
 def _split(value: Any) -> Any:
     if not isinstance(value, str):

@@ -4,18 +4,13 @@ built-in model."""
 from __future__ import annotations
 
 import importlib.util
-import logging
 import shutil
 from pathlib import Path
 
 from atelier.errors import SourceError
 from atelier.sources.landing import check_space, land
 
-log = logging.getLogger(__name__)
-
 BUILT_IN = ("builtin/shapes", "builtin/scenes")
-OLD_NAMES = {"demo/shapes": "builtin/shapes", "demo/scenes": "builtin/scenes"}
-"""Names of the first release, which manifests may still hold."""
 
 
 def built_in(name: str) -> Path | None:
@@ -24,9 +19,6 @@ def built_in(name: str) -> Path | None:
     Raises:
         SourceError: this installation lacks the model's folder.
     """
-    if name in OLD_NAMES:
-        log.warning("MODEL_ID=%s is now MODEL_ID=%s", name, OLD_NAMES[name])
-        name = OLD_NAMES[name]
     if name not in BUILT_IN:
         return None
     package = importlib.util.find_spec("atelier.builtin")
