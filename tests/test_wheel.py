@@ -117,6 +117,13 @@ def test_nothing_else_is_in_the_wheel(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PLACES)
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "NOTICE"])
+def test_the_licence_travels_with_it(name: str, wheel: Path) -> None:
+    inside = zipfile.ZipFile(wheel)
+    (found,) = (one for one in inside.namelist() if one.endswith(f".dist-info/licenses/{name}"))
+    assert inside.read(found) == (ROOT / name).read_bytes()
+
+
 def test_what_is_imported_there_is_the_wheel(installed: Path, elsewhere: Path) -> None:
     program = (
         "import atelier, atelier_training, atelier.builtin.shapes;"
