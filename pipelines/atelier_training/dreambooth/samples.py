@@ -17,7 +17,7 @@ from atelier.events import Image as Drawn
 from atelier.images.arguments import accepted
 from atelier.images.drawing import PreparedRequest
 from atelier.images.engine import EngineLimits, ImageEngine
-from atelier.images.interception import Gate, install
+from atelier.images.interception import install
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def draw(pipeline: Any, wishes: Sequence[Wish], style: Style) -> list[Image.Imag
             return pool.submit(asyncio.run, _draw_all(engine, pipeline, wishes, style)).result()
     finally:
         engine.close()
-        _uninstall(pipeline, gates)
+        for gate in gates:
+            gate.take_down()
 
 
 async def _draw_all(
@@ -93,10 +94,3 @@ async def _draw_all(
             if isinstance(event, Drawn):
                 pictures.append(Image.frombytes("RGB", (event.width, event.height), event.pixels))
     return pictures
-
-
-def _uninstall(pipeline: Any, gates: Sequence[Gate]) -> None:
-    """Take the gates off again: a module in training must be called directly."""
-    for gate in gates:
-        module = getattr(pipeline, gate.name)
-        vars(module).pop("decode" if "decode" in vars(module) else "forward")

@@ -46,6 +46,10 @@ class Gate:
         self._method = method
         self._gated = self._make_gated()
 
+    def take_down(self) -> None:
+        """Leave the module as it was: one in training must be called directly."""
+        vars(self.module).pop(self._method, None)
+
     def put_up(self) -> None:
         """Stand before the module, again if something else took the place: offload hooks do when
         adapters are loaded."""
