@@ -22,7 +22,6 @@ MODULES: dict[str, tuple[str, ...]] = {
         "numpy",
         "peft",
         "prometheus_client",
-        "psutil",
         "s3transfer",
         "safetensors",
         "starlette",
