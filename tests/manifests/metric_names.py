@@ -21,7 +21,7 @@ EXPORTED = {
     "atelier_queue_wait_seconds": Metric("histogram"),
     "atelier_requests_waiting": Metric("gauge"),
     "atelier_requests_running": Metric("gauge"),
-    "vllm:num_requests_waiting": Metric("gauge"),
+    "vllm:num_requests_waiting": Metric("gauge", frozenset({"model_name"})),
     "atelier_step_seconds": Metric("histogram", frozenset({"stage", "shape", "worker"})),
     "atelier_batch_rows": Metric("histogram", frozenset({"stage"})),
     "atelier_images_total": Metric("counter"),

@@ -220,7 +220,7 @@ BAD_BODIES = [
     ({"prompt": "a", "stream": True, "response_format": "url"}, "response_format"),
     ({"prompt": "a", "stream": True, "partial_images": 4}, "partial_images"),
     ({"prompt": "a", "lora": "x"}, "lora"),
-    ({"prompt": "a", "style": "vivid"}, "style"),
+    ({"prompt": "a", "brush": "wide"}, "brush"),
     ({"prompt": "a", "image": "aGVsbG8="}, "image"),
     ({"prompt": "a", "previews": 3}, "previews"),
 ]

@@ -87,8 +87,8 @@ def dreambooth(
         options: Options of the training by name, as `atelier train dreambooth --help` lists them;
             model is needed.
         questions: Prompts, seeds and judge of the evaluation; see docs/fine-tuning.md.
-        destination: s3://bucket/prefix below which the version is stored. sha256: Checksum of an
-        archive.
+        destination: s3://bucket/prefix below which the version is stored.
+        sha256: Checksum of an archive.
         judges: Folders of CLIP and DINO weights by name, clip and dino.
         gate: Conditions on scores, such as "clip_i>=0.7, clip_t_subject>=0.25"; empty: everything
             is published.
