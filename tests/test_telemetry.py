@@ -143,7 +143,7 @@ def test_names_carry_their_units(told: Server) -> None:
 def test_ended_requests_are_counted_by_protocol_and_outcome(told: Server) -> None:
     before = {protocol: outcomes(told, protocol) for protocol in ("v1", "v2", "openai")}
     assert predict(told).status_code == 200
-    assert predict(told, seed=-1).status_code == 400  # refused by the request's own type
+    assert predict(told, seed=-2).status_code == 400  # refused by the request's own type
     assert predict(told, width=33).status_code == 400  # refused by the pipeline's sizes
     assert predict(told, num_inference_steps=30, timeout=0.001).status_code == 504
     tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a cat"]}

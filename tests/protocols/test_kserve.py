@@ -224,7 +224,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 7}, "instances[0].prompt"),
     ({"prompt": None}, "instances[0].prompt"),
     ({"seed": "seven"}, "instances[0].seed"),
-    ({"seed": -1}, "instances[0].seed"),
+    ({"seed": -2}, "instances[0].seed"),
     ({"seed": 2**64}, "instances[0].seed"),
     ({"num_inference_steps": 0}, "instances[0].num_inference_steps"),
     ({"num_inference_steps": 1000}, "MAX_STEPS=150"),

@@ -41,7 +41,9 @@ def test_an_answer_that_has_begun_ends_with_an_error(server: Server) -> None:
     url, lines = f"{server.url}/v1/completions", []
     with httpx.stream("POST", url, json=body(stream=True), timeout=60) as answer:
         for line in answer.iter_lines():
-            lines += [line] if line.startswith("data: ") else []
+            if not line.startswith("data: "):
+                continue
+            lines.append(line)
             if len(lines) == 3:
                 os.kill(worker(server)["pid"], signal.SIGKILL)
     said = [line.removeprefix("data: ") for line in lines if line != "data: [DONE]"]
