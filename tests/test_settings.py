@@ -244,6 +244,15 @@ def test_every_old_name_is_tested() -> None:
     assert {name.variable for name in OLD_NAMES} == {row[0] for row in OLD}
 
 
+def test_a_variable_that_is_gone_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STEP_CACHE_THRESHOLD", "0.08")
+    load_settings()
+    [line] = caplog.messages
+    assert line.startswith("STEP_CACHE_THRESHOLD=0.08 is ignored: STEP_CACHE names a level")
+
+
 def test_old_names_that_collide_with_new_ones_work_together(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

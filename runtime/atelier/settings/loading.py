@@ -50,6 +50,7 @@ OLD_NAMES = (
     OldName("SKIP_WARMUP", "warmup", _off_if_true),
     OldName("WARMUP", "warmup_prompts", applies=_has_lengths),
 )
+GONE = {"STEP_CACHE_THRESHOLD": "STEP_CACHE names a level, a request's step_cache may be a bound"}
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -61,6 +62,8 @@ def load_settings(**overrides: Any) -> Settings:
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     variables = {name.upper(): value for name, value in os.environ.items()}
+    for gone in GONE.keys() & variables.keys():
+        log.warning("%s=%s is ignored: %s", gone, variables[gone], GONE[gone])
     renamed, sources, faults = _from_old_names(variables, given)
     chosen = str(given.get("profile") or variables.get("PROFILE") or "")
     present = {name.lower() for name in variables} | set(renamed)
