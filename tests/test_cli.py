@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from atelier import __version__
 from atelier.cli.main import app
 from tests.conftest import ROOT, free_port
 from tests.sources.checkpoints import pipeline, write_weights
@@ -44,6 +45,10 @@ def refused(*arguments: str | Path, **environment: str) -> str:
     [line] = done.stderr.splitlines()
     assert line.startswith("atelier: ")
     return line
+
+
+def test_the_version_is_told() -> None:
+    assert atelier("--version").stdout == f"atelier {__version__}\n"
 
 
 def test_serve_stops_at_a_bad_value() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from atelier import logs
+from atelier import __version__, logs
 from atelier.cli.extras import advice
 from atelier.errors import AtelierError
 from atelier.settings import load_settings
@@ -26,6 +26,24 @@ app = typer.Typer(
 
 KSERVE_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 Source = Annotated[str, typer.Option("--model", "-m", help="The same as MODEL_ID.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"atelier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(context_settings=KSERVE_OPTIONS)
