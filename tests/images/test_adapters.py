@@ -249,7 +249,8 @@ def test_the_least_recently_used_adapter_goes_and_comes_back(
     adapters = Adapters(pipeline, sources(folder), {}, keep=2)
 
     def loaded() -> set[str]:
-        return {name for names in pipeline.get_list_adapters().values() for name in names}
+        keys = {key for keys in pipeline.get_list_adapters().values() for key in keys}
+        return {name for name in adapters.names if adapters._keys[name] in keys}
 
     assert loaded() == set()
     for name in ("ink", "oil", "ink", "words"):
@@ -257,7 +258,7 @@ def test_the_least_recently_used_adapter_goes_and_comes_back(
     assert loaded() == {"ink", "words"}
     adapters.use(adapters.select({"oil": 1.0, "words": 1.0}))
     assert loaded() == {"oil", "words"}
-    assert pipeline.get_active_adapters() == ["oil", "words"]
+    assert pipeline.get_active_adapters() == [adapters._keys["oil"], adapters._keys["words"]]
 
 
 def test_more_adapters_than_are_kept_are_refused(checkpoint: Path, folder: Path) -> None:
@@ -270,6 +271,34 @@ def test_adapters_are_found_as_file_folder_and_folder_of_folders(folder: Path) -
     assert set(discover(folder / "ink.safetensors")) == {"ink"}
     assert discover(folder / "oil") == {"oil": folder / "oil" / LORA_FILE}
     assert set(discover(folder)) == {"arid", "broken", "ink", "oil", "words"}
+
+
+def test_adapters_of_peft_are_named_after_their_folders(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("ring", "cup"):
+        save_adapter(checkpoint, tmp_path / name, "adapter_model.safetensors", 1)
+    assert sorted(discover(tmp_path)) == ["cup", "ring"]
+    assert list(discover(tmp_path / "ring")) == ["ring"]
+
+
+def test_hidden_files_are_not_adapters(checkpoint: Path, tmp_path: Path) -> None:
+    save_adapter(checkpoint, tmp_path, "ink.safetensors", 1)
+    (tmp_path / "._ink.safetensors").write_bytes(b"Mac OS X")
+    save_adapter(checkpoint, tmp_path / ".trash", LORA_FILE, 1)
+    assert list(discover(tmp_path)) == ["ink"]
+
+
+@pytest.mark.parametrize("name", ["detail_tweaker_v1.0", "keys", "type", "train", "default"])
+def test_any_file_name_is_a_name(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    save_adapter(checkpoint, tmp_path, f"{name}.safetensors", 1)
+    studio = Studio(checkpoint, tmp_path, default_lora=[name])
+    try:
+        [by_default, by_name, none] = studio.draw(
+            {"seed": 7}, {"seed": 7, "lora": {name: 1.0}}, {"seed": 7, "lora": {}}
+        )
+    finally:
+        studio.model.close()
+    assert (pixels(by_default) == pixels(by_name)).all()
+    assert np.abs(pixels(by_name) - pixels(none)).max() > 3
 
 
 def test_a_path_without_adapters_and_two_of_one_name_stop_the_start(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
-from atelier.sources.adapters import LORA_FILE, AdapterSource
+from atelier.sources.adapters import NAMED_BY_FOLDER, AdapterSource
 from atelier.sources.checkpoint.contents import PICKLES
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class Adapters:
     ) -> None:
         self._pipeline = pipeline
         self._files = discover(sources)
+        # PEFT keeps adapters in a ModuleDict, whose keys may not hold dots nor be its attributes'.
+        self._keys = {name: f"adapter_{index}" for index, name in enumerate(self.names)}
         self._keep = keep
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._active: Selection | None = ()  # None: unknown, after a change that failed half-way
@@ -92,7 +94,7 @@ class Adapters:
         if selection:
             self._pipeline.enable_lora()
             self._pipeline.set_adapters(
-                [name for name, _ in selection], [weight for _, weight in selection]
+                [self._keys[name] for name, _ in selection], [weight for _, weight in selection]
             )
         elif self._loaded:
             self._pipeline.disable_lora()
@@ -104,13 +106,13 @@ class Adapters:
             path = self._files[name]
             try:
                 self._pipeline.load_lora_weights(
-                    path.parent, weight_name=path.name, adapter_name=name
+                    path.parent, weight_name=path.name, adapter_name=self._keys[name]
                 )
             except Exception as error:
                 with contextlib.suppress(
                     ValueError, KeyError, AttributeError
                 ):  # whatever came in before the fault
-                    self._pipeline.delete_adapters(name)
+                    self._pipeline.delete_adapters(self._keys[name])
                 raise GenerationFailed(
                     f"lora: {name} cannot be loaded into this model: {error}"
                 ) from error
@@ -123,13 +125,13 @@ class Adapters:
             if len(self._loaded) <= self._keep:
                 return
             if name not in active:
-                self._pipeline.delete_adapters(name)
+                self._pipeline.delete_adapters(self._keys[name])
                 del self._loaded[name]
 
 
 def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
-    """Adapter files by name: a file's stem, or the name of the folder that holds
-    `pytorch_lora_weights.safetensors`.
+    """Adapter files by name: a file's stem, or the folder's name where diffusers or PEFT chose the
+    file's. Hidden files (`._x.safetensors` of a Mac) are not there.
 
     Raises:
         CheckpointError: a source that holds no adapter, or two adapters of one name.
@@ -151,9 +153,16 @@ def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".safetensors" else []
-    if (path / LORA_FILE).is_file():
-        return [path / LORA_FILE]
-    return sorted([*path.glob("*.safetensors"), *path.glob(f"*/{LORA_FILE}")])
+    if own := [path / name for name in NAMED_BY_FOLDER if (path / name).is_file()]:
+        return own
+    below = [file for name in NAMED_BY_FOLDER for file in path.glob(f"*/{name}")]
+    found = {*path.glob("*.safetensors"), *below}
+    return sorted(file for file in found if not is_hidden(file.relative_to(path)))
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _lack(path: Path) -> str:

@@ -13,7 +13,8 @@ from atelier.settings import Settings
 from atelier.sources.source import fetch, file_names, on_this_machine
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls every adapter, so that its folder has to name it."""
+NAMED_BY_FOLDER = (LORA_FILE, "adapter_model.safetensors")
+"""What diffusers and PEFT call every adapter, so that its folder has to name it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class AdapterSource:
             if file == self.path
             else self.address / file.relative_to(self.path).as_posix()
         )
-        return place.parent.name if place.name == LORA_FILE else place.stem
+        return place.parent.name if place.name in NAMED_BY_FOLDER else place.stem
 
 
 def fetch_adapters(settings: Settings) -> list[AdapterSource]:
