@@ -19,6 +19,7 @@ from atelier_training.dreambooth.families import Rows, family_of
 from atelier_training.dreambooth.memory import estimate_memory, require_memory
 from atelier_training.dreambooth.options import TrainOptions
 from atelier_training.dreambooth.train import check, train
+from tests.photos import BROKEN_TAGS, photo
 
 Build = Callable[..., TrainOptions]
 
@@ -101,6 +102,67 @@ def test_captions_come_from_names_or_sidecar_files(options: Build, pictures: Pat
     assert read_subject(options(captions="files"))[2].caption == "a caption of thing 2"
     (pictures / "thing 3.txt").write_text("\n")
     with pytest.raises(DataError, match=r"thing 3\.png has an empty caption"):
+        read_subject(options(captions="files"))
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "gif", "tif", "tiff", "avif", "WEBP", "bmp"])
+def test_pictures_of_many_kinds_are_taken(options: Build, pictures: Path, suffix: str) -> None:
+    file = pictures / f"a ring.{suffix}"
+    Image.new("RGB", (64, 64), "red").save(file, {"jfif": "JPEG", "tif": "TIFF"}.get(suffix))
+    picture = next(each for each in read_subject(options()) if each.path == file)
+    red, green, blue = np.asarray(picture.open())[32, 32].astype(int)
+    assert (red > 240, green < 15, blue < 15) == (True, True, True)
+
+
+@pytest.mark.parametrize("name", ["ring.HEIC", "ring.dng", "ring.svg", "ring.jxl", "ring.psd"])
+def test_pictures_that_are_not_read_are_named_with_all_other_faults(
+    options: Build, pictures: Path, name: str
+) -> None:
+    (pictures / name).write_bytes(b"a picture of its kind")
+    (pictures / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=f"(?s)broken.*{name}: .* is not read here; convert it to"):
+        check(options())
+
+
+def test_what_systems_leave_in_a_folder_is_not_there(options: Build, pictures: Path) -> None:
+    for name in ("._thing 0.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (pictures / name).write_bytes(b"\0\5\x16\7")
+    (pictures / "lost+found").mkdir()
+    assert len(read_subject(options())) == 5
+
+
+def test_a_16_bit_grey_picture_is_scaled_and_floats_are_refused(
+    options: Build, pictures: Path
+) -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(64, 0)
+    Image.fromarray(ramp).save(pictures / "a ramp.png")
+    values = np.asarray(read_subject(options())[0].open())[0, :, 0]
+    assert values.tolist() == [round(value / 257) for value in ramp[0].tolist()]
+    Image.fromarray(ramp.astype(np.float32)).save(pictures / "floats.tif")
+    with pytest.raises(DataError, match=r"floats\.tif holds floating-point numbers"):
+        read_subject(options())
+
+
+@pytest.mark.parametrize(("tag", "kind", "value"), BROKEN_TAGS)
+def test_a_photo_with_an_odd_exif_tag_stands_upright(
+    options: Build, pictures: Path, tag: int, kind: int, value: bytes
+) -> None:
+    (pictures / "a photo.jpg").write_bytes(photo(kind, tag, value))
+    picture = read_subject(options())[0]
+    assert (picture.width, picture.height) == picture.open().size == (64, 32)
+
+
+def test_captions_are_read_in_the_encodings_people_save(options: Build, pictures: Path) -> None:
+    encodings = ["utf-8", "utf-8-sig", "utf-16", "utf-16", "utf-8"]
+    for path, encoding in zip(sorted(pictures.iterdir()), encodings, strict=True):
+        path.with_suffix(".txt").write_text("ein schöner Ring", encoding=encoding)
+    found = {picture.caption for picture in read_subject(options(captions="files"))}
+    assert found == {"ein schöner Ring"}
+    (pictures / "thing 1.txt").write_text("ein schöner Ring", encoding="cp1252")
+    (pictures / "thing 2.txt").write_text("ein Ring", encoding="utf-16-le")  # without a mark
+    (pictures / "thing 3.png").write_bytes(b"not a picture")
+    faults = [r"thing 1\.txt is not utf-8: byte 7 is 0xf6", r"thing 2\.txt holds null", "thing 3"]
+    with pytest.raises(DataError, match="(?s)" + ".*".join(faults)):
         read_subject(options(captions="files"))
 
 

@@ -5,18 +5,29 @@ Leaves shapes to `buckets` and tensors to `cache`.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import mimetypes
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from atelier.images.codec import eight_bits, upright
 from atelier_training.dreambooth.errors import DataError
 from atelier_training.dreambooth.options import TrainOptions
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+)
+RAW = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 LARGEST_SIDE = 16384  # pixels; beyond it a file is a mistake or an attack
 
 
@@ -30,15 +41,18 @@ class TrainingPicture:
     caption: str
 
     def open(self) -> Image.Image:
-        """The pixels, RGB; transparency over white."""
-        with Image.open(self.path) as image:
-            shown = ImageOps.exif_transpose(image)
-            if shown.has_transparency_data:
-                rgba = shown.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(
-                    "RGB"
-                )
-            return shown.convert("RGB")
+        """The pixels, as `open_picture` reads them."""
+        return open_picture(self.path)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The pixels upright, RGB, 8 bits; transparency over white; the first picture of several."""
+    with Image.open(path) as image:
+        shown = upright(eight_bits(image))
+        if shown.has_transparency_data:
+            rgba = shown.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return shown.convert("RGB")
 
 
 def read_subject(options: TrainOptions) -> list[TrainingPicture]:
@@ -70,17 +84,25 @@ def _read(path: Path, options: TrainOptions) -> TrainingPicture | DataError:
 
 
 def picture_files(folder: Path, option: str) -> list[Path]:
-    """Files of `folder` that are pictures by their suffix, sorted."""
+    """Files of `folder` that are pictures by their suffix, sorted; hidden ones are not there.
+
+    Those that cannot be read are among them, so that `measure` names them with all other faults.
+    """
     if not folder.is_dir():
         raise DataError(f"{option}={folder} is not a folder")
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
+    paths = sorted(path for path in folder.iterdir() if is_picture(path.name) and path.is_file())
     if not paths and option == "data":
         raise DataError(
             f"{option}={folder} has no pictures; readable: {', '.join(sorted(SUFFIXES))}"
         )
     return paths
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture, of whatever kind, and it is not hidden."""
+    suffix = Path(name).suffix.lower()
+    kind = mimetypes.guess_type(f"a{suffix}")[0] or ""
+    return not name.startswith(".") and (suffix in SUFFIXES | RAW or kind.startswith("image/"))
 
 
 def measure(path: Path, resolution: int) -> tuple[int, int]:
@@ -90,15 +112,22 @@ def measure(path: Path, resolution: int) -> tuple[int, int]:
         DataError: it does not decode, or its shorter side is below half the resolution: enlarging
             would train blur.
     """
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path.name}: {path.suffix} is not read here; convert it to PNG or JPEG")
     try:
         with Image.open(path) as image:
+            if image.mode == "F":
+                raise DataError(
+                    f"{path.name} holds floating-point numbers, whose white nobody knows; convert"
+                    " it to 8 or 16 bits"
+                )
             if max(image.size) > LARGEST_SIDE:
                 raise DataError(
                     f"{path.name}: {image.width} x {image.height} pixels, at most {LARGEST_SIDE} a"
                     " side"
                 )
             image.load()
-            shown = ImageOps.exif_transpose(image)
+            shown = upright(image)
     except (
         UnidentifiedImageError,
         OSError,
@@ -131,10 +160,26 @@ def _caption(path: Path, options: TrainOptions) -> str:
             raise DataError(
                 f"{path.name} has no caption file {sidecar.name}; write it or use captions=prompt"
             )
-        caption = sidecar.read_text(encoding="utf-8").strip()
+        caption = _text_of(sidecar).strip()
     if not caption:
         raise DataError(f"{path.name} has an empty caption")
     return caption
+
+
+def _text_of(file: Path) -> str:
+    """What a text file says: UTF-8, or what its byte-order mark names."""
+    content = file.read_bytes()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file.name} is not {encoding}: byte {error.start} is {content[error.start]:#04x};"
+            " save it as UTF-8"
+        ) from None
+    if "\0" in text:  # UTF-16 without a mark
+        raise DataError(f"{file.name} holds null characters; save it as UTF-8")
+    return text
 
 
 def data_hash(pictures: Sequence[TrainingPicture]) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from atelier_training.dreambooth.adaptation import LORA_FILE
 from atelier_training.dreambooth.card import add_scores
-from atelier_training.dreambooth.data import SUFFIXES
+from atelier_training.dreambooth.data import open_picture, picture_files
 from atelier_training.dreambooth.errors import OptionError
 from atelier_training.dreambooth.families import family_of
 from atelier_training.dreambooth.journal import quiet_libraries
@@ -158,8 +158,7 @@ def _likeness_scores(groups: dict[str, DrawnAnswer], judges: Judges) -> dict[str
 
 
 def _subject_pictures(folder: Path | None) -> Sequence[Image.Image]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder else []
-    return [Image.open(path).convert("RGB") for path in paths]
+    return [open_picture(path) for path in picture_files(folder, "data")] if folder else []
 
 
 def _device(name: str) -> torch.device:

@@ -13,10 +13,9 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from atelier_training.dreambooth.data import SUFFIXES
+from atelier_training.dreambooth.data import SUFFIXES, is_picture
 from atelier_training.dreambooth.errors import DataError
 
-WANTED = SUFFIXES | {".txt"}
 LARGEST_BYTES = 4 * 2**30  # of an archive, packed or unpacked
 MOST_FILES = 20_000
 
@@ -38,7 +37,7 @@ def get_data(source: str, folder: Path, sha256: str = "") -> int:
             _take(Path(scratch) / "unpacked", folder)
         else:
             _take(Path(source), folder)
-    pictures = sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    pictures = sum(is_picture(path.name) for path in folder.iterdir())
     if not pictures:
         raise DataError(f"{source} holds no pictures; readable: {', '.join(sorted(SUFFIXES))}")
     return pictures
@@ -133,8 +132,11 @@ def _members(archive: Path) -> Iterator[tuple[str, int]]:
 
 
 def _wanted(name: str) -> bool:
+    """A caption file or a picture. Pictures that cannot be read come along: training names them
+    together with all other faults."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in WANTED and not path.name.startswith(".")
+    is_caption = path.suffix.lower() == ".txt" and not path.name.startswith(".")
+    return is_caption or is_picture(path.name)
 
 
 def _take(source: Path, folder: Path) -> None:

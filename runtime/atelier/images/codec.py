@@ -65,16 +65,16 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
                 field,
             )
         image.load()
-        upright = _upright(_eight_bits(image))
+        shown = upright(eight_bits(image))
     except UnidentifiedImageError:
         raise InvalidRequest(f"{field}: not a PNG, JPEG, WebP, GIF or BMP picture", field) from None
     except (OSError, SyntaxError, ValueError, PIL.DecompressionBombError) as error:
         raise InvalidRequest(f"{field}: the picture cannot be decoded: {error}", field) from None
-    has_alpha = "A" in upright.getbands() or "transparency" in upright.info
-    return upright.convert("RGBA" if has_alpha else "RGB")
+    has_alpha = "A" in shown.getbands() or "transparency" in shown.info
+    return shown.convert("RGBA" if has_alpha else "RGB")
 
 
-def _eight_bits(image: PILImage) -> PILImage:
+def eight_bits(image: PILImage) -> PILImage:
     """A grey picture of 16 bits a pixel in 8: Pillow's own conversion would cut the values off."""
     from PIL import Image as PIL
 
@@ -84,7 +84,7 @@ def _eight_bits(image: PILImage) -> PILImage:
     return PIL.fromarray(values.round().clip(0, 255).astype(np.uint8), "L")
 
 
-def _upright(image: PILImage) -> PILImage:
+def upright(image: PILImage) -> PILImage:
     """Turned as its EXIF orientation says. Cameras write tags that no reader understands; they are
     no reason to refuse a picture."""
     from PIL import Image as PIL
