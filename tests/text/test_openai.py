@@ -223,6 +223,36 @@ def test_a_bad_field_is_a_400_that_names_it(
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("chat/completions", {"messages": ASK, "logprobs": False, "top_logprobs": 0}),
+        ("chat/completions", {"messages": ASK, "seed": -1}),
+        ("completions", {"prompt": "hello", "suffix": ""}),
+        ("completions", {"prompt": "hello", "best_of": 1, "echo": False, "seed": -1}),
+    ],
+)
+def test_fields_that_ask_for_nothing_are_harmless(
+    server: Server, path: str, fields: dict[str, object]
+) -> None:
+    answer = httpx.post(f"{server.url}/v1/{path}", json={"model": "tiny", "max_tokens": 4} | fields)
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_seed_of_minus_one_is_another_each_time_and_top_p_of_0_is_greedy(
+    client: openai.OpenAI,
+) -> None:
+    def said(**fields: object) -> str:
+        wanted = {"max_tokens": 24, "temperature": 1.5, "extra_body": {"ignore_eos": True}}
+        return (
+            client.completions.create(model="tiny", prompt="a", **wanted | fields).choices[0].text
+        )
+
+    assert len({said(seed=-1) for _ in range(4)}) > 1
+    greedy = said(temperature=0)
+    assert {said(top_p=0) for _ in range(3)} == {greedy}
+
+
 def test_tokens_and_text_turn_into_each_other(server: Server) -> None:
     ids = httpx.post(f"{server.url}/tokenize", json={"prompt": "héllo"}).json()
     assert ids["count"] == len(ids["tokens"]) == 6

@@ -18,13 +18,8 @@ WORKSPACE_CLAIM = os.environ.get(
 )  # a PVC, ReadWriteMany or one node
 # where the image has the environment that pipelines/atelier_training/environment.sh makes
 KFP_BIN = "/opt/kfp/bin"
-S3_KEYS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_S3_ENDPOINT",
-    "AWS_DEFAULT_REGION",
-    "AWS_S3_BUCKET",
-)
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+S3_PLACE = ("AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION", "AWS_S3_BUCKET")  # a connection may lack them
 
 
 def on_cpu(task: dsl.PipelineTask, cpu: str, memory: str) -> dsl.PipelineTask:
@@ -49,6 +44,7 @@ def with_s3(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """The data connection's keys as environment; they are never parameters, which anyone may read
     in the UI."""
     kubernetes.use_secret_as_env(task, CONNECTION, {key: key for key in S3_KEYS})
+    kubernetes.use_secret_as_env(task, CONNECTION, {key: key for key in S3_PLACE}, optional=True)
     return task
 
 

@@ -51,14 +51,14 @@ class TextRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     cut_to_context: bool = False
     temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float = Field(0, ge=-2, le=2)
     frequency_penalty: float = Field(0, ge=-2, le=2)
     logit_bias: dict[int, float] = Field(default_factory=dict)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=-1, lt=2**63)
     n: int = Field(1, ge=1, le=64)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -67,6 +67,18 @@ class TextRequest(BaseModel):
     logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat = ResponseFormat()
     timeout: float | None = Field(None, gt=0)
+
+    @field_validator("seed")
+    @classmethod
+    def _drawn(cls, value: int | None) -> int | None:
+        """-1 asks for any seed, as none does."""
+        return None if value == -1 else value
+
+    @field_validator("top_p")
+    @classmethod
+    def _only_the_likeliest(cls, value: float | None) -> float | None:
+        """0 asks for the likeliest token alone; engines want it above 0."""
+        return 1e-9 if value == 0 else value
 
     @field_validator("stop", mode="before")
     @classmethod

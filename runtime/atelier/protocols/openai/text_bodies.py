@@ -29,7 +29,7 @@ SAME = (
 """Fields that mean the same in both endpoints and in TextRequest; those beyond OpenAI's are vLLM's
 names."""
 
-REFUSED = {"echo": False, "suffix": None, "best_of": 1, "use_beam_search": False}
+REFUSED = {"echo": False, "suffix": "", "best_of": 1, "use_beam_search": False}
 """Fields that would change the answer but are not offered, with the value that changes nothing."""
 
 
@@ -43,7 +43,7 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
         raise InvalidRequest("messages must be a list of objects with role and content", "messages")
     top = body.get("top_logprobs")
     listed = switch(body, "logprobs")
-    if top is not None and not listed:
+    if top and not listed:  # 0, which libraries send by default, asks for nothing
         raise InvalidRequest(f"top_logprobs={top} needs logprobs=true", "top_logprobs")
     return make_request(
         messages=body["messages"],
