@@ -86,7 +86,7 @@ def test_secrets_are_environment_and_never_parameters() -> None:
         if "secretAsEnv" in e
     }
     assert set(keyed) == WITH_KEYS
-    for given in keyed.values():
+    for secrets in keyed.values():
         may_lack = {
             entry["envVar"]: secret["optional"]
             for secret in secrets
