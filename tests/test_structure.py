@@ -28,7 +28,7 @@ FLOORS = [
     {"atelier_training.dreambooth", "atelier_training.notebook"},
     {"atelier_training.compile", "atelier_training.local", "atelier_training.client"},
     {"atelier.cli"},
-    {"atelier.__main__", "benchmarks", "docs", "make", "manifests"},
+    {"atelier.__main__", "benchmarks", "docs", "examples", "make", "manifests"},
 ]
 
 
@@ -40,6 +40,7 @@ def files() -> dict[str, Path]:
         ("pipelines/atelier_training", "pipelines"),
         ("benchmarks", "."),
         ("docs", "."),
+        ("examples", "."),
         ("manifests", "."),
         ("make", "."),
     ):
