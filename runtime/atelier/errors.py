@@ -7,8 +7,15 @@ framework.
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
+
+MAX_MESSAGE = 4000
+"""Characters: whoever sends a name of a megabyte does not get it back."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class AtelierError(Exception):
@@ -16,12 +23,19 @@ class AtelierError(Exception):
     request."""
 
     def __init__(self, message: str) -> None:
+        if len(message) > MAX_MESSAGE:
+            message = message[:MAX_MESSAGE] + " ..."
         super().__init__(message)
         self.message = message
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors travel between processes with all they carry, whatever their constructor takes."""
         return _revive, (type(self), self.message), self.__dict__
+
+
+def shown(value: Any) -> str:
+    """A caller's value as an error tells it: cut short, and never written out whole first."""
+    return _SHORT.repr(value)
 
 
 def _revive(cls: type[AtelierError], message: str) -> AtelierError:
@@ -53,6 +67,10 @@ class NotFound(AtelierError):
 
 class PayloadTooLarge(AtelierError):
     """The body is larger than MAX_BODY_BYTES."""
+
+
+class TooSlow(AtelierError):
+    """The body does not arrive in time."""
 
 
 class UnsupportedEncoding(AtelierError):
@@ -131,6 +149,7 @@ REPORTS: dict[type[AtelierError], ErrorReport] = {
     PayloadTooLarge: ErrorReport(
         413, "invalid_request_error", "payload_too_large", "RESOURCE_EXHAUSTED"
     ),
+    TooSlow: ErrorReport(408, "timeout_error", "request_timeout", "DEADLINE_EXCEEDED"),
     UnsupportedEncoding: ErrorReport(
         415, "invalid_request_error", "unsupported_encoding", "INVALID_ARGUMENT"
     ),

@@ -172,7 +172,7 @@ def test_time_that_is_up_is_an_error_in_the_clients_words(
         f"{vllm.url}/v1/models/scenes:predict", json=body, headers=hurry, timeout=60
     )
     assert answer.status_code == 504
-    # Anthropic's API has no `ignore_eos`, so the answer may be short: no time at all is given to it.
+    # Anthropic's API has no `ignore_eos`; the answer may be short, so it gets no time at all.
     hurry = {"X-Request-Timeout": "0.001"}
     with pytest.raises(anthropic.APIStatusError) as late:
         anthropic.Anthropic(base_url=vllm.url, api_key="none", max_retries=0).messages.create(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
+from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError, shown
 from atelier.sources.adapters import NAMED_BY_FOLDER, AdapterSource
 from atelier.sources.checkpoint.contents import PICKLES
 
@@ -69,7 +69,8 @@ class Adapters:
         for name in chosen:
             if name not in self._files:
                 raise InvalidRequest(
-                    f"lora: {name!r} is not here; available: {', '.join(self.names) or 'none'}",
+                    f"lora: {shown(name)} is not here; available:"
+                    f" {', '.join(self.names) or 'none'}",
                     "lora",
                 )
         if chosen and not hasattr(self._pipeline, "load_lora_weights"):

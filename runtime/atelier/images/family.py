@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from atelier.errors import InvalidRequest
+from atelier.errors import InvalidRequest, shown
 from atelier.images.arguments import accepted
 from atelier.images.request import ImageRequest
 
@@ -96,6 +96,6 @@ def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
     )
     if name not in allowed:
         raise InvalidRequest(
-            f"{field}: {name!r} does not fit this model; allowed: {', '.join(allowed)}", field
+            f"{field}: {shown(name)} does not fit this model; allowed: {', '.join(allowed)}", field
         )
     return getattr(diffusers, name).from_config(current.config)

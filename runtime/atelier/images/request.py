@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from atelier.errors import InvalidRequest
+from atelier.bounds import MAX_ENTRIES, MAX_INPUT_PICTURES, MAX_PICTURE_TEXT
+from atelier.errors import InvalidRequest, shown
 from atelier.settings import Settings
 
 Format = Literal["PNG", "JPEG", "WEBP"]
@@ -15,12 +16,6 @@ Format = Literal["PNG", "JPEG", "WEBP"]
 StepCacheBound = Literal["off", "low", "medium", "high"] | Annotated[float, Field(ge=0, lt=1)]
 
 MAX_SEED = 2**63 - 1
-MAX_TEXT = 20_000
-"""Characters of a prompt, in any of its fields: tokenizing millions holds everyone up."""
-
-MAX_ENTRIES = 100
-"""Entries of a list or an object that a pipeline takes."""
-
 SCHEDULES = ("sigmas", "timesteps")
 """Lists with an entry a step, which stand for num_inference_steps."""
 
@@ -44,8 +39,8 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    prompt: str = Field(max_length=MAX_TEXT)
-    negative_prompt: str | None = Field(None, max_length=MAX_TEXT)
+    prompt: str = Field(max_length=MAX_PICTURE_TEXT)
+    negative_prompt: str | None = Field(None, max_length=MAX_PICTURE_TEXT)
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     width: int | None = Field(None, ge=8, description="Pixels.")
@@ -58,17 +53,24 @@ class ImageRequest(BaseModel):
     )
     num_images_per_prompt: int = Field(1, ge=1)
     scheduler: str | None = Field(
-        None, description="diffusers scheduler class, for this request only."
+        None, max_length=100, description="diffusers scheduler class, for this request only."
     )
     clip_skip: int | None = Field(None, ge=1, le=11)
     max_sequence_length: int | None = Field(None, ge=1, le=4096, description="Text tokens.")
-    image: list[bytes] | None = Field(None, min_length=1, description="Encoded input pictures.")
+    image: list[bytes] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_INPUT_PICTURES,
+        description="Encoded input pictures.",
+    )
     mask_image: bytes | None = Field(None, description="Encoded mask: white is repainted.")
     strength: float | None = Field(
         None, gt=0, le=1, description="Share of the steps that image-to-image runs."
     )
-    lora: dict[str, float] | None = Field(
-        None, description="Adapter name to weight; missing: DEFAULT_LORA."
+    lora: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = Field(
+        None,
+        max_length=MAX_ENTRIES,
+        description="Adapter name to weight; missing: DEFAULT_LORA.",
     )
     step_cache: StepCacheBound | None = Field(
         None,
@@ -146,13 +148,13 @@ class ImageRequest(BaseModel):
 def _check_extra(where: str, name: str, value: Any, settings: Settings) -> None:
     """Bound a pipeline's own argument before anything is done with it."""
     if "prompt" in name and not isinstance(value, str):
-        raise InvalidRequest(f"{where}: {value!r:.80} is not text", where)
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        raise InvalidRequest(f"{where}: {len(value)} characters; at most {MAX_TEXT}", where)
+        raise InvalidRequest(f"{where}: {shown(value)} is not text", where)
+    if isinstance(value, str) and len(value) > MAX_PICTURE_TEXT:
+        raise InvalidRequest(f"{where}: {len(value)} characters; at most {MAX_PICTURE_TEXT}", where)
     if name in SCHEDULES:
         numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
         if not numbers or not value:
-            raise InvalidRequest(f"{where}: {value!r:.80} is not a list of numbers", where)
+            raise InvalidRequest(f"{where}: {shown(value)} is not a list of numbers", where)
         if len(value) > settings.max_steps:
             raise InvalidRequest(
                 f"{where}: {len(value)} steps are above MAX_STEPS={settings.max_steps}", where
@@ -164,5 +166,4 @@ def _check_extra(where: str, name: str, value: Any, settings: Settings) -> None:
 def _sentence(fault: Any) -> str:
     if fault["type"] == "missing":
         return "is missing"
-    shown = repr(fault["input"])
-    return f"{shown[:80]} is not valid: {fault['msg']}"
+    return f"{shown(fault['input'])} is not valid: {fault['msg']}"

@@ -10,7 +10,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier import logs
-from atelier.protocols.http.access import ApiKeys, BodyLimit
+from atelier.protocols.http.access import ApiKeys
+from atelier.protocols.http.body_limit import BodyLimit
 from atelier.protocols.http.encoding import Unpacked
 from atelier.settings import Settings
 
@@ -22,7 +23,7 @@ def front(app: ASGIApp, settings: Settings) -> ASGIApp:
     """
     app = ClientGone(app)
     app = Unpacked(app, settings.max_body_bytes)
-    app = BodyLimit(app, settings.max_body_bytes)
+    app = BodyLimit(app, settings.max_body_bytes, settings.request_timeout)
     app = ApiKeys(app, settings)
     if settings.allowed_origins:  # a browser's preflight has no key
         app = CORSMiddleware(

@@ -18,6 +18,7 @@ from kserve import model_server as kserve_server
 from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
 
 from atelier.errors import AtelierError, StartError
+from atelier.protocols.http.connection import BoundedConnection
 from atelier.protocols.http.error_bodies import add_error_handlers
 from atelier.protocols.http.metrics import router as metrics_router
 from atelier.protocols.http.models import router as models_router
@@ -97,6 +98,7 @@ class AtelierServer(ModelServer):
         self._rest_server._server.handle_exit = self._on_signal
         inner = self._served.door(kserve_server.app) if self._served.door else kserve_server.app
         self._rest_server.config.app = front(inner, self._settings)
+        self._rest_server.config.http = BoundedConnection
         await asyncio.gather(*self.servers)
 
     def _on_signal(self, number: int, frame: Any) -> None:

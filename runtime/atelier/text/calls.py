@@ -45,7 +45,7 @@ def _json_call(body: str, schemas: Schemas) -> ToolCall | None:
         arguments = call.get("arguments", call.get("parameters", {}))
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         return ToolCall(str(call["name"]), json.dumps(arguments, ensure_ascii=False))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -126,7 +126,7 @@ def _types(schema: Any) -> set[str]:
 def _as_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,10 @@ class TextModel:
         self._encoder: PromptEncoder | None = None
         self._path = Path()
         self._up = False
-        self._embedding = threading.Lock()
+        # pools of their own, so that none waits for another's kind of work
+        self._tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenizing")
+        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="embedding")
+        self._encoded = 0  # requests on their way to the engine
 
     @property
     def ready(self) -> bool:
@@ -136,11 +139,21 @@ class TextModel:
         if self.child is not None:
             return self.child.submit(request)
         assert self._engine is not None and self._encoder is not None
-        prompt = await asyncio.to_thread(self._encoder.encode, request)
-        forced = self._forced_call(request)
-        masked = forced is not None or request.response_format.type != "text"
-        reasoning = masked and await asyncio.to_thread(self._opened, request)
+        self._engine.check_room(self._encoded)
+        self._encoded += 1
+        try:
+            prompt = await self._in_thread(self._encoder.encode, request)
+            forced = self._forced_call(request)
+            masked = forced is not None or request.response_format.type != "text"
+            reasoning = masked and await self._in_thread(self._opened, request)
+        finally:
+            self._encoded -= 1
         return self._engine.submit(request, prompt, forced, reasoning)
+
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What tokenizes or renders; never on the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizing, work, *arguments)
 
     @contextmanager
     def refusals(self, protocol: str) -> Iterator[None]:
@@ -163,7 +176,8 @@ class TextModel:
 
     async def tokenize(self, request: TextRequest) -> list[int]:
         """The prompt's token ids as the engine would see them."""
-        return await asyncio.to_thread(self.encoder.encode, request)
+        ids: list[int] = await self._in_thread(self.encoder.encode, request)
+        return ids
 
     async def embed(self, text: str | list[int]) -> tuple[list[float], int]:
         """The vector of a text and how many tokens it has."""
@@ -180,10 +194,10 @@ class TextModel:
             raise InvalidRequest(f"input holds token ids outside of 0 to {size - 1}", "input")
 
         def work() -> list[float]:
-            with self._embedding:
-                return embed(loaded.model, ids, pooling(self._path), loaded.capacity.context)
+            return embed(loaded.model, ids, pooling(self._path), loaded.capacity.context)
 
-        return await asyncio.to_thread(work), len(ids)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._embedding, work), len(ids)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -258,7 +272,7 @@ class TextModel:
         if settings.warmup == "auto":
             with self._stage("warmup", "warming up"):
                 warm_up(self._loaded.runner, settings.warmup_prompts, prefill)
-        self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer)
+        self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer, self.context)
         limits = ContextLimits(
             self.context, settings.max_queue_size, settings.request_timeout, prefill
         )

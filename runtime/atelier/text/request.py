@@ -6,13 +6,21 @@ engine, which knows it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from atelier.errors import InvalidRequest
+from atelier.bounds import MAX_ENTRIES, MAX_MESSAGES, MAX_STOP_CHARACTERS, MAX_TOOLS
+from atelier.caller import CALLER
+from atelier.errors import InvalidRequest, shown
+from atelier.text.schemas import check_schema
 
 ToolChoice = Literal["auto", "none", "required"]
+
+TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
+"""OpenAI's form and what servers of tools add to it: dots, colons, slashes. The name stands in
+prompts and grammars."""
 
 
 class ResponseFormat(BaseModel):
@@ -25,10 +33,11 @@ class ResponseFormat(BaseModel):
 
     @model_validator(mode="after")
     def _has_schema(self) -> ResponseFormat:
-        if self.type == "json_schema" and not isinstance(
-            (self.json_schema or {}).get("schema"), dict
-        ):
-            raise ValueError("json_schema needs an object `schema`")
+        schema = (self.json_schema or {}).get("schema")
+        if self.type == "json_schema":
+            if not isinstance(schema, dict):
+                raise ValueError("json_schema needs an object `schema`")
+            check_schema(schema)
         return self
 
 
@@ -43,10 +52,10 @@ class TextRequest(BaseModel):
 
     prompt: str | None = None
     prompt_ids: tuple[int, ...] | None = None
-    messages: tuple[dict[str, Any], ...] | None = None
-    tools: tuple[dict[str, Any], ...] = ()
+    messages: tuple[dict[str, Any], ...] | None = Field(None, max_length=MAX_MESSAGES)
+    tools: tuple[dict[str, Any], ...] = Field((), max_length=MAX_TOOLS)
     tool_choice: ToolChoice | str = "auto"
-    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    template_arguments: dict[str, Any] = Field(default_factory=dict, max_length=MAX_ENTRIES)
 
     max_tokens: int | None = Field(None, ge=1)
     cut_to_context: bool = False
@@ -54,19 +63,31 @@ class TextRequest(BaseModel):
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float = Field(0, ge=-2, le=2)
     frequency_penalty: float = Field(0, ge=-2, le=2)
-    logit_bias: dict[int, float] = Field(default_factory=dict)
+    logit_bias: dict[int, float] = Field(default_factory=dict, max_length=1024)
     seed: int | None = Field(None, ge=-1, lt=2**63)
     n: int = Field(1, ge=1, le=64)
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)], ...] = ()
+    stop_token_ids: tuple[int, ...] = Field((), max_length=MAX_ENTRIES)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat = ResponseFormat()
     timeout: float | None = Field(None, gt=0)
+    cache_salt: str = Field(
+        "",
+        max_length=1000,
+        validate_default=True,
+        description="Keys and values are reused among equal salts only.",
+    )
+
+    @field_validator("cache_salt")
+    @classmethod
+    def _of_the_caller(cls, value: str) -> str:
+        """`cached_tokens` must tell nobody what others have asked."""
+        return CALLER.get() + value
 
     @field_validator("seed")
     @classmethod
@@ -106,17 +127,23 @@ class TextRequest(BaseModel):
                     'each tool must be {"type": "function", "function": {"name": ..., "parameters":'
                     " {...}}}"
                 )
+            if not TOOL_NAME.fullmatch(function["name"]):
+                raise ValueError(
+                    f"{shown(function['name'])} is no name of a function: at most 128 letters,"
+                    " digits, dots, colons, slashes, hyphens and underscores"
+                )
             if not isinstance(function.get("parameters") or {}, dict):
                 raise ValueError(
                     f"the parameters of {function['name']} must be a JSON schema, an object"
                 )
+            check_schema(function.get("parameters") or {}, f"the schema of {function['name']}")
         return value
 
     @field_validator("logit_bias")
     @classmethod
     def _bias_range(cls, value: dict[int, float]) -> dict[int, float]:
-        if len(value) > 1024 or any(not -100 <= bias <= 100 for bias in value.values()):
-            raise ValueError("at most 1024 entries, each between -100 and 100")
+        if any(not -100 <= bias <= 100 for bias in value.values()):
+            raise ValueError("each bias lies between -100 and 100")
         return value
 
     @model_validator(mode="after")
@@ -131,7 +158,7 @@ class TextRequest(BaseModel):
         named = self.tool_choice not in ("auto", "none", "required")
         if named and self.tool_choice not in tool_names(self.tools):
             raise ValueError(
-                f"tool_choice names {self.tool_choice!r}, which is not among the tools"
+                f"tool_choice names {shown(self.tool_choice)}, which is not among the tools"
             )
         if self.tool_choice == "required" and not self.tools:
             raise ValueError("tool_choice is required but there are no tools")
@@ -155,5 +182,7 @@ def make_request(**fields: Any) -> TextRequest:
         fault = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"]) or None
         reason = fault["msg"].removeprefix("Value error, ")
-        said = reason if field is None else f"{field}={fault['input']!r} is not valid: {reason}"
+        said = reason
+        if field is not None:
+            said = f"{field}={shown(fault['input'])} is not valid: {reason}"
         raise InvalidRequest(said, field) from None

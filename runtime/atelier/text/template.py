@@ -3,28 +3,37 @@ template."""
 
 from __future__ import annotations
 
-import json
+import inspect
 import re
 from contextlib import suppress
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from atelier.errors import InvalidRequest
+from atelier.bounds import TEMPLATE_SECONDS, read_json
+from atelier.errors import InvalidRequest, shown
 from atelier.text.calls import knows_tools
 from atelier.text.request import TextRequest
+from atelier.text.time_limit import TimeIsUp, time_limit
 from atelier.text.told_tools import folded
 
 ITEMS = re.compile(r"\b(arguments|args)\s*(\|\s*items|\.items\(\))")
 """In templates that write a call's arguments one by one."""
 
 
-class PromptEncoder:
-    """Encodes requests with one tokenizer. Thread-safe; takes milliseconds for long prompts, so
-    call it in a thread."""
+CHARACTERS_A_TOKEN = 16
+"""More than texts of any language have on average: the beginning of a text of so many characters
+a token of the context is tokenized first."""
 
-    def __init__(self, tokenizer: Any) -> None:
+
+class PromptEncoder:
+    """Encodes requests with one tokenizer, for a context of so many tokens. Thread-safe; takes
+    milliseconds for long prompts, so call it in a thread."""
+
+    def __init__(self, tokenizer: Any, context: int) -> None:
         self._tokenizer = tokenizer
+        self._context = context
+        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
 
     @property
     def template(self) -> str:
@@ -35,14 +44,32 @@ class PromptEncoder:
         """Token ids of the request's prompt.
 
         Raises:
-            InvalidRequest: there is no chat template, it refuses the messages, or a part is not
-                text.
+            InvalidRequest: there is no chat template, it refuses the messages, a part is not
+                text, or the text is longer than the context however it is tokenized.
         """
         if request.prompt_ids is not None:
             return list(request.prompt_ids)
         if request.prompt is not None:
-            return list(self._tokenizer(request.prompt).input_ids)
-        return list(self._tokenizer(self.render(request), add_special_tokens=False).input_ids)
+            return self._tokens(request.prompt, add_special_tokens=True)
+        return self._tokens(self.render(request), add_special_tokens=False)
+
+    def _tokens(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Tokenizing megabytes takes many seconds, so what cannot fit is refused by a part of
+        it."""
+        sample = CHARACTERS_A_TOKEN * self._context
+        if len(text) > sample:
+            least = len(text) // self._longest
+            if least <= self._context:
+                beginning = self._tokenizer(text[:sample], add_special_tokens=False).input_ids
+                least = len(beginning)
+            if least > self._context:
+                raise InvalidRequest(
+                    f"the prompt of {len(text)} characters has more tokens than the"
+                    f" {self._context} of this model's context: shorten it or raise"
+                    " MAX_MODEL_LEN",
+                    "prompt",
+                )
+        return list(self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
 
     def render(self, request: TextRequest) -> str:
         """The messages as one text, ready for the model's answer."""
@@ -56,22 +83,43 @@ class PromptEncoder:
             messages = folded(messages, tools or [])
         elif ITEMS.search(self.template):
             _name_broken_arguments(messages)
+        arguments = self._read(request.template_arguments)
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages,
-                    tools=tools,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    **request.template_arguments,
+            with time_limit(TEMPLATE_SECONDS):
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        messages,
+                        tools=tools,
+                        tokenize=False,
+                        add_generation_prompt=True,
+                        **arguments,
+                    )
                 )
-            )
+        except TimeIsUp:
+            raise InvalidRequest(
+                f"the chat template takes longer than {TEMPLATE_SECONDS:g} s for these messages",
+                "messages",
+            ) from None
         except (
             Exception
         ) as error:  # templates raise whatever their author chose, and jinja its own classes
             raise InvalidRequest(
                 f"the chat template refuses these messages: {error}", "messages"
             ) from error
+
+    def _read(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that the template reads; others have no effect. None may stand in for what
+        we tell it, least of all for the template."""
+        ours = inspect.signature(self._tokenizer.apply_chat_template).parameters
+        for name in arguments:
+            if name in ours or name in ("messages", "documents"):
+                raise InvalidRequest(
+                    f"chat_template_kwargs.{shown(name)} is not for the caller to set: leave it"
+                    " out",
+                    "chat_template_kwargs",
+                )
+        words = set(re.findall(r"\w+", self.template))
+        return {name: value for name, value in arguments.items() if name in words}
 
     def serialized(self) -> str:
         """The tokenizer as its library writes it, for a process that only names tokens."""
@@ -110,8 +158,11 @@ def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
     if message.get("content") is None and role != "assistant":
         raise InvalidRequest(f"messages.{index}.content is missing", f"messages.{index}.content")
     plain = dict(message) | {"role": role, "content": _text(message.get("content"), index)}
-    if message.get("tool_calls"):
-        plain["tool_calls"] = [_with_object(call, index) for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            field = f"messages.{index}.tool_calls"
+            raise InvalidRequest(f"{field}={shown(calls)} is not a list of function calls", field)
+        plain["tool_calls"] = [_with_object(call, index) for call in calls]
     return plain
 
 
@@ -144,8 +195,8 @@ def _with_object(call: Any, index: int) -> dict[str, Any]:
         raise InvalidRequest(f"{field} is not a list of function calls", field)
     function = dict(call["function"])
     if isinstance(function.get("arguments"), str):
-        with suppress(ValueError):
-            arguments = json.loads(function["arguments"] or "{}")
+        with suppress(InvalidRequest):
+            arguments = read_json(function["arguments"] or "{}")
             function["arguments"] = (
                 arguments if isinstance(arguments, dict) else function["arguments"]
             )

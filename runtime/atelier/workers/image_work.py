@@ -122,6 +122,8 @@ class ImageWork:
             await asyncio.to_thread(self._model.prepare, request)
         except AtelierError as error:
             self._put(m.Refused(number, error))
+        except Exception as error:
+            self._put(m.Refused(number, _unforeseen(error)))
         else:
             self._put(m.Admitted(number))
 
@@ -131,10 +133,8 @@ class ImageWork:
         except AtelierError as error:
             self._put(m.Refused(number, error))
             return
-        except Exception as error:  # a fault of ours or of a library; the client must hear of it
-            log.exception("a request could not be prepared")
-            failed = GenerationFailed(f"{type(error).__name__}: {error}")
-            self._put(m.Refused(number, failed))
+        except Exception as error:
+            self._put(m.Refused(number, _unforeseen(error)))
             return
         self._streams[number] = stream
         self._put(m.Admitted(number))
@@ -154,3 +154,9 @@ class ImageWork:
             log.error("the device is lost, the worker ends: %s", event.error.message)
             logging.shutdown()
             os._exit(LOST_CODE)
+
+
+def _unforeseen(error: Exception) -> GenerationFailed:
+    """A fault of ours or of a library; the client must hear of it."""
+    log.error("a request could not be prepared", exc_info=error)
+    return GenerationFailed(f"{type(error).__name__}: {error}")

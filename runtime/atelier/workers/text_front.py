@@ -28,6 +28,7 @@ from atelier.text.request import TextRequest
 from atelier.text.template import TokenNames
 from atelier.workers import messages as m
 from atelier.workers.handle import WorkerHandle
+from atelier.workers.questions import Questions
 from atelier.workers.text_ticket import TextTicket
 from atelier.workers.workforce import Workforce
 
@@ -52,7 +53,11 @@ class TextFront:
         self._workforce: Workforce | None = None
         self._numbers = itertools.count()
         self._tickets: dict[int, TextTicket] = {}
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._questions = Questions(
+            lambda question: self.workers[0].send(question),
+            settings.max_queue_size,
+            settings.request_timeout,
+        )
         self._parsers: dict[int, AnswerParser] = {}
         self._names: TokenNames | None = None
         self._draining = False
@@ -180,9 +185,7 @@ class TextFront:
     def _fail_all(self, error: AtelierError) -> None:
         for ticket in list(self._tickets.values()):
             self._end(ticket, error)
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(error)
+        self._questions.fail(error)
 
     def _hear(self, worker: WorkerHandle, message: Any) -> None:
         if isinstance(message, m.Observed):
@@ -192,11 +195,8 @@ class TextFront:
             self._names = TokenNames(Tokenizer.from_str(serialized))
             for waiting in self._tickets.values():
                 self._send(waiting)
-        elif isinstance(message, m.Answered):
-            if (future := self._asked.pop(message.number, None)) and not future.done():
-                future.set_result(message.value)
-        elif isinstance(message, m.Refused) and message.number in self._asked:
-            self._asked.pop(message.number).set_exception(message.error)
+        elif self._questions.hear(message):
+            return
         elif ticket := self._tickets.get(message.number):
             self._follow(ticket, message)
 
@@ -220,10 +220,7 @@ class TextFront:
         for ticket in list(self._tickets.values()):
             if ticket.started:
                 self._end(ticket, told)
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(told)
-        self._asked.clear()
+        self._questions.fail(told)
 
     def _give_up(self, error: AtelierError) -> None:
         self._fail_all(NotReady(error.message))
@@ -242,10 +239,7 @@ class TextFront:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         self.check_ready()
-        number = next(self._numbers)
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
-        self.workers[0].send(m.Ask(number, method, arguments))
-        return await future
+        return await self._questions.ask(next(self._numbers), method, *arguments)
 
     async def tokenize(self, request: TextRequest) -> list[int]:
         """The prompt's token ids as the engine would see them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from atelier.errors import AtelierError, InvalidRequest
+from atelier.errors import AtelierError, InvalidRequest, shown
 from atelier.events import Finished, Usage
 from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.deadlines import timed
@@ -37,7 +37,7 @@ async def messages(model: TextService, request: Request) -> Response:
         wanted = timed(message_request(body), request.headers)
         streaming = switch(body, "stream")
     if streaming:
-        return await when_begun(message_events(model, wanted))
+        return await when_begun(message_events(model, wanted), _error_event)
     return json_response(await message_answer(model, wanted))
 
 
@@ -128,7 +128,11 @@ async def message_events(model: TextService, request: TextRequest) -> AsyncGener
                     called = called or part.call is not None
                     yield _event("content_block_delta", index=index, delta=_delta(part))
         except AtelierError as error:
-            yield frame(anthropic_error(error), "error")
+            yield _error_event(error)
+
+
+def _error_event(error: AtelierError) -> bytes:
+    return frame(anthropic_error(error), "error")
 
 
 def _turns(message: Any, where: str) -> list[dict[str, Any]]:
@@ -190,7 +194,7 @@ def _choice(choice: Any) -> str | None:
         return str(choice.get("name"))
     if kind not in CHOICES:
         raise InvalidRequest(
-            f"tool_choice.type={kind!r}: allowed: auto, any, none, tool", "tool_choice"
+            f"tool_choice.type={shown(kind)}: allowed: auto, any, none, tool", "tool_choice"
         )
     return CHOICES[kind]
 

@@ -1,5 +1,4 @@
-"""Who may ask, and how much at once: API keys and the limit on body sizes, as plain ASGI
-middleware."""
+"""Who may ask: API keys, as plain ASGI middleware."""
 
 from __future__ import annotations
 
@@ -9,9 +8,10 @@ import re
 from collections.abc import Mapping
 
 from fastapi import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from atelier.errors import PayloadTooLarge, Unauthorized
+from atelier.caller import CALLER
+from atelier.errors import Unauthorized
 from atelier.protocols.http.error_bodies import ANTHROPIC, error_response
 from atelier.settings import Settings
 
@@ -31,7 +31,7 @@ class Keys:
 
     def check(self, headers: Mapping[str, str], path: str = "") -> None:
         """Look for `authorization: Bearer KEY` among headers or gRPC metadata; names in lower case.
-        On routes of Anthropic's shape, `x-api-key: KEY` will do too.
+        On routes of Anthropic's shape, `x-api-key: KEY` will do too. Sets `CALLER`.
 
         Raises:
             Unauthorized: no key, or none that is accepted. Takes equally long for every wrong key.
@@ -47,10 +47,15 @@ class Keys:
         if not keys:
             raise Unauthorized(f"an API key is needed: send the header {wanted}")
         digests = [_digest(key.strip().encode()) for key in keys]
-        if not sum(
-            hmac.compare_digest(digest, known) for digest in digests for known in self._digests
-        ):
+        accepted = [
+            known
+            for digest in digests
+            for known in self._digests
+            if hmac.compare_digest(digest, known)
+        ]
+        if not accepted:
             raise Unauthorized("the API key is not accepted")
+        CALLER.set(accepted[0].hex())
 
 
 def _digest(key: bytes) -> bytes:
@@ -79,51 +84,3 @@ class ApiKeys:
                 await error_response(Request(scope), error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-class BodyLimit:
-    """Answers 413 to bodies above `limit` bytes: at once if the length is declared, else when the
-    limit is passed.
-
-    The application then sees a client that has gone, and what it still wants to say is dropped.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._limit:
-            await self._refuse(scope, receive, send)
-            return
-        received = 0
-        refused = answered = False
-
-        async def count() -> Message:
-            nonlocal received, refused
-            message = {"type": "http.disconnect"} if refused else await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit and not refused:
-                refused = True
-                if not answered:
-                    await self._refuse(scope, receive, send)
-                return {"type": "http.disconnect"}
-            return message
-
-        async def answer(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            if not refused:
-                await send(message)
-
-        await self._app(scope, count, answer)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = PayloadTooLarge(f"the body is larger than MAX_BODY_BYTES={self._limit}")
-        response = error_response(Request(scope), error)
-        response.headers["Connection"] = "close"  # the rest of the body will not be read
-        await response(scope, receive, send)

@@ -1,4 +1,4 @@
-"""JSON bodies as Python values: one reader, and one wording of its refusals, for all protocols."""
+"""JSON bodies as objects, and answers as JSON, for all protocols."""
 
 from __future__ import annotations
 
@@ -7,28 +7,17 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
+from atelier.bounds import MAX_VALUES, read_json
 from atelier.errors import InvalidRequest
 
 
-def json_value(raw: bytes | str) -> Any:
-    """The value of a JSON body.
+def json_object(raw: bytes | str, most: int = MAX_VALUES) -> dict[str, Any]:
+    """The object that a JSON body holds, of at most `most` values.
 
     Raises:
-        InvalidRequest: it is not JSON.
+        InvalidRequest: it is not JSON, not an object, or too large.
     """
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-
-
-def json_object(raw: bytes | str) -> dict[str, Any]:
-    """The object that a JSON body holds.
-
-    Raises:
-        InvalidRequest: it is not JSON, or not an object.
-    """
-    body = json_value(raw)
+    body = read_json(raw, most)
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
     return body

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from atelier.errors import InvalidRequest
+from atelier.errors import InvalidRequest, shown
 from atelier.images.request import ImageRequest
 from atelier.text.request import TextRequest
 
@@ -28,7 +28,8 @@ def seconds_allowed(headers: Mapping[str, str]) -> float | None:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise InvalidRequest(
-            f"X-Request-Timeout: {text!r} is not a positive number of seconds", "X-Request-Timeout"
+            f"X-Request-Timeout: {shown(text)} is not a positive number of seconds",
+            "X-Request-Timeout",
         )
     return seconds
 

@@ -7,7 +7,7 @@ import zlib
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from atelier.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding
+from atelier.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding, shown
 from atelier.protocols.http.error_bodies import error_response
 
 EITHER = 32 + zlib.MAX_WBITS
@@ -36,7 +36,7 @@ class Unpacked:
         try:
             if encoding not in ("gzip", "x-gzip", "deflate"):
                 raise UnsupportedEncoding(
-                    f"Content-Encoding: {named!r} is not known; send gzip, deflate or none"
+                    f"Content-Encoding: {shown(named)} is not known; send gzip, deflate or none"
                 )
             body = await self._unpack(receive)
         except (InvalidRequest, PayloadTooLarge, UnsupportedEncoding) as error:

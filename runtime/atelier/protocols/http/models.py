@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from atelier.errors import ModelUnknown
+from atelier.errors import ModelUnknown, shown
 
 
 class ServedModel(Protocol):
@@ -92,4 +92,4 @@ def check_name(model: ServedModel, name: Any) -> None:
         ModelUnknown: it means another.
     """
     if name not in (None, "", model.name):
-        raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")
+        raise ModelUnknown(f"there is no model {shown(name)} here; this server has {model.name!r}")

@@ -10,7 +10,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from atelier.errors import GenerationFailed, NotFound
+from atelier.errors import GenerationFailed, NotFound, shown
 
 ENTRY_BYTES = 4096
 """What an entry counts for at least, so that small ones cannot pile up without end."""
@@ -68,7 +68,8 @@ class ResultStore:
         self._expire()
         if name not in self._entries:
             raise NotFound(
-                f"{name!r} is not here; results stay for {self.seconds:g} s, or less under load"
+                f"{shown(name)} is not here; results stay for {self.seconds:g} s, or less under"
+                " load"
             )
         return self._entries[name]
 

@@ -4,12 +4,14 @@ goes."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import orjson
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from atelier.errors import AtelierError
 
 SILENCE_SECONDS = 15.0
 """Proxies close connections that are silent for 30 s or longer; a comment now and then keeps
@@ -66,16 +68,36 @@ class EventStreamResponse(StreamingResponse):
             await self._frames.aclose()
 
 
-async def when_begun(frames: AsyncGenerator[bytes]) -> EventStreamResponse:
-    """Answer with `frames`, once the first is there: what fails before it is still a proper
-    error."""
-    first = await anext(frames)
+async def when_begun(
+    frames: AsyncGenerator[bytes],
+    told: Callable[[AtelierError], bytes],
+    patience: float = SILENCE_SECONDS,
+) -> EventStreamResponse:
+    """Answer with `frames`, once the first is there: what fails before it is still a proper error.
+
+    After `patience` seconds the answer begins without it, for the proxies; an error is then a frame
+    as `told` words it.
+    """
+    upcoming = asyncio.ensure_future(anext(frames))
+    try:
+        await asyncio.wait({upcoming}, timeout=patience)
+    except asyncio.CancelledError:
+        upcoming.cancel()
+        await asyncio.wait({upcoming})
+        raise
+    begun = upcoming.done()
+    if begun:
+        upcoming.result()
 
     async def all_of_them() -> AsyncGenerator[bytes]:
         try:
-            yield first
+            yield await upcoming
             async for one in frames:
                 yield one
+        except AtelierError as error:
+            if begun:
+                raise
+            yield told(error)
         finally:
             await frames.aclose()
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import orjson
 
-from atelier.errors import AtelierError, GenerationFailed, NotFound
+from atelier.errors import AtelierError, GenerationFailed, NotFound, shown
 from atelier.events import Event, Image, Preview, Queued, Started, Step
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
@@ -161,8 +161,8 @@ class Jobs:
         self._forget()
         if name not in self._jobs:
             raise NotFound(
-                f"there is no job {name!r}; finished jobs stay for {self._store.seconds:g} s, or"
-                " less under load"
+                f"there is no job {shown(name)}; finished jobs stay for {self._store.seconds:g} s,"
+                " or less under load"
             )
         return self._jobs[name]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from atelier.errors import AtelierError, InvalidRequest, ModelUnknown
+from atelier.errors import AtelierError, InvalidRequest, ModelUnknown, shown
 from atelier.events import Finished
 from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.sse import frame, when_begun
@@ -38,7 +38,8 @@ def router(model: TextService) -> APIRouter:
 
     @routes.post("/v2/models/{name}/generate_stream")
     async def generate_stream(name: str, request: Request) -> Response:
-        return await when_begun(_chunks(model, _parse(model, name, await read_object(request))))
+        wanted = _parse(model, name, await read_object(request))
+        return await when_begun(_chunks(model, wanted), _error_frame)
 
     return routes
 
@@ -53,7 +54,11 @@ async def _chunks(model: TextService, request: TextRequest) -> AsyncGenerator[by
                 elif text := "".join(part.content for part in piece.parts):
                     yield frame(said | {"text_output": text})
         except AtelierError as error:
-            yield frame({"error": error.message})
+            yield _error_frame(error)
+
+
+def _error_frame(error: AtelierError) -> bytes:
+    return frame({"error": error.message})
 
 
 def _parse(model: TextService, name: str, body: dict[str, Any]) -> TextRequest:
@@ -63,7 +68,7 @@ def _parse(model: TextService, name: str, body: dict[str, Any]) -> TextRequest:
         ModelUnknown, InvalidRequest: the name or a field is wrong.
     """
     if name != model.name:
-        raise ModelUnknown(f"there is no model {name!r} here; this server has {model.name!r}")
+        raise ModelUnknown(f"there is no model {shown(name)} here; this server has {model.name!r}")
     if not isinstance(body.get("text_input"), str):
         raise InvalidRequest("text_input must be text", "text_input")
     parameters = {} if body.get("parameters") is None else body["parameters"]

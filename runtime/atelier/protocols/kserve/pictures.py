@@ -14,10 +14,10 @@ from grpc import StatusCode
 from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
+from atelier.bounds import MAX_PICTURE_VALUES, read_json
 from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
-from atelier.protocols.http.bodies import json_value
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
 from atelier.protocols.picture_requests import DrawnRequest, draw_all, picture_bytes
@@ -137,7 +137,7 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
     Raises:
         InvalidRequest: names the instance and the field.
     """
-    body = json_value(payload) if isinstance(payload, bytes | str) else payload
+    body = read_json(payload, MAX_PICTURE_VALUES) if isinstance(payload, bytes | str) else payload
     if not isinstance(body, dict) or not isinstance(body.get("instances"), list):
         raise InvalidRequest(
             'the body must be {"instances": [{"prompt": "..."}, ...]}', "instances"
@@ -147,6 +147,8 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
         raise InvalidRequest("parameters must be an object of field names and values", "parameters")
     if not body["instances"]:
         raise InvalidRequest("instances is empty; it needs at least one prompt", "instances")
+    _check_count(len(body["instances"]), settings)
+    shared = _with_pictures(shared, "parameters.", settings)
     rows = []
     for index, instance in enumerate(body["instances"]):
         if isinstance(instance, str):
@@ -155,7 +157,7 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
             raise InvalidRequest(
                 f"instances[{index}] must be an object with a prompt", f"instances[{index}]"
             )
-        rows.append(shared | instance)
+        rows.append(shared | _with_pictures(instance, f"instances[{index}].", settings))
     return _requests(rows, settings, lambda index: f"instances[{index}].")
 
 
@@ -195,6 +197,7 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
     count = len(columns["prompt"])
     if not count:
         raise InvalidRequest("prompt: the tensor is empty", "prompt")
+    _check_count(count, settings)
     for name, column in columns.items():
         if len(column) not in (1, count):
             raise InvalidRequest(
@@ -202,6 +205,9 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
             )
     shared = {name: parameter(value) for name, value in dict(payload.parameters or {}).items()}
     shared.pop("binary_data_output", None)
+    shared = _with_pictures(shared, "", settings)
+    for name in set(columns) & set(PICTURE_FIELDS):
+        columns[name] = [_pictures_in(name, each, "", settings) for each in columns[name]]
     rows = [
         shared | {name: column[index if len(column) > 1 else 0] for name, column in columns.items()}
         for index in range(count)
@@ -212,19 +218,24 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
 def _requests(
     rows: list[dict[str, Any]], settings: Settings, where: Callable[[int], str]
 ) -> list[ImageRequest]:
-    requests = []
-    for index, fields in enumerate(rows):
-        named = {
-            key: _pictures_in(key, value, where(index), settings) for key, value in fields.items()
-        }
-        requests.append(ImageRequest.parse(named, settings, where(index)))
-    total = sum(request.num_images_per_prompt for request in requests)
-    if total > settings.max_images_per_request:
-        limit = settings.max_images_per_request
-        raise InvalidRequest(
-            f"{total} pictures are asked for; MAX_IMAGES_PER_REQUEST={limit}", "instances"
-        )
+    requests = [
+        ImageRequest.parse(fields, settings, where(index)) for index, fields in enumerate(rows)
+    ]
+    _check_count(sum(request.num_images_per_prompt for request in requests), settings)
     return requests
+
+
+def _check_count(pictures: int, settings: Settings) -> None:
+    limit = settings.max_images_per_request
+    if pictures > limit:
+        raise InvalidRequest(
+            f"{pictures} pictures are asked for; MAX_IMAGES_PER_REQUEST={limit}", "instances"
+        )
+
+
+def _with_pictures(fields: dict[str, Any], where: str, settings: Settings) -> dict[str, Any]:
+    """The fields with pictures as bytes; what rows share is decoded once."""
+    return {name: _pictures_in(name, value, where, settings) for name, value in fields.items()}
 
 
 def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:

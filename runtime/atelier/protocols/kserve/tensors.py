@@ -3,6 +3,7 @@ tensors and parameters."""
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -13,8 +14,8 @@ from fastapi.responses import Response
 from kserve.protocol.infer_type import InferInput, InferRequest, InferResponse, RequestedOutput
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from atelier.errors import InvalidRequest
-from atelier.protocols.http.bodies import json_value
+from atelier.bounds import MAX_ROWS, read_json
+from atelier.errors import InvalidRequest, shown
 
 LENGTH_HEADER = "inference-header-content-length"
 
@@ -75,10 +76,21 @@ def values(tensor: Any, raw: bool = False) -> list[Any]:
     wanted `raw`.
 
     Raises:
-        InvalidRequest: the data do not fit the shape or type, or are not text; the tensor is named.
+        InvalidRequest: the data do not fit the shape or type, are too many, or are not text; the
+            tensor is named.
     """
+    count = math.prod(tensor.shape)
+    if min(tensor.shape, default=0) < 0 or count > MAX_ROWS:
+        raise InvalidRequest(
+            f"{tensor.name}: its shape {list(tensor.shape)} is not one of at most {MAX_ROWS}"
+            " elements",
+            tensor.name,
+        )
+    packed = tensor._raw_data if tensor.datatype == "BYTES" else None
     try:
-        flat = tensor.as_numpy().reshape(-1).tolist()
+        flat = (
+            tensor.as_numpy().reshape(-1).tolist() if packed is None else _unpacked(packed, count)
+        )
     except (*UNREADABLE, kserve.errors.InvalidInput, kserve.errors.InferenceError) as error:
         raise InvalidRequest(
             f"{tensor.name}: the tensor cannot be read: {error}", tensor.name
@@ -91,10 +103,31 @@ def values(tensor: Any, raw: bool = False) -> list[Any]:
         raise InvalidRequest(f"{tensor.name}: the tensor is not UTF-8 text", tensor.name) from None
 
 
+def _unpacked(packed: bytes, count: int) -> list[bytes]:
+    """`count` elements, each after its length: 4 bytes, little-endian."""
+    elements, start = [], 0
+    for _ in range(count):
+        (length,) = struct.unpack_from("<I", packed, start)
+        start += 4 + length
+        elements.append(packed[start - length : start])
+    if start != len(packed):
+        raise ValueError(f"{len(packed)} bytes, where {count} elements take {start}")
+    return elements
+
+
 def parameter(value: Any) -> Any:
-    """A request parameter; over gRPC it arrives as a protobuf union."""
+    """A request parameter; over gRPC it arrives as a protobuf union, which may be empty.
+
+    Raises:
+        InvalidRequest: it is empty.
+    """
     which = getattr(value, "WhichOneof", None)
-    return getattr(value, which("parameter_choice")) if which else value
+    if which is None:
+        return value
+    name = which("parameter_choice")
+    if name is None:
+        raise InvalidRequest("parameters: one of them has no value", "parameters")
+    return getattr(value, name)
 
 
 def check_outputs(payload: InferRequest, made: tuple[str, ...]) -> None:
@@ -106,7 +139,7 @@ def check_outputs(payload: InferRequest, made: tuple[str, ...]) -> None:
     for output in payload.request_outputs or []:
         if output.name not in made:
             raise InvalidRequest(
-                f"outputs: {output.name!r} is not made here; there are {' and '.join(made)}",
+                f"outputs: {shown(output.name)} is not made here; there are {' and '.join(made)}",
                 "outputs",
             )
 
@@ -118,12 +151,13 @@ def decode(body: bytes, headers: Mapping[str, str], model: str) -> InferRequest:
         InvalidRequest: it is not JSON of a v2 request, or its lengths do not add up.
     """
     length = headers.get(LENGTH_HEADER, str(len(body)))
-    if not length.isdecimal() or int(length) > len(body):
+    # Python converts no more than 4,300 digits
+    if not length.isdecimal() or len(length) > 12 or int(length) > len(body):
         raise InvalidRequest(
-            f"{LENGTH_HEADER}: {length} of a body of {len(body)} bytes", LENGTH_HEADER
+            f"{LENGTH_HEADER}: {length[:40]} of a body of {len(body)} bytes", LENGTH_HEADER
         )
     try:
-        told = Body.model_validate(json_value(body[: int(length)]))
+        told = Body.model_validate(read_json(body[: int(length)]))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = ".".join(map(str, fault["loc"]))

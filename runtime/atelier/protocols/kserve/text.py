@@ -13,8 +13,8 @@ from grpc import StatusCode
 from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
+from atelier.bounds import MAX_ROWS, read_json
 from atelier.errors import AtelierError, InvalidRequest, report
-from atelier.protocols.http.bodies import json_value
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
 from atelier.protocols.openai.text_answers import usage_object
@@ -119,7 +119,7 @@ def parse_v1(payload: Any) -> list[TextRequest]:
     Raises:
         InvalidRequest: names the instance and the field.
     """
-    body = json_value(payload) if isinstance(payload, bytes | str) else payload
+    body = read_json(payload) if isinstance(payload, bytes | str) else payload
     if (
         not isinstance(body, dict)
         or not isinstance(body.get("instances"), list)
@@ -131,6 +131,11 @@ def parse_v1(payload: Any) -> list[TextRequest]:
     shared = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(shared, dict):
         raise InvalidRequest("parameters must be an object of field names and values", "parameters")
+    if len(body["instances"]) > MAX_ROWS:
+        raise InvalidRequest(
+            f"instances has {len(body['instances'])} entries; at most {MAX_ROWS} are taken",
+            "instances",
+        )
     rows = []
     for index, instance in enumerate(body["instances"]):
         row = {"prompt": instance} if isinstance(instance, str) else instance

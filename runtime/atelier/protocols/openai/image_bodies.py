@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from atelier.errors import InvalidRequest
+from atelier.errors import InvalidRequest, shown
 from atelier.images import codec
 from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound
 from atelier.images.service import PictureService
@@ -72,16 +72,18 @@ class ImagesBody(BaseModel):
         None, ge=0, le=100, description="Quality of jpeg and webp."
     )
     background: Literal["auto", "opaque", "transparent"] | None = None
-    user: str | None = Field(None, description="Written into the log, otherwise ignored.")
-    safety_identifier: str | None = Field(None, description="The same as user.")
+    user: str | None = Field(
+        None, max_length=1000, description="Written into the log, otherwise ignored."
+    )
+    safety_identifier: str | None = Field(None, max_length=1000, description="The same as user.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
         None, ge=0, le=3, description="Previews sent while streaming."
     )
     seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1: drawn at random.")
-    moderation: str | None = Field(None, description="No effect here.")
-    input_fidelity: str | None = Field(None, description="No effect here.")
-    style: str | None = Field(None, description="No effect here.")
+    moderation: str | None = Field(None, max_length=1000, description="No effect here.")
+    input_fidelity: str | None = Field(None, max_length=1000, description="No effect here.")
+    style: str | None = Field(None, max_length=1000, description="No effect here.")
     num_inference_steps: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1, description="The same as num_inference_steps.")
     guidance_scale: float | None = Field(None, ge=0, le=100)
@@ -146,7 +148,7 @@ def check(cls: type[Body], fields: dict[str, Any]) -> Body:
         what = (
             "is missing"
             if fault["type"] == "missing"
-            else f"{fault['input']!r:.80} is not valid: {fault['msg']}"
+            else f"{shown(fault['input'])} is not valid: {fault['msg']}"
         )
         raise InvalidRequest(f"{name}: {what}", name) from None
 
@@ -246,7 +248,7 @@ def _steps(quality: str | None, model: PictureService, settings: Settings) -> in
     default = model.default_steps
     if default is None:
         raise InvalidRequest(
-            f"quality: {quality!r}: this model has no number of steps to change", "quality"
+            f"quality: {shown(quality)}: this model has no number of steps to change", "quality"
         )
     return min(settings.max_steps, max(1, math.ceil(default * share)))
 

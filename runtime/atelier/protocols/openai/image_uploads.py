@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from atelier.bounds import MAX_FORM_FIELDS, MAX_INPUT_PICTURES, MAX_PICTURE_VALUES
 from atelier.errors import InvalidRequest
 from atelier.protocols.http.bodies import json_object
 from atelier.protocols.picture_requests import picture_bytes
@@ -19,8 +20,8 @@ IMAGE_NAMES = ("image", "images")
 INDEX = re.compile(r"\[\d*\]$")
 """`image[]` and `image[0]` are other spellings of `image`."""
 
-MAX_FILES = 17
-"""OpenAI's sixteen pictures and a mask."""
+MAX_FILES = MAX_INPUT_PICTURES + 1
+"""And a mask."""
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
@@ -44,7 +45,7 @@ async def read(request: Request, settings: Settings) -> Upload:
     if kind in FORMS:
         fields, pictures, masks = await _form(request, settings)
     else:
-        fields = await asyncio.to_thread(json_object, await request.body())
+        fields = json_object(await request.body(), MAX_PICTURE_VALUES)
         fields = {INDEX.sub("", name): value for name, value in fields.items()}
         pictures = [value for name in IMAGE_NAMES for value in _many(fields.pop(name, None))]
         masks = _many(fields.pop("mask", None))
@@ -66,7 +67,7 @@ async def _form(
     pictures: list[Any] = []
     masks: list[Any] = []
     async with request.form(
-        max_files=MAX_FILES, max_fields=200, max_part_size=settings.max_body_bytes
+        max_files=MAX_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=settings.max_body_bytes
     ) as form:
         for name, value in form.multi_items():
             content = await value.read() if isinstance(value, UploadFile) else value

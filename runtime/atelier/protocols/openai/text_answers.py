@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 from atelier.errors import AtelierError
@@ -70,6 +71,11 @@ def completion_answer(model: TextService, answers: list[Answer], named: Named) -
     }
 
 
+def error_frame(error: AtelierError) -> bytes:
+    """What a stream ends with that cannot go on."""
+    return frame({"error": error_object(error)})
+
+
 async def chat_chunks(
     model: TextService, request: TextRequest, with_usage: bool, named: Named
 ) -> AsyncGenerator[bytes]:
@@ -101,7 +107,7 @@ async def chat_chunks(
                     yield chunk(piece.choice, _delta(part, calls, piece.choice), None, logprobs)
                     logprobs = None
         except AtelierError as error:
-            yield frame({"error": error_object(error)})
+            yield error_frame(error)
         yield DONE
 
 
@@ -129,7 +135,7 @@ async def completion_chunks(
                 if with_usage and piece.usage is not None:
                     yield frame(envelope | {"choices": [], "usage": usage_object([piece.usage])})
         except AtelierError as error:
-            yield frame({"error": error_object(error)})
+            yield error_frame(error)
         yield DONE
 
 
@@ -154,7 +160,7 @@ def completion_logprobs(likelihoods: Iterable[Likelihood], named: Named) -> dict
     if not likelihoods:
         return None
     tokens = [named(each.id) for each in likelihoods]
-    offsets = [sum(map(len, tokens[:index])) for index in range(len(tokens))]
+    offsets = list(accumulate(map(len, tokens[:-1]), initial=0))
     return {
         "tokens": tokens,
         "token_logprobs": [each.logprob for each in likelihoods],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from atelier.errors import InvalidRequest
+from atelier.bounds import MAX_ROWS
+from atelier.errors import InvalidRequest, shown
 from atelier.text.request import TextRequest, make_request
 
 SAME = (
@@ -25,6 +26,7 @@ SAME = (
     "skip_special_tokens",
     "response_format",
     "timeout",
+    "cache_salt",
 )
 """Fields that mean the same in both endpoints and in TextRequest; those beyond OpenAI's are vLLM's
 names."""
@@ -73,6 +75,7 @@ def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
         raise InvalidRequest(
             "prompt must be text, a list of texts, token ids or a list of token ids", "prompt"
         )
+    _check_rows(many, "prompt")
     limit = body.get("max_tokens")
     shared = _shared(body) | {
         "logprobs": body.get("logprobs"),
@@ -102,7 +105,7 @@ def streaming_of(body: dict[str, Any]) -> Streaming | None:
     if options is None:
         return Streaming(False) if wanted else None
     if not isinstance(options, dict):
-        raise InvalidRequest(f"stream_options={options!r} must be an object", "stream_options")
+        raise InvalidRequest(f"stream_options={shown(options)} must be an object", "stream_options")
     if not wanted:
         raise InvalidRequest("stream_options needs stream=true", "stream_options")
     return Streaming(switch(options, "include_usage", "stream_options."))
@@ -116,7 +119,7 @@ def switch(body: dict[str, Any], name: str, where: str = "") -> bool:
     """
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"{where}{name}={value!r} must be true or false", where + name)
+        raise InvalidRequest(f"{where}{name}={shown(value)} must be true or false", where + name)
     return bool(value)
 
 
@@ -144,7 +147,7 @@ def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
         )
     if body.get("encoding_format") not in (None, "float", "base64"):
         raise InvalidRequest(
-            f"encoding_format={body['encoding_format']!r}: allowed: float, base64",
+            f"encoding_format={shown(body['encoding_format'])}: allowed: float, base64",
             "encoding_format",
         )
     if isinstance(given, str) or _is_ids(given):
@@ -154,6 +157,7 @@ def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
         and given
         and all(isinstance(one, str) or _is_ids(one) for one in given)
     ):
+        _check_rows(given, "input")
         return given
     raise InvalidRequest(
         "input must be text, a list of texts, token ids or a list of token ids", "input"
@@ -163,8 +167,15 @@ def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
 def _shared(body: dict[str, Any]) -> dict[str, Any]:
     for name, harmless in REFUSED.items():
         if body.get(name, harmless) not in (harmless, None):
-            raise InvalidRequest(f"{name}={body[name]!r} is not offered here: leave it out", name)
+            raise InvalidRequest(
+                f"{name}={shown(body[name])} is not offered here: leave it out", name
+            )
     return {name: body[name] for name in SAME if body.get(name) is not None}
+
+
+def _check_rows(rows: list[Any], field: str) -> None:
+    if len(rows) > MAX_ROWS:
+        raise InvalidRequest(f"{field} has {len(rows)} texts; at most {MAX_ROWS} are taken", field)
 
 
 def _either(body: dict[str, Any], first: str, second: str) -> Any:

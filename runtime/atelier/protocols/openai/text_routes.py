@@ -23,6 +23,7 @@ from atelier.protocols.openai.text_answers import (
     chat_chunks,
     completion_answer,
     completion_chunks,
+    error_frame,
     usage_object,
 )
 from atelier.protocols.openai.text_bodies import (
@@ -83,7 +84,7 @@ async def chat(model: TextService, request: Request) -> Response:
         streaming = streaming_of(body)
     named = _named(model)
     if streaming:
-        return await when_begun(chat_chunks(model, wanted, streaming.usage, named))
+        return await when_begun(chat_chunks(model, wanted, streaming.usage, named), error_frame)
     return json_response(chat_answer(model, await complete(model, wanted), named))
 
 
@@ -100,7 +101,9 @@ async def completions(model: TextService, request: Request) -> Response:
             )
     named = _named(model)
     if streaming:
-        return await when_begun(completion_chunks(model, wanted[0], streaming.usage, named))
+        return await when_begun(
+            completion_chunks(model, wanted[0], streaming.usage, named), error_frame
+        )
     return json_response(completion_answer(model, await complete_all(model, wanted), named))
 
 

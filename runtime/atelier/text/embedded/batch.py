@@ -40,6 +40,7 @@ class Batch:
         self.prefill_tokens = prefill_tokens
         self.slots: list[Sequence | None] = [None] * runner.cache.slots
         self.history: list[list[int]] = [[] for _ in self.slots]
+        self.salts = [""] * len(self.slots)  # whose history it is
         self.waiting: list[Sequence] = []
         self._pending: list[Pending] = []
         self._overlap = runner.device.type == "cuda"
@@ -68,7 +69,8 @@ class Batch:
         candidates = [
             slot for slot in range(min(reach, len(self.slots))) if self.slots[slot] is None
         ]
-        shared = {slot: self._shared(slot, prompt) for slot in range(len(self.slots))}
+        salt = sequence.job.request.cache_salt
+        shared = {slot: self._shared(slot, prompt, salt) for slot in range(len(self.slots))}
         slot = max(candidates, key=lambda slot: (shared[slot], -len(self.history[slot])))
         donor = max(shared, key=lambda slot: shared[slot])
         length = shared[donor]
@@ -77,7 +79,7 @@ class Batch:
         elif shared[slot] < length:
             self.runner.cache.copy(donor, slot, length)
         self.slots[slot], sequence.slot, sequence.past = sequence, slot, length
-        self.history[slot] = prompt[:length]
+        self.history[slot], self.salts[slot] = prompt[:length], salt
         if sequence.choice == 0:
             sequence.job.cached = length
         sequence.job.start()
@@ -119,8 +121,10 @@ class Batch:
             self.history[slot] = []
             self.runner.leave(slot)
 
-    def _shared(self, slot: int, prompt: list[int]) -> int:
+    def _shared(self, slot: int, prompt: list[int], salt: str) -> int:
         """How much of the prompt's beginning the slot holds, keys of sliding layers included."""
+        if self.salts[slot] != salt:
+            return 0
         length = _common(self.history[slot], prompt[:-1])
         return length if self.runner.cache.keeps(length, len(self.history[slot])) else 0
 
@@ -216,6 +220,7 @@ class Batch:
         self.runner.move(source, target, sequence.position)
         self.slots[target], self.slots[source], sequence.slot = sequence, None, target
         self.history[target] = list(self.history[source])
+        self.salts[target] = self.salts[source]
 
 
 def _common(left: list[int], right: list[int]) -> int:

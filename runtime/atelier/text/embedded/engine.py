@@ -107,7 +107,7 @@ class TransformersEngine:
             frozenset() if request.ignore_eos else self._vocabulary.eos
         )
         with self._wake:
-            self._check_room()
+            self.check_room()
             job: RunningRequest
             stream = EventStream(lambda: self._cancel(job))
             deadline = time.monotonic() + min(
@@ -156,14 +156,19 @@ class TransformersEngine:
         self._thread.join()
         self._grammars.close()
 
-    def _check_room(self) -> None:
+    def check_room(self, more: int = 0) -> None:
+        """See that a request can be admitted after `more` that are on their way.
+
+        Raises:
+            Busy, Draining, NotReady: it cannot.
+        """
         if self.dead is not None:
             raise NotReady(f"the engine stopped: {self.dead}")
         if self._draining:
             raise Draining("the server is shutting down and takes no new requests")
-        if len(self._jobs) >= self.limits.queue:
+        if len(self._jobs) + more >= self.limits.queue:
             raise Busy(
-                f"{len(self._jobs)} requests are waiting or running, the limit is"
+                f"{len(self._jobs) + more} requests are waiting or running, the limit is"
                 f" {self.limits.queue}",
                 max(1.0, self._wait_s()),
             )

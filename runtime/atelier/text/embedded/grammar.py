@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.errors import GenerationFailed, InvalidRequest
+from atelier.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from atelier.text.request import TextRequest
@@ -43,7 +43,7 @@ class Grammar:
         """Boolean mask over the vocabulary, on the CPU.
 
         Raises:
-            GenerationFailed: the grammar met a limit or a token it cannot follow.
+            InvalidRequest: the grammar met a limit or a token it cannot follow.
         """
         if self._decode is not None:
             return torch.ones(self._vocabulary, dtype=torch.bool)
@@ -70,9 +70,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GenerationFailed(
-                f"the grammar of the response format failed: {self._matcher.get_error()}"
-            )
+            raise _not_followed(self._matcher)
 
 
 class GrammarCompiler:
@@ -103,14 +101,22 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         matcher = LLMatcher(self._tokenizer, source, log_level=0)
-        if matcher.is_error():
-            reason = matcher.get_error().splitlines()[0]
-            raise InvalidRequest(
-                "the schema of response_format, or of the tool to be called, cannot be followed:"
-                f" {reason}",
-                "response_format",
-            )
-        return matcher
+        if not matcher.is_error():
+            trial = matcher.deep_copy()
+            trial.compute_logit_bias()  # a grammar that allows no beginning fails here
+            if not trial.is_error():
+                return matcher
+            matcher = trial
+        raise _not_followed(matcher)
+
+
+def _not_followed(matcher: Any) -> InvalidRequest:
+    """What the caller is told of a schema that the matcher stumbles over."""
+    reason = matcher.get_error().splitlines()[0]
+    return InvalidRequest(
+        f"the schema of response_format, or of the tool to be called, cannot be followed: {reason}",
+        "response_format",
+    )
 
 
 class GrammarDesk:

@@ -1,0 +1,163 @@
+"""How much one request may be, in numbers that no setting changes, and the reader that holds JSON
+to them. `docs/limits.md` lists them, beside the settings that bound a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from atelier.errors import InvalidRequest
+
+MAX_VALUES = 300_000
+MAX_PICTURE_VALUES = 20_000
+MAX_DEPTH = 128
+MAX_ROWS = 2048
+MAX_HEADER_BYTES = 64 * 1024
+HEADER_SECONDS = 20.0
+SILENT_BODY_SECONDS = 30.0
+BODIES_AT_ONCE = 4
+MAX_FORM_FIELDS = 200
+MAX_PICTURE_TEXT = 20_000
+MAX_ENTRIES = 100
+MAX_INPUT_PICTURES = 16
+MAX_MESSAGES = 4096
+MAX_TOOLS = 512
+MAX_SCHEMA_BYTES = 256 * 1024
+MAX_STOP_CHARACTERS = 1000
+TEMPLATE_SECONDS = 5.0
+
+CHUNK = 64 * 1024
+"""Bytes of a body whose values are counted at a time: what the count takes in memory."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One line of the table: what is bounded, by how much, what that protects, and the answer to
+    more."""
+
+    what: str
+    most: str
+    protects: str
+    answer: str
+
+
+BOUNDS = (
+    Bound(
+        "Header block of a request",
+        f"{MAX_HEADER_BYTES // 1024} KiB",
+        "The event loop: long headers cost quadratic time.",
+        "431, connection closed",
+    ),
+    Bound(
+        "Time until the headers are complete",
+        f"{HEADER_SECONDS:g} s",
+        "Connections held open by clients that send a byte now and then.",
+        "408, connection closed",
+    ),
+    Bound(
+        "Silence within a body",
+        f"{SILENT_BODY_SECONDS:g} s; the whole body within REQUEST_TIMEOUT",
+        "The same.",
+        "408, connection closed",
+    ),
+    Bound(
+        "Bodies being received or worked on, together",
+        f"{BODIES_AT_ONCE} times MAX_BODY_BYTES",
+        "Memory of the front.",
+        "429 with Retry-After",
+    ),
+    Bound(
+        "Values of a JSON body",
+        f"{MAX_VALUES:,}; on routes of pictures {MAX_PICTURE_VALUES:,}",
+        "Memory and time: two million letters are 10 MB to send and 200 MB to hold. Counted on"
+        " the bytes, before anything is parsed.",
+        "400",
+    ),
+    Bound("Depth of a JSON body", str(MAX_DEPTH), "What walks it recursively.", "400"),
+    Bound(
+        "Prompts of one request to a language model",
+        f"{MAX_ROWS:,}",
+        "The queue; MAX_QUEUE_SIZE bounds what is admitted.",
+        "400",
+    ),
+    Bound("Fields of a form", str(MAX_FORM_FIELDS), "Memory and time.", "400"),
+    Bound(
+        "Characters of a prompt for pictures, in any of its fields",
+        f"{MAX_PICTURE_TEXT:,}",
+        "Time of the tokenizer.",
+        "400",
+    ),
+    Bound(
+        "Entries of a list or an object that a pipeline takes",
+        str(MAX_ENTRIES),
+        "Arguments of pipelines, which no one else bounds.",
+        "400",
+    ),
+    Bound("Input pictures of one prompt", str(MAX_INPUT_PICTURES), "Decoding.", "400"),
+    Bound("Messages of a conversation", f"{MAX_MESSAGES:,}", "The chat template.", "400"),
+    Bound("Tools offered", str(MAX_TOOLS), "The chat template and grammars.", "400"),
+    Bound(
+        "A JSON schema, written out",
+        f"{MAX_SCHEMA_BYTES // 1024} KiB",
+        "The time that a grammar takes to compile.",
+        "400",
+    ),
+    Bound("Characters of a stop string", f"{MAX_STOP_CHARACTERS:,}", "Time of a token.", "400"),
+    Bound(
+        "Time of a chat template",
+        f"{TEMPLATE_SECONDS:g} s",
+        "The worker: templates come with checkpoints and may loop.",
+        "400",
+    ),
+)
+
+
+def read_json(raw: bytes | str, most: int = MAX_VALUES) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        most: values that it may hold.
+
+    Raises:
+        InvalidRequest: it is not JSON, or larger or deeper than is taken.
+    """
+    raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    if raw.count(b",") >= most and _commas(raw, most) >= most:
+        raise InvalidRequest(f"the body has more than {most:,} values; send it in parts")
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    _check_depth(value)
+    return value
+
+
+def _commas(raw: bytes, enough: int) -> int:
+    """Commas outside of strings, counted until there are `enough`."""
+    count, inside, rest = 0, False, b""
+    for start in range(0, len(raw), CHUNK):
+        chunk = (rest + raw[start : start + CHUNK]).replace(b"\\\\", b"")
+        rest = b"\\" if chunk.endswith(b"\\") else b""
+        between = chunk.removesuffix(b"\\").replace(b'\\"', b"").split(b'"')
+        count += sum(part.count(b",") for part in between[inside::2])
+        inside ^= not len(between) % 2
+        if count >= enough:
+            break
+    return count
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidRequest(f"the body is nested more than {MAX_DEPTH} deep")

@@ -1,0 +1,47 @@
+"""A limit on the time of Python code that is not ours, such as a chat template: it is interrupted
+between two of its instructions."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+class TimeIsUp(Exception):
+    """Raised inside of the code that takes too long."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeIsUp` within the block, in this thread, once `seconds` have passed.
+
+    A single long call into C is not interrupted; the exception is raised after it.
+    """
+    thread = threading.get_ident()
+    lock = threading.Lock()
+    over = struck = False
+
+    def strike() -> None:
+        nonlocal struck
+        with lock:
+            if not over:
+                struck = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(TimeIsUp)
+                )
+
+    timer = threading.Timer(seconds, strike)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with suppress(TimeIsUp):  # it may still be on its way, and belongs to the block
+            with lock:
+                over = True
+            while struck:
+                time.sleep(0.001)
+        timer.cancel()
