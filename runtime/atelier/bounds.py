@@ -11,7 +11,7 @@ import orjson
 from atelier.errors import InvalidRequest
 
 MAX_VALUES = 300_000
-MAX_PICTURE_VALUES = 20_000
+MAX_PICTURE_VALUES = 120_000
 MAX_DEPTH = 128
 MAX_ROWS = 2048
 MAX_HEADER_BYTES = 64 * 1024
@@ -22,6 +22,7 @@ MAX_FORM_FIELDS = 200
 MAX_PICTURE_TEXT = 20_000
 MAX_ENTRIES = 100
 MAX_INPUT_PICTURES = 16
+MAX_INPUT_PIXELS = 50_000_000
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
 MAX_SCHEMA_BYTES = 256 * 1024
@@ -96,6 +97,12 @@ BOUNDS = (
         "400",
     ),
     Bound("Input pictures of one prompt", str(MAX_INPUT_PICTURES), "Decoding.", "400"),
+    Bound(
+        "Pixels of an input picture",
+        f"{MAX_INPUT_PIXELS:,}",
+        "Memory. One of more than MAX_PIXELS is scaled down.",
+        "400",
+    ),
     Bound("Messages of a conversation", f"{MAX_MESSAGES:,}", "The chat template.", "400"),
     Bound("Tools offered", str(MAX_TOOLS), "The chat template and grammars.", "400"),
     Bound(

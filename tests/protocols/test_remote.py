@@ -6,6 +6,7 @@ import ipaddress
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -36,6 +37,11 @@ class Site(BaseHTTPRequestHandler):
             for _ in range(50):
                 self.wfile.write(b"x")
                 time.sleep(0.1)
+        elif self.path == "/slow-headers":
+            with suppress(OSError):
+                for drop in range(50):
+                    self.wfile.write(b"x" if drop else b"HTTP/1.1 200 OK\r\nX: ")
+                    time.sleep(0.1)
         else:
             self._answer(404, b"")
 
@@ -90,10 +96,13 @@ def test_a_picture_above_the_limit_is_refused(pictures: RemotePictures, site: st
 
 
 @pytest.mark.alone
-def test_a_site_that_drips_is_given_up_in_time(pictures: RemotePictures, site: str) -> None:
+@pytest.mark.parametrize("path", ["/slow", "/slow-headers"])
+def test_a_site_that_drips_is_given_up_in_time(
+    pictures: RemotePictures, site: str, path: str
+) -> None:
     began = time.monotonic()
     with pytest.raises(InvalidRequest, match="longer than 1 s"):
-        pictures.fetch(f"{site}/slow", "image")
+        pictures.fetch(site + path, "image")
     assert time.monotonic() - began < 3
 
 
@@ -116,7 +125,8 @@ def test_a_host_is_connected_to_only_at_an_address_that_was_checked(site: str) -
 
 PRIVATE = """127.0.0.1 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1
 255.255.255.255 ::1 ::
-fe80::1 fc00::1 ff02::1 ::ffff:10.0.0.1 64:ff9b::a00:1 2002:a00:1::1"""
+fe80::1 fc00::1 ff02::1 ::ffff:10.0.0.1 64:ff9b::a00:1 2002:a00:1::1 fec0::1 ::127.0.0.1
+64:ff9b:1::a00:1"""
 
 
 @pytest.mark.parametrize("address", PRIVATE.split())

@@ -6,10 +6,12 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from atelier.errors import InvalidRequest
 from atelier.images import codec
+from atelier.images.argument_types import check_argument, sendable
 from atelier.images.request import ImageRequest
 
 # Arguments that the engine sets itself, or that carry tensors and callables, which no protocol can
@@ -27,6 +29,7 @@ RESERVED = {
 NOT_SENDABLE = re.compile(
     r"callback|embeds|_attention_mask$|_kwargs$|ip_adapter|^control_image|^prior_latents"
 )
+PICTURES = ("image", "mask_image")
 OWN = (
     "negative_prompt",
     "num_inference_steps",
@@ -56,8 +59,17 @@ MOST_STRETCHED = 64
 
 def accepted(pipeline: Any) -> list[str]:
     """The names of the arguments that a request may send to this pipeline."""
-    names = inspect.signature(type(pipeline).__call__).parameters
-    return [name for name in names if name not in RESERVED and not NOT_SENDABLE.search(name)]
+    return [
+        name
+        for name, parameter in _parameters(pipeline).items()
+        if name not in RESERVED
+        and not NOT_SENDABLE.search(name)
+        and (name in PICTURES or sendable(parameter))
+    ]
+
+
+def _parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipeline).__call__).parameters
 
 
 def size_multiple(pipeline: Any) -> int:
@@ -103,7 +115,7 @@ def sized(pipeline: Any, width: int | None, height: int | None) -> dict[str, int
     }
 
 
-def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, Any]:
+def build(pipeline: Any, request: ImageRequest, max_pixels: int, max_steps: int) -> dict[str, Any]:
     """Check the request against the pipeline's signature and translate it.
 
     Raises:
@@ -127,6 +139,8 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, An
                 f"{name}: {type(pipeline).__name__} does not take it; it takes {', '.join(names)}",
                 name,
             )
+    for name, value in request.extra.items():
+        check_argument(name, _parameters(pipeline)[name], value, max_steps, max_pixels)
     _check_clip_skip(pipeline, request)
     multiple = size_multiple(pipeline)
     for name, value in sizes.items():

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from atelier.bounds import MAX_INPUT_PIXELS
 from atelier.errors import InvalidRequest
+from atelier.images.truncation import check_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -48,10 +53,11 @@ def encode(picture: Image, format: Format, compression: int | None = None) -> by
 
 def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
     """Decode an uploaded picture (PNG, JPEG, WebP, GIF or BMP); orientation is applied,
-    transparency kept.
+    transparency kept. One of more than `max_pixels` is scaled down to them: a photograph need not
+    fit the device.
 
     Raises:
-        InvalidRequest: not a picture, truncated, or larger than `max_pixels`; the size is read
+        InvalidRequest: not a picture, truncated, or of more than MAX_INPUT_PIXELS; the size is read
             before any pixel is.
     """
     from PIL import Image as PIL
@@ -59,19 +65,39 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
 
     try:
         image = PIL.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-        if image.width * image.height > max_pixels:
+        if image.width * image.height > MAX_INPUT_PIXELS:
             raise InvalidRequest(
-                f"{field}: {image.width} x {image.height} pixels are above MAX_PIXELS={max_pixels}",
+                f"{field}: {image.width} x {image.height} pixels; an input picture may have"
+                f" {MAX_INPUT_PIXELS}, and is scaled down to MAX_PIXELS={max_pixels}",
                 field,
             )
+        wanted = _fitting(image.size, max_pixels)
+        image.draft(None, wanted)  # JPEG can be decoded at half, a quarter, an eighth of its size
         image.load()
+        check_whole(data, image, field)
         shown = upright(eight_bits(image))
     except UnidentifiedImageError:
         raise InvalidRequest(f"{field}: not a PNG, JPEG, WebP, GIF or BMP picture", field) from None
-    except (OSError, SyntaxError, ValueError, PIL.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+        zlib.error,
+        PIL.DecompressionBombError,
+    ) as error:
         raise InvalidRequest(f"{field}: the picture cannot be decoded: {error}", field) from None
     has_alpha = "A" in shown.getbands() or "transparency" in shown.info
-    return shown.convert("RGBA" if has_alpha else "RGB")
+    picture = shown.convert("RGBA" if has_alpha else "RGB")
+    fitting = _fitting(picture.size, max_pixels)
+    return picture if picture.size == fitting else picture.resize(fitting)
+
+
+def _fitting(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """The size itself, or the largest of the same shape that has no more than `max_pixels`."""
+    width, height = size
+    scale = math.sqrt(max_pixels / (width * height))
+    return size if scale >= 1 else (max(1, int(width * scale)), max(1, int(height * scale)))
 
 
 def eight_bits(image: PILImage) -> PILImage:

@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class ImageModel:
         self._family: PipelineFamily
         self._adapters: Adapters
         self._engine: ImageEngine | None = None
+        self._decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
 
     def load(self) -> None:
         """Bring the model up to `ready`; `progress` says at every moment what is being done.
@@ -183,7 +185,7 @@ class ImageModel:
         with self.refusals(protocol):
             self.check_ready()
             assert self._engine is not None
-            return self._engine.submit(await asyncio.to_thread(self.prepare, request), protocol)
+            return self._engine.submit(await self.prepared(request), protocol)
 
     @contextmanager
     def refusals(self, protocol: str) -> Iterator[None]:
@@ -194,7 +196,13 @@ class ImageModel:
             self._observer.refused(protocol, error)
             raise
 
-    def prepare(self, request: ImageRequest) -> PreparedRequest:
+    async def prepared(self, request: ImageRequest) -> PreparedRequest:
+        """`_prepare` in the threads that decode pictures: two, since one may be large."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._decoding, self._prepare, request
+        )
+
+    def _prepare(self, request: ImageRequest) -> PreparedRequest:
         """Everything about a request that needs no device: pipeline, arguments, decoded pictures,
         seed, deadline."""
         from atelier.images.arguments import build
@@ -208,7 +216,10 @@ class ImageModel:
         return PreparedRequest(
             pipeline=pipeline,
             arguments=build(
-                pipeline, request, min(self._settings.max_pixels, self._plan.max_pixels)
+                pipeline,
+                request,
+                min(self._settings.max_pixels, self._plan.max_pixels),
+                self._settings.max_steps,
             ),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             pictures=request.num_images_per_prompt,

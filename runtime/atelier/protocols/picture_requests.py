@@ -15,6 +15,7 @@ from atelier.events import Event, Failed, Finished, Image, Preview
 from atelier.images import codec
 from atelier.images.request import Format, ImageRequest
 from atelier.images.service import PictureService
+from atelier.protocols.http.pools import writing
 from atelier.protocols.http.remote import RemotePictures
 from atelier.settings import Settings
 from atelier.streams import EventStream
@@ -144,7 +145,7 @@ async def absorb(drawn: DrawnRequest, event: Event) -> None:
 
 async def encode(image: Image, request: ImageRequest) -> EncodedPicture:
     """The picture in the format that the request wants, encoded in a thread."""
-    data = await asyncio.to_thread(codec.encode, image, request.format, request.compression)
+    data = await writing(codec.encode, image, request.format, request.compression)
     return EncodedPicture(data, request.format, image.seed, image.width, image.height)
 
 

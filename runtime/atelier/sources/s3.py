@@ -122,14 +122,15 @@ def parse(model_id: str, default_bucket: str) -> Address:
 
 def cache_folder(settings: Settings, address: Address) -> Path:
     """Where an address is kept: readable, and apart for each endpoint."""
-    store = hashlib.sha256(settings.aws_s3_endpoint.encode()).hexdigest()[:8]
-    return (
-        settings.cache_dir
-        / "models"
-        / f"s3-{store}"
-        / address.bucket
-        / (address.prefix.replace("/", "--") or "all")
-    )
+    name = address.prefix.replace("/", "--") or "all"
+    if name.replace("--", "/") != address.prefix and address.prefix:
+        name += f"-{_digest(address.prefix)}"  # `p--q` may not share a folder with `p/q`
+    store = _digest(settings.aws_s3_endpoint)
+    return settings.cache_dir / "models" / f"s3-{store}" / address.bucket / name
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def make_client(settings: Settings) -> Any:
@@ -192,7 +193,14 @@ def list_objects(client: Any, address: Address) -> list[Object]:
         raise SourceError(
             f"{address} is empty: no object begins with {folder!r}; {_beside(client, address)}"
         )
-    paths = {one.path for one in found}
+    paths: dict[str, Object] = {}
+    for one in found:
+        if one.path in paths:
+            raise SourceError(
+                f"{address} holds {paths[one.path].key!r} and {one.key!r}: both would be the file"
+                f" {one.path!r}"
+            )
+        paths[one.path] = one
     for one in found:
         above = next(
             (str(parent) for parent in PurePosixPath(one.path).parents if str(parent) in paths),
@@ -219,11 +227,12 @@ def _entries(client: Any, **where: str) -> Iterator[dict[str, Any]]:
 
 
 def _safe_path(key: str, folder: str) -> str:
-    path = key.removeprefix(folder)
-    parts = path.split("/")
-    if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+    """The key's path in the folder. Empty parts, as a slash too many in an upload makes them, are
+    passed over."""
+    parts = [part for part in key.removeprefix(folder).split("/") if part]
+    if "\\" in key or "\0" in key or not parts or {".", ".."} & set(parts):
         raise SourceError(f"the object key {key!r} would leave its folder: it is refused")
-    return path
+    return "/".join(parts)
 
 
 def _beside(client: Any, address: Address) -> str:

@@ -95,6 +95,8 @@ class Transfer:
             botocore exceptions: the store refuses, or does not answer after all attempts.
         """
         counter = Counter(sum(one.size for one in objects), self._progress)
+        for stray in staging.rglob(f"*{PART}.*"):  # of a killed Common Runtime transfer
+            stray.unlink()
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="s3") as pool:
             running = [job for one in objects for job in self._start(one, staging, pool, counter)]
             try:
@@ -134,6 +136,8 @@ class Transfer:
             whole(landing.object.key, landing.part)
         except Exception as error:
             log.warning("%s: %s; it is fetched in ranges instead", landing.object.key, error)
+            for stray in landing.part.parent.glob(glob.escape(landing.part.name) + ".*"):
+                stray.unlink()
             landing.open()
             for start, length in landing.lacking:
                 self._range(landing, start, length, counter)
@@ -229,10 +233,6 @@ class _Landing:
     def open(self) -> None:
         """Make the part file in its full length, and a journal that names the version."""
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        for stray in self.part.parent.glob(
-            glob.escape(self.part.name) + ".*"
-        ):  # of a killed Common Runtime transfer
-            stray.unlink()
         if not self.done:
             self.journal.write_text(json.dumps(self.object.etag) + "\n")
         with self.part.open("ab") as file:

@@ -119,7 +119,7 @@ class ImageWork:
 
     async def _check(self, number: int, request: Any) -> None:
         try:
-            await asyncio.to_thread(self._model.prepare, request)
+            await self._model.prepared(request)
         except AtelierError as error:
             self._put(m.Refused(number, error))
         except Exception as error:

@@ -28,7 +28,7 @@ from atelier.text.request import TextRequest
 from atelier.text.template import TokenNames
 from atelier.workers import messages as m
 from atelier.workers.handle import WorkerHandle
-from atelier.workers.questions import Questions
+from atelier.workers.inquiries import Inquiries
 from atelier.workers.text_ticket import TextTicket
 from atelier.workers.workforce import Workforce
 
@@ -53,7 +53,7 @@ class TextFront:
         self._workforce: Workforce | None = None
         self._numbers = itertools.count()
         self._tickets: dict[int, TextTicket] = {}
-        self._questions = Questions(
+        self._inquiries = Inquiries(
             lambda question: self.workers[0].send(question),
             settings.max_queue_size,
             settings.request_timeout,
@@ -185,7 +185,7 @@ class TextFront:
     def _fail_all(self, error: AtelierError) -> None:
         for ticket in list(self._tickets.values()):
             self._end(ticket, error)
-        self._questions.fail(error)
+        self._inquiries.fail(error)
 
     def _hear(self, worker: WorkerHandle, message: Any) -> None:
         if isinstance(message, m.Observed):
@@ -195,7 +195,7 @@ class TextFront:
             self._names = TokenNames(Tokenizer.from_str(serialized))
             for waiting in self._tickets.values():
                 self._send(waiting)
-        elif self._questions.hear(message):
+        elif self._inquiries.hear(message):
             return
         elif ticket := self._tickets.get(message.number):
             self._follow(ticket, message)
@@ -220,7 +220,7 @@ class TextFront:
         for ticket in list(self._tickets.values()):
             if ticket.started:
                 self._end(ticket, told)
-        self._questions.fail(told)
+        self._inquiries.fail(told)
 
     def _give_up(self, error: AtelierError) -> None:
         self._fail_all(NotReady(error.message))
@@ -239,7 +239,7 @@ class TextFront:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         self.check_ready()
-        return await self._questions.ask(next(self._numbers), method, *arguments)
+        return await self._inquiries.ask(next(self._numbers), method, *arguments)
 
     async def tokenize(self, request: TextRequest) -> list[int]:
         """The prompt's token ids as the engine would see them."""

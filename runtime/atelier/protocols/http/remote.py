@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
@@ -35,17 +37,73 @@ def is_public(address: Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour or teredo or nat64
         if inner is not None:
             return is_public(inner)
+        if any(address in network for network in NOT_PUBLIC):
+            return False
     return address.is_global and not address.is_multicast
 
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
+NOT_PUBLIC = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "::/96",  # IPv4-compatible, deprecated: RFC 4291, section 2.5.5.1
+            "64:ff9b:1::/48",  # local NAT64: RFC 8215
+            "fec0::/10",  # site-local, deprecated: RFC 3879
+        ),
+    )
+)
+"""Which Python's table, made of what is registered today, calls global."""
+
+
+class HurriedStream(httpcore.NetworkStream):
+    """A connection whose every read ends at `ends`, however slowly bytes drip in before; `late` is
+    what is said then."""
+
+    def __init__(self, inner: httpcore.NetworkStream, ends: float, late: str) -> None:
+        self._inner = inner
+        self._ends = ends
+        self._late = late
+
+    def _left(self) -> float:
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout(self._late)
+        return left
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            return self._inner.read(max_bytes, self._left())
+        except httpcore.ReadTimeout:
+            raise httpcore.ReadTimeout(self._late) from None
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, self._left())
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        encrypted = self._inner.start_tls(ssl_context, server_hostname, self._left())
+        return HurriedStream(encrypted, self._ends, self._late)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
 
 class CheckedBackend(httpcore.SyncBackend):
-    """Connects only to addresses that pass `check`."""
+    """Connects only to addresses that pass `check`, and for no longer than `seconds` from now."""
 
-    def __init__(self, check: Callable[[Address], bool]) -> None:
+    def __init__(self, check: Callable[[Address], bool], seconds: float) -> None:
         self._check = check
+        self._ends = time.monotonic() + seconds
+        self._late = f"it took longer than {seconds:g} s"
 
     def connect_tcp(
         self,
@@ -62,7 +120,8 @@ class CheckedBackend(httpcore.SyncBackend):
         address = str(found[0][4][0])
         if not self._check(ipaddress.ip_address(address.partition("%")[0])):
             raise httpcore.ConnectError(f"{host} is {address}, which is not a public address")
-        return super().connect_tcp(address, port, timeout, local_address, socket_options)
+        stream = super().connect_tcp(address, port, timeout, local_address, socket_options)
+        return HurriedStream(stream, self._ends, self._late)
 
 
 class RemotePictures:
@@ -80,7 +139,7 @@ class RemotePictures:
         self._hosts = {host.lower() for host in settings.allowed_image_hosts}
         self._limit = settings.max_body_bytes
         self._seconds = seconds
-        self._backend = CheckedBackend(check)
+        self._check = check
 
     def fetch(self, url: str, where: str) -> bytes:
         """The body of `url`, not yet known to be a picture.
@@ -91,7 +150,8 @@ class RemotePictures:
             PayloadTooLarge: it is larger than MAX_BODY_BYTES.
         """
         ends = time.monotonic() + self._seconds
-        with httpcore.ConnectionPool(network_backend=self._backend) as pool:
+        backend = CheckedBackend(self._check, self._seconds)
+        with httpcore.ConnectionPool(network_backend=backend) as pool:
             for _ in range(REDIRECTS + 1):
                 self._check_url(url, where)
                 try:
@@ -148,6 +208,4 @@ class RemotePictures:
                     raise PayloadTooLarge(
                         f"the picture at {url[:200]} is larger than MAX_BODY_BYTES={self._limit}"
                     )
-                if time.monotonic() > ends:
-                    raise httpcore.ReadTimeout(f"it took longer than {self._seconds:g} s")
             return None, bytes(body)

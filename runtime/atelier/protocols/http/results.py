@@ -51,7 +51,7 @@ class ResultStore:
                 f"the result has {len(data)} bytes, more than RESULT_BYTES={self._max_bytes}; ask"
                 " for fewer or smaller pictures"
             )
-        self._expire()
+        self.expire()
         while self._bytes + entry.cost > self._max_bytes:
             self.remove(next(iter(self._entries)))
         name = secrets.token_urlsafe(24) + suffix
@@ -65,7 +65,7 @@ class ResultStore:
         Raises:
             NotFound: it was never here, has expired, or gave way to newer ones.
         """
-        self._expire()
+        self.expire()
         if name not in self._entries:
             raise NotFound(
                 f"{shown(name)} is not here; results stay for {self.seconds:g} s, or less under"
@@ -79,10 +79,10 @@ class ResultStore:
         self._bytes -= entry.cost if entry else 0
 
     def __contains__(self, name: str) -> bool:
-        self._expire()
         return name in self._entries
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Forget what is past its time: the oldest come first, so the first that stays ends it."""
         now = time.monotonic()
-        for name in [name for name, entry in self._entries.items() if entry.expires <= now]:
-            self.remove(name)
+        while self._entries and next(iter(self._entries.values())).expires <= now:
+            self.remove(next(iter(self._entries)))

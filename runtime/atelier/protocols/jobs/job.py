@@ -21,6 +21,7 @@ from atelier.events import Event, Image, Preview, Queued, Started, Step
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.error_bodies import error_object
+from atelier.protocols.http.pools import writing
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.picture_requests import DrawnRequest, collect_all, submit_all
 from atelier.streams import EventStream
@@ -78,8 +79,13 @@ class Job:
         self.touch()
 
     def end(self, status: Status, result: str, error: AtelierError | None = None) -> None:
-        """The last change. `result` names the entry of the result store."""
+        """The last change. `result` names the entry of the result store. Input pictures go: what
+        is kept of a job is counted by the store."""
         self.status, self.result, self.error = status, result, error
+        self.preview = None
+        self.requests = [
+            one.model_copy(update={"image": None, "mask_image": None}) for one in self.requests
+        ]
         self.touch()
 
     def touch(self) -> None:
@@ -166,13 +172,13 @@ class Jobs:
             )
         return self._jobs[name]
 
-    def body(self, job: Job) -> bytes:
+    async def body(self, job: Job) -> bytes:
         """The state and, of a job that succeeded, its result: what the same request without a job
         would have answered."""
         state = job.describe()
         if job.status == "succeeded":
             state["result"] = orjson.Fragment(self._store.get(job.result).data)
-        return orjson.dumps(state)
+        return await writing(orjson.dumps, state)
 
     async def cancel(self, job: Job) -> None:
         """Stop a job that runs; forget one that has ended."""
@@ -200,6 +206,7 @@ class Jobs:
 
     def _forget(self) -> None:
         """Drop the jobs that the result store has let go of."""
+        self._store.expire()
         for name in [
             name for name, job in self._jobs.items() if job.ended and job.result not in self._store
         ]:

@@ -3,7 +3,6 @@ collects."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import AsyncGenerator
 
@@ -40,7 +39,7 @@ def router(jobs: Jobs) -> APIRouter:
     async def status(job_id: str) -> Response:
         """State, progress and, once it has succeeded, the result of a job."""
         job = jobs.get(job_id)
-        return Response(await asyncio.to_thread(jobs.body, job), media_type="application/json")
+        return Response(await jobs.body(job), media_type="application/json")
 
     @routes.delete("/v1/jobs/{job_id}")
     async def cancel(job_id: str) -> JSONResponse:

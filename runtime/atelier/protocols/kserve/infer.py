@@ -4,7 +4,6 @@ refuses both."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -15,6 +14,7 @@ from kserve.protocol.infer_type import InferRequest, InferResponse
 
 from atelier.protocols.http.models import ServedModel, check_name
 from atelier.protocols.http.openapi import answers, json_body
+from atelier.protocols.http.pools import reading, writing
 from atelier.protocols.kserve.tensors import Body, decode, encode
 
 Infer = Callable[[InferRequest, Mapping[str, str]], Awaitable[InferResponse]]
@@ -41,9 +41,7 @@ def router(model: Counted, infer: Infer) -> APIRouter:
         """Answer a tensor of prompts."""
         check_name(model, model_name)
         with model.refusals("v2"):
-            payload = await asyncio.to_thread(
-                decode, await request.body(), request.headers, model.name
-            )
-        return await asyncio.to_thread(encode, await infer(payload, dict(request.headers)))
+            payload = await reading(decode, await request.body(), request.headers, model.name)
+        return await writing(encode, await infer(payload, dict(request.headers)))
 
     return routes

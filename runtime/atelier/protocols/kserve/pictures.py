@@ -3,7 +3,6 @@ pictures back."""
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
+from atelier.protocols.http.pools import reading
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
 from atelier.protocols.picture_requests import DrawnRequest, draw_all, picture_bytes
 from atelier.settings import Settings
@@ -84,7 +84,7 @@ class KServeImageModel(kserve.Model):
 
     async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
         with self._model.refusals("v1"):
-            parsed = await asyncio.to_thread(parse_v1, payload, self._settings)
+            parsed = await reading(parse_v1, payload, self._settings)
             requests = [timed(one, headers) for one in parsed]
         drawn = await draw_all(self._model, requests, "v1")
         return {"predictions": [prediction(self._model, each) for each in drawn]}
@@ -100,7 +100,7 @@ async def infer(
     """
     protocol = "grpc-v2" if payload.from_grpc else "v2"
     with model.refusals(protocol):
-        parsed = await asyncio.to_thread(parse_v2, payload, settings)
+        parsed = await reading(parse_v2, payload, settings)
         requests = [timed(one, headers) for one in parsed]
         check_outputs(payload, ("image", "seed"))
     drawn = await draw_all(model, requests, protocol)

@@ -6,7 +6,6 @@ CloudEvents are left to KServe's route, which unwraps them and answers in kind.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -21,6 +20,7 @@ from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.models import check_name
 from atelier.protocols.http.openapi import PREDICT_BODY, answers, json_body
+from atelier.protocols.http.pools import reading, writing
 from atelier.protocols.jobs.job import Jobs
 from atelier.protocols.jobs.routes import accepted, wants_job
 from atelier.protocols.kserve.pictures import parse_v1, prediction
@@ -47,7 +47,7 @@ def router(model: PictureService, jobs: Jobs, settings: Settings) -> APIRouter:
     routes = APIRouter(route_class=PlainRoute, tags=["V1"])
 
     async def answer(drawn: list[DrawnRequest]) -> bytes:
-        return await asyncio.to_thread(_predictions, model, drawn)
+        return await writing(_predictions, model, drawn)
 
     @routes.post(
         "/v1/models/{model_name}:predict", openapi_extra=json_body(PREDICT_BODY), **OPTIONS
@@ -56,7 +56,7 @@ def router(model: PictureService, jobs: Jobs, settings: Settings) -> APIRouter:
         """One prediction for each instance, in order. With `Prefer: respond-async`, a job."""
         check_name(model, model_name)
         with model.refusals("v1"):
-            requests = await asyncio.to_thread(parse_v1, await request.body(), settings)
+            requests = await reading(parse_v1, await request.body(), settings)
             requests = [timed(one, request.headers) for one in requests]
         if wants_job(request):
             return accepted(await jobs.start(requests, "v1", answer))

@@ -72,10 +72,8 @@ class ImagesBody(BaseModel):
         None, ge=0, le=100, description="Quality of jpeg and webp."
     )
     background: Literal["auto", "opaque", "transparent"] | None = None
-    user: str | None = Field(
-        None, max_length=1000, description="Written into the log, otherwise ignored."
-    )
-    safety_identifier: str | None = Field(None, max_length=1000, description="The same as user.")
+    user: str | None = Field(None, description="Written into the log, otherwise ignored.")
+    safety_identifier: str | None = Field(None, description="The same as user.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
         None, ge=0, le=3, description="Previews sent while streaming."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
 import time
@@ -22,6 +21,7 @@ from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.openapi import answers, form_or_json_body, json_body
+from atelier.protocols.http.pools import reading, writing
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.http.sse import EventStreamResponse, frame
 from atelier.protocols.jobs.job import Jobs
@@ -116,7 +116,7 @@ class ImagesApi:
         if who := body.user or body.safety_identifier:
             log.info("the request is from user %.64r", who)
         with self.model.refusals(PROTOCOL):
-            call = await asyncio.to_thread(
+            call = await reading(
                 translate, body, upload.pictures, upload.mask, self.model, self.settings
             )
             requests = [timed(call.request, request.headers)]
@@ -141,7 +141,7 @@ class ImagesApi:
     async def _body(self, call: ImagesCall, base: str, drawn: list[DrawnRequest]) -> bytes:
         """OpenAI's answer, and with each picture the seed that draws it again."""
         if not call.as_url:
-            return await asyncio.to_thread(_json, call, drawn[0])
+            return await writing(_json, call, drawn[0])
         return _json(
             call,
             drawn[0],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.datastructures import UploadFile
 from atelier.bounds import MAX_FORM_FIELDS, MAX_INPUT_PICTURES, MAX_PICTURE_VALUES
 from atelier.errors import InvalidRequest
 from atelier.protocols.http.bodies import json_object
+from atelier.protocols.http.pools import reading
 from atelier.protocols.picture_requests import picture_bytes
 from atelier.settings import Settings
 
@@ -55,8 +55,8 @@ async def read(request: Request, settings: Settings) -> Upload:
         )
     if len(masks) > 1:
         raise InvalidRequest("mask: one mask is enough for all pictures", "mask")
-    decoded = await asyncio.to_thread(_decode_all, pictures, "image", settings)
-    mask = await asyncio.to_thread(_decode_all, masks, "mask", settings)
+    decoded = await reading(_decode_all, pictures, "image", settings)
+    mask = await reading(_decode_all, masks, "mask", settings)
     return Upload(fields, decoded, mask[0] if mask else None)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atelier.errors import CheckpointError
-from atelier.sources.checkpoint import single_file
+from atelier.errors import CheckpointError, shown
+from atelier.sources.checkpoint import language_config, single_file
 from atelier.sources.checkpoint.contents import PICKLES, Checkpoint, Component
 from atelier.sources.checkpoint.weight_files import (
     Weights,
@@ -56,7 +56,7 @@ def inspect(
     if single_file.is_adapter_folder(path):
         return single_file.inspect_adapter(path, allow_pickle)
     config = path / "config.json"
-    if config.is_file() and names_a_model(read_json(config)):
+    if config.is_file() and language_config.names_a_model(read_json(config)):
         return _language_model(path, variant, allow_pickle)
     weights = sorted(one for one in path.iterdir() if one.suffix == ".safetensors")
     if len(weights) == 1 and not config.is_file():
@@ -64,16 +64,12 @@ def inspect(
     raise CheckpointError(_unrecognised(path))
 
 
-def names_a_model(config: dict[str, Any]) -> bool:
-    """Whether it is transformers' config of a whole model, which names its architecture or, when
-    written by hand or by old versions, only its type."""
-    return bool(config.get("architectures") or config.get("model_type"))
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a CheckpointError that names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be read as JSON: it is nested too deep") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -118,6 +114,11 @@ def _pipeline(path: Path, variant: str, allow_pickle: bool, trust_remote_code: b
         and value[0]
         and value[1]
     }
+    for name in entries:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{path / 'model_index.json'} names a component outside its folder: {shown(name)}"
+            )
     sets = {name: weight_sets(path / name) for name in entries if (path / name).is_dir()}
     variants = tuple(
         sorted(
@@ -253,10 +254,10 @@ def _language_model(path: Path, variant: str, allow_pickle: bool) -> Checkpoint:
     variants = tuple(sorted({one.variant for one in sets if allow_pickle or not one.pickle}))
     variant = variant or _only_variant([sets], allow_pickle)
     weights, problems = weigh("model", path, sets, variant, allow_pickle)
-    architecture = str((config.get("architectures") or [_causal_class(config, path)])[0])
+    architecture = language_config.architecture(config, path)
     if not any(path.glob("tokenizer*")) and not any(path.glob("*vocab*")):
         problems.append(f"tokenizer: no tokenizer files in {path}")
-    code = sorted({f"{str(one).split('--')[-1].split('.')[0]}.py" for one in _auto_map(config)})
+    code = language_config.code_files(config)
     model = _weighted("model", architecture, "transformers", config, weights, sets)
     return Checkpoint(
         "language_model",
@@ -268,30 +269,6 @@ def _language_model(path: Path, variant: str, allow_pickle: bool) -> Checkpoint:
         tuple(problems),
         tuple(code),
     )
-
-
-def _causal_class(config: dict[str, Any], path: Path) -> str:
-    """The class that generates text for this model type, as transformers lists it."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    kind = str(config["model_type"])
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    if name is None:
-        raise CheckpointError(
-            f"{path / 'config.json'} names no architectures, and model_type={kind!r} is no language"
-            " model that the installed transformers knows: write the class into architectures"
-        )
-    return str(name)
-
-
-def _auto_map(config: dict[str, Any]) -> list[str]:
-    mapped = config.get("auto_map") or {}
-    return [
-        str(one)
-        for value in mapped.values()
-        for one in (value if isinstance(value, list) else [value])
-        if one
-    ]
 
 
 def _unrecognised(path: Path) -> str:

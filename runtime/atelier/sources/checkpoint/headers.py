@@ -13,10 +13,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from atelier.errors import CheckpointError
+from atelier.errors import CheckpointError, shown
 
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
@@ -97,6 +98,7 @@ def read_header(path: Path) -> Header:
     entries, data_bytes = _entries(path)
     tensors: dict[str, StoredTensor] = {}
     end = 0
+    places: list[tuple[int, int, str]] = []
     for name, entry in entries.items():
         try:
             dtype, shape, (start, stop) = (
@@ -104,18 +106,23 @@ def read_header(path: Path) -> Header:
                 tuple(entry["shape"]),
                 entry["data_offsets"],
             )
-            fits = stop - start == -(-math.prod(shape) * BITS[dtype] // 8)
+            wanted = -(-math.prod(shape) * BITS[dtype] // 8)
+            sound = all(type(one) is int and one >= 0 for one in (*shape, start, stop))
         except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
             raise CheckpointError(
-                f"{path}: the header's entry for tensor {name!r} is malformed: {entry!r}"
-            ) from None
-        if not fits:
+                f"{path}: the header's entry for tensor {shown(name)} is malformed: {shown(entry)}"
+            )
+        if stop - start != wanted:
             raise CheckpointError(
                 f"{path}: tensor {name!r} of shape {list(shape)} and type {dtype} has"
                 f" {stop - start} bytes of data"
             )
         tensors[name] = StoredTensor(TORCH_NAMES[dtype], shape, stop - start)
+        places.append((start, stop, name))
         end = max(end, stop)
+    _check_apart(path, places)
     _check_length(path, data_bytes, end)
     return Header(path, tensors)
 
@@ -149,10 +156,19 @@ def _entries(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         return header, size - 8 - length
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(
             f"{path} is not a safetensors file: its header is not a JSON object"
         ) from None
+
+
+def _check_apart(path: Path, places: list[tuple[int, int, str]]) -> None:
+    held = [place for place in sorted(places) if place[0] < place[1]]
+    for (_, stop, name), (start, _, other) in pairwise(held):
+        if start < stop:
+            raise CheckpointError(
+                f"{path}: the data of {shown(name)} and {shown(other)} overlap: fetch it again"
+            )
 
 
 def _check_length(path: Path, here: int, told: int) -> None:

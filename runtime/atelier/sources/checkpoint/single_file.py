@@ -144,7 +144,7 @@ def _is_adapter(tensors: Mapping[str, StoredTensor]) -> bool:
 def _family(tensors: Mapping[str, StoredTensor]) -> str:
     family = next((cls for name, cls in FAMILIES if name in tensors), "")
     first = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
-    if first and first.shape[1] == INPAINT_CHANNELS:
+    if first and first.shape[1:2] == (INPAINT_CHANNELS,):
         return family.removesuffix("Pipeline") + "InpaintPipeline"
     return family
 

@@ -123,11 +123,11 @@ def _weight_set(key: tuple[bool, str], files: list[Path], index: Path | None) ->
         return WeightSet(variant, pickle, tuple(files), problems=(text,))
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
         return WeightSet(
             variant, pickle, tuple(files), index, (f"{index} is not a shard index: {error!r}",)
         )
-    outside = [name for name in names if Path(name).name != name]
     if outside:
         return WeightSet(
             variant, pickle, (), index, (f"{index} points outside its folder: {outside[0]!r}",)

@@ -10,8 +10,8 @@ from atelier.errors import AtelierError, Busy, DeadlineExceeded
 from atelier.workers import messages as m
 
 
-class Questions:
-    """Open questions, at most `limit`, none for longer than `seconds`; `send` puts one on its
+class Inquiries:
+    """Open inquiries, at most `limit`, none for longer than `seconds`; `send` puts one on its
     way."""
 
     def __init__(self, send: Callable[[m.Ask], None], limit: int, seconds: float) -> None:

@@ -1,0 +1,25 @@
+"""Threads of the front, by kind of work: what reads pictures does not wait for what writes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+# Reading a body may fetch a picture from a host in ALLOWED_IMAGE_HOSTS, which takes up to ten
+# seconds of doing nothing.
+_reading = ThreadPoolExecutor(16, thread_name_prefix="reading")
+_writing = ThreadPoolExecutor(2, thread_name_prefix="writing")
+
+
+async def reading(work: Callable[..., Result], *arguments: object) -> Result:
+    """`work(*arguments)` in a thread for bodies that come in."""
+    return await asyncio.get_running_loop().run_in_executor(_reading, work, *arguments)
+
+
+async def writing(work: Callable[..., Result], *arguments: object) -> Result:
+    """`work(*arguments)` in a thread for pictures and answers that go out."""
+    return await asyncio.get_running_loop().run_in_executor(_writing, work, *arguments)
