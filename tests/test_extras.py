@@ -182,6 +182,7 @@ NEEDS = {
     "serve": (["serve"], "serve"),
     "generate": (["generate", "a red square", "--output", "one.png"], "serve"),
     "doctor": (["doctor"], "serve"),
+    "mcp": (["mcp"], "mcp"),
     "fetch": (["fetch", "s3://bucket/model"], "serve"),
     "train": (
         ["train", "dreambooth", "--model", ".", "--data", ".", "--output", "o", *PROMPT],

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from atelier.bounds import MAX_FORM_FIELDS, MAX_INPUT_PICTURES, MAX_PICTURE_VALUES
 from atelier.errors import InvalidRequest
 from atelier.protocols.http.bodies import json_object
-from atelier.protocols.picture_requests import picture_bytes
+from atelier.protocols.http.remote import picture_bytes
 from atelier.settings import Settings
 
 IMAGE_NAMES = ("image", "images")
