@@ -25,7 +25,7 @@ from atelier.protocols.http.remote import RemotePictures
 from atelier.settings import Settings
 
 CONNECT_SECONDS = 10
-FAREWELL_SECONDS = 5
+FAREWELL_SECONDS = 3
 """How long an abandoned request is waited for: its answer names the job that must be cancelled."""
 
 CONNECTIONS = 200
@@ -66,12 +66,19 @@ class PictureEndpoint:
             limits=httpx.Limits(max_connections=CONNECTIONS),
         )
         self._follower = Follower(self._http)
+        self._sent: set[asyncio.Task[httpx.Response]] = set()
+        self._jobs: set[str] = set()
         self._farewells: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Wait for cancellations that are on their way, and disconnect."""
-        with anyio.move_on_after(FAREWELL_SECONDS, shield=True):
+        """Cancel what still runs, wait for cancellations that are on their way, and disconnect."""
+        for request in self._sent:
+            self._later(self._give_up(request))
+        for job in self._jobs:
+            self._later(self._cancel(job))
+        with anyio.move_on_after(2 * FAREWELL_SECONDS, shield=True):
             await asyncio.gather(*self._farewells)
+        with anyio.CancelScope(shield=True):
             await self._http.aclose()
 
     async def models(self) -> list[dict[str, Any]]:
@@ -134,9 +141,11 @@ class PictureEndpoint:
         job = str(_object(answer).get("id"))
         if not JOB_ID.fullmatch(job):
             raise EndpointFailed(f"{self.base}{path} started a job without a name")
+        self._jobs.add(job)
         try:
             result = await self._follower.result(job, watch)
         finally:
+            self._jobs.discard(job)
             self._later(self._cancel(job))  # one that has ended is forgotten by it
         return await self._drawing(result)
 
@@ -145,9 +154,12 @@ class PictureEndpoint:
         cancelled."""
         headers = {"Prefer": "respond-async"}
         sent = asyncio.create_task(self._send("POST", path, headers=headers, **body))
+        self._sent.add(sent)
+        sent.add_done_callback(self._sent.discard)
         try:
             return await asyncio.shield(sent)
         except asyncio.CancelledError:
+            self._sent.discard(sent)
             self._later(self._give_up(sent))
             raise
 

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -78,14 +79,26 @@ def build(settings: Settings, endpoint: PictureEndpoint, store: PictureStore) ->
 
 
 async def serve_stdio(settings: Settings) -> None:
-    """Serve one client over standard input and output, until it closes them."""
+    """Serve one client over standard input and output, until it closes them or sends a signal."""
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with opened(settings) as (endpoint, store):
         server = build(settings, endpoint, store)
-        await server.run_stdio_async(show_banner=False)
+        serving = asyncio.create_task(server.run_stdio_async(show_banner=False))
+        signalled = asyncio.create_task(ended.wait())
+        await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+            return
+        await endpoint.close()
+        os._exit(0)  # a thread waits for input that may never come, and would be waited for
 
 
 async def serve_http(settings: Settings, host: str, port: int) -> None:
     """Serve clients over HTTP until SIGTERM; work that runs then has DRAIN_SECONDS to end."""
+    # uvicorn drains at a signal, then hands it to what was there before.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if not settings.api_keys and not _is_loopback(host):
         log.warning("API_KEYS is not set: everybody who reaches %s:%d may draw", host, port)
     async with opened(settings) as (endpoint, store):
@@ -111,10 +124,4 @@ def _is_loopback(host: str) -> bool:
 
 def run(settings: Settings, http: bool, host: str, port: int) -> None:
     """Serve until the client or a signal ends it."""
-    if http:
-        asyncio.run(serve_http(settings, host, port))
-        return
-    # Assistants end a server with SIGTERM: its jobs are to be cancelled first.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve_stdio(settings))
+    asyncio.run(serve_http(settings, host, port) if http else serve_stdio(settings))
