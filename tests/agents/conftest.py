@@ -21,7 +21,7 @@ from mcp.types import CallToolResult
 from PIL import Image
 
 from tests.conftest import ROOT, Server, StartServer, free_port
-from tests.processes import Executed
+from tests.processes import Forked
 
 KEY = "a-key"
 START_SECONDS = 60
@@ -34,7 +34,7 @@ class McpServer:
     url: str
     folder: Path
     log: Path
-    process: Executed
+    process: Forked
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def mcp_server(folder: Path, endpoint: str, **environment: str) -> Iterator[McpS
     port, log = free_port(), folder / "log"
     arguments = ["mcp", "--http", "--port", str(port), "--endpoint", endpoint]
     given = {"MCP_STORE": str(folder / "pictures")} | environment
-    process = Executed("atelier.cli.main", arguments, given, log)
+    process = Forked("atelier.cli.main", arguments, given, log)
     server = McpServer(f"http://127.0.0.1:{port}", folder / "pictures", log, process)
     try:
         ends = time.monotonic() + START_SECONDS

@@ -77,12 +77,12 @@ def test_a_picture_is_kept_whole_under_a_name_of_its_own(opened: Open) -> None:
 
 
 def test_a_picture_expires_and_is_cleaned_up(opened: Open) -> None:
-    store = opened(result_seconds=1.5)
+    store = opened(result_seconds=2)
     picture = store.put(b"data", "png")
     assert store.read(store.find(picture.name)) == b"data"
     found = store.find(picture.name)
-    time.sleep(2.6)  # S3 tells whole seconds
-    with pytest.raises(NotFound, match=r"stay for 1\.5 s"):
+    time.sleep(2.1)
+    with pytest.raises(NotFound, match="stay for 2 s"):
         store.find(picture.name)
     store.clean()
     with pytest.raises(NotFound, match="is not here"):
@@ -246,7 +246,7 @@ def over_s3(s3: Any, shapes: Server, tmp_path: Path) -> Iterator[McpServer]:
         "AWS_S3_ENDPOINT": f"http://127.0.0.1:{s3.port}",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
-        "RESULT_SECONDS": "6",
+        "RESULT_SECONDS": "5",
     }
     with mcp_server(tmp_path, shapes.url, **environment) as server:
         yield server

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 # Its own handler writes in a form of its own; our log takes its lines instead.
 os.environ.setdefault("FASTMCP_LOG_ENABLED", "false")
@@ -103,7 +104,14 @@ async def serve_http(settings: Settings, host: str, port: int) -> None:
         log.warning("API_KEYS is not set: everybody who reaches %s:%d may draw", host, port)
     async with opened(settings) as (endpoint, store):
         server = build(settings, endpoint, store)
-        inner = server.http_app(path=PATH, allowed_origins=settings.allowed_origins or None)
+        # On loopback a browser's page may call by a name of its own making; only ours are answered.
+        public = urlsplit(settings.public_url).hostname
+        inner = server.http_app(
+            path=PATH,
+            host_origin_protection="auto",
+            allowed_hosts=[public] if public and _is_loopback(host) else None,
+            allowed_origins=settings.allowed_origins or None,
+        )
         app = guarded(ResponseEnd(inner), settings)
         config = uvicorn.Config(
             app,
