@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,15 @@ def test_the_oldest_give_way_to_what_is_new(opened: Open) -> None:
     with pytest.raises(StoreFailed, match="RESULT_BYTES=65536"):
         store.put(bytes(2**16 + 1), "png")
     assert opened().find(names[2])
+
+
+def test_many_writers_keep_to_the_bound(tmp_path: Path) -> None:
+    store = open_store(Settings(mcp_store=str(tmp_path), result_bytes=2**16))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda size: store.put(bytes(size), "png"), [9000, 40_000] * 30))
+        sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert 0 < sum(sizes) <= 2**16
+    assert store.find(store.put(bytes(40_000), "png").name)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ class PictureStore(ABC):
         self.seconds = seconds
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._writing = 0
-        self._lock = threading.Lock()
+        self._writing: dict[str, int] = {}
+        self._turn = threading.Condition()
 
     def put(self, data: bytes, kind: str) -> StoredPicture:
         """Keep a picture under a new name. The oldest give way. Under its name it is whole, or not
@@ -74,18 +74,21 @@ class PictureStore(ABC):
                 " a smaller one"
             )
         picture = StoredPicture(f"{secrets.token_urlsafe(RANDOM_BYTES)}.{kind}", size, time.time())
-        with self._lock:
-            self._writing += size
+        with self._turn:
+            self._turn.wait_for(lambda: sum(self._writing.values()) + size <= self._max_bytes)
+            self._writing[picture.name] = size
+        written = 0
         try:
-            with self._lock:
-                if self._bytes + self._writing > self._max_bytes:
-                    self._clean(room=self._writing)
+            with self._turn:
+                if self._bytes + sum(self._writing.values()) > self._max_bytes:
+                    self._clean()
             self._write(picture.name, data)
-            with self._lock:
-                self._bytes += size
+            written = size
         finally:
-            with self._lock:
-                self._writing -= size
+            with self._turn:
+                del self._writing[picture.name]
+                self._bytes += written
+                self._turn.notify_all()
         return picture
 
     def find(self, name: str) -> StoredPicture:
@@ -127,11 +130,13 @@ class PictureStore(ABC):
         Raises:
             StoreFailed: the store cannot be listed or written.
         """
-        with self._lock:
-            self._clean(room=self._writing)
+        with self._turn:
+            self._clean()
 
-    def _clean(self, room: int) -> None:
-        oldest_first = sorted(self._entries(), key=lambda picture: picture.created)
+    def _clean(self) -> None:
+        room = sum(self._writing.values())
+        kept = [picture for picture in self._entries() if picture.name not in self._writing]
+        oldest_first = sorted(kept, key=lambda picture: picture.created)
         total = sum(picture.size for picture in oldest_first)
         now = time.time()
         leaving = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -65,7 +66,7 @@ def worded(
         try:
             return await tool(*args, **kwargs)
         except AtelierError as error:
-            raise ToolError(error.message) from None
+            raise ToolError(error.message, log_level=logging.INFO) from None
 
     return call
 
