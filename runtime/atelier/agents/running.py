@@ -90,7 +90,10 @@ async def serve_stdio(settings: Settings) -> None:
         signalled = asyncio.create_task(ended.wait())
         await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
-            serving.result()
+            try:
+                serving.result()
+            except* BrokenPipeError:
+                log.info("the client went away")
             return
         await endpoint.close()
         os._exit(0)  # a thread waits for input that may never come, and would be waited for
@@ -119,6 +122,7 @@ async def serve_http(settings: Settings, host: str, port: int) -> None:
             port=port,
             log_config=None,
             lifespan="on",
+            http="h11",  # which bounds headers, and needs no extra of ours
             timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
         )
         await uvicorn.Server(config).serve()
