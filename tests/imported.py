@@ -6,6 +6,7 @@ import kserve
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
+import atelier.agents.running
 import atelier.cli.doctor
 import atelier.cli.main
 import atelier.images.model

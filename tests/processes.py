@@ -107,6 +107,7 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *arguments]
-    # Reads the command line when it is imported, into the defaults of this class.
-    kserve.ModelServer = importlib.reload(kserve.model_server).ModelServer
+    if "serve" in arguments:
+        # Reads the command line when it is imported, into the defaults of this class.
+        kserve.ModelServer = importlib.reload(kserve.model_server).ModelServer
     importlib.import_module(module).main()

@@ -182,6 +182,7 @@ NEEDS = {
     "serve": (["serve"], "serve"),
     "generate": (["generate", "a red square", "--output", "one.png"], "serve"),
     "doctor": (["doctor"], "serve"),
+    "mcp": (["mcp"], "mcp"),
     "fetch": (["fetch", "s3://bucket/model"], "serve"),
     "train": (
         ["train", "dreambooth", "--model", ".", "--data", ".", "--output", "o", *PROMPT],
@@ -200,6 +201,31 @@ def test_a_command_names_the_extra_that_it_needs(command: str, tmp_path: Path) -
     assert re.fullmatch(
         rf"atelier: \w+ is not installed: pip install 'atelier\[{extra}\]'", line
     ), line
+
+
+def test_the_mcp_server_needs_its_own_extra_alone(tmp_path: Path) -> None:
+    own = declared("mcp")
+    others = [
+        name
+        for names in MODULES.values()
+        for name in names
+        if name in INSTALLED and name != "opentelemetry" and not distributions(name) & own
+    ]
+    assert {"torch", "numpy", "kserve"} <= set(others)
+    program = WITHOUT_EXTRAS.replace(repr(BLOCKED), repr(sorted(others)))
+    program = program.partition("from atelier")[0] + (
+        "import atelier.agents.running, atelier.agents.s3_store, atelier.protocols.http.remote\n"
+        "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    )
+    paths = {"PYTHONPATH": str(ROOT / "runtime")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | paths,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_a_missing_module_that_no_extra_brings_is_a_traceback(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "API_KEYS",
+    "MCP_ENDPOINT_KEY",
 )
 
 BAD = [
@@ -53,6 +54,7 @@ BAD = [
     ("MAX_BATCH_SIZE", "0", "greater than or equal to 1"),
     ("MAX_QUEUE_SIZE", "1.5", "a valid integer"),
     ("REQUEST_TIMEOUT", "0", "greater than 0"),
+    ("MCP_INLINE_BYTES", "1", "greater than or equal to 4096"),
     ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
     ("ENGINE", "tgi", "'transformers', 'vllm', 'sglang' or 'llamacpp'"),
     ("ENGINE_FORCE", "maybe", "true or false"),
@@ -283,10 +285,10 @@ def test_the_bad_value_of_an_old_name_is_told_with_all_others(
     ]
 
 
-def test_settings_come_in_eight_groups_each_in_one_piece() -> None:
+def test_settings_come_in_nine_groups_each_in_one_piece() -> None:
     titles = [group.title for group in GROUPS]
     assert [title for title, _ in groupby(row.group for row in rows())] == titles
-    assert len(titles) == 8
+    assert len(titles) == 9
 
 
 def test_what_the_server_does_not_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

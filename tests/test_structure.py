@@ -25,6 +25,7 @@ FLOORS = [
     {"atelier.workers"},
     {"atelier.protocols"},
     {"atelier.serving"},
+    {"atelier.agents"},
     {"atelier_training.dreambooth", "atelier_training.notebook"},
     {"atelier_training.compile", "atelier_training.local", "atelier_training.client"},
     {"atelier.cli"},

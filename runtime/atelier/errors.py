@@ -109,6 +109,14 @@ class GenerationFailed(AtelierError):
     """The pipeline or engine raised; the message carries what it said."""
 
 
+class EndpointFailed(AtelierError):
+    """A picture endpoint that this process is a client of refused, failed or cannot be reached."""
+
+
+class StoreFailed(AtelierError):
+    """The store of pictures cannot take or give one: its disk is full, or its server is away."""
+
+
 class StartError(AtelierError):
     """The server, or a command, cannot begin: what follows is a fault of configuration or of the
     checkpoint."""
@@ -160,6 +168,8 @@ REPORTS: dict[type[AtelierError], ErrorReport] = {
     Draining: ErrorReport(503, "server_error", "draining", "UNAVAILABLE"),
     DeadlineExceeded: ErrorReport(504, "timeout_error", "deadline_exceeded", "DEADLINE_EXCEEDED"),
     GenerationFailed: ErrorReport(500, "server_error", "generation_failed", "INTERNAL"),
+    EndpointFailed: ErrorReport(502, "server_error", "endpoint_failed", "UNAVAILABLE"),
+    StoreFailed: ErrorReport(503, "server_error", "store_failed", "UNAVAILABLE"),
     StartError: ErrorReport(503, "server_error", "not_ready", "UNAVAILABLE"),
     AtelierError: ErrorReport(500, "server_error", "internal_error", "INTERNAL"),
 }

@@ -37,7 +37,7 @@ SETUP.remove(
 FOLDERS = ["base", *OVERLAYS, *SETUP]
 
 COMBINATIONS: dict[str, tuple[str, ...]] = {
-    "overlays/dev": ("auth/api-keys",),
+    "overlays/dev": ("auth/api-keys", "mcp"),
     "overlays/s3": ("gpu-l40s", "expose", "auth/openshift-token", "pod-disruption-budget"),
     "overlays/pvc": ("gpu-a10g", "auth/api-keys", "autoscaling/hpa", "tracing"),
     "overlays/huggingface": ("gpu-l40s", "autoscaling/scale-to-zero", "expose"),

@@ -34,6 +34,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "train": ("prodigyopt",),
     "gpu": ("bitsandbytes",),
+    "mcp": ("anyio", "fastmcp", "mcp"),
     "crt": ("awscrt",),
     "tracing": ("opentelemetry",),
     "notebooks": ("matplotlib",),

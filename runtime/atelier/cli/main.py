@@ -1,4 +1,4 @@
-"""The command line: serve, generate, doctor, fetch, settings."""
+"""The command line: serve, generate, doctor, fetch, settings, mcp."""
 
 from __future__ import annotations
 
@@ -163,6 +163,24 @@ def profiles() -> None:
     for name in names():
         profile = read(name)
         typer.echo(f"{name:26} {profile.gpus} x {profile.gpu_gib} GiB  {profile.description}")
+
+
+@app.command()
+def mcp(
+    http: Annotated[
+        bool, typer.Option("--http", help="Serve streamable HTTP instead of stdio.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on, with --http.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on, with --http.")] = 8090,
+    endpoint: Annotated[str, typer.Option(help="The same as MCP_ENDPOINT.")] = "",
+    store: Annotated[str, typer.Option(help="The same as MCP_STORE.")] = "",
+) -> None:
+    """Give assistants tools to draw with, over the Model Context Protocol."""
+    settings = load_settings(mcp_endpoint=endpoint or None, mcp_store=store or None)
+    logs.set_up(settings)
+    from atelier.agents.running import run
+
+    run(settings, http, host, port)
 
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -280,15 +280,18 @@ class ImageModel:
         return 4 in (config.get("out_channels"), config.get("input_channels"))
 
     def metadata(self) -> dict[str, Any]:
-        """What the model's metadata endpoint adds: pipeline class, accepted arguments, memory
-        plan."""
-        from atelier.images.arguments import accepted
+        """What the model's metadata endpoint adds: pipeline class, accepted arguments, its own
+        steps and size, memory plan."""
+        from atelier.images.arguments import accepted, native_size, size_multiple
 
         if not self.ready:
             return {}
         return {
             "pipeline": type(self._family.base).__name__,
             "arguments": accepted(self._family.base),
+            "default_steps": self.default_steps,
+            "native_size": native_size(self._family.base),
+            "size_multiple": size_multiple(self._family.base),
             "adapters": self._adapters.names,
             "stacking": self._engine.verifier.summary() if self._engine else [],
             "memory_plan": self._plan.asdict(),

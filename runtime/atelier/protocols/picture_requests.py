@@ -1,27 +1,19 @@
-"""What all picture protocols share: pictures in from text, requests through the model, encoded
-pictures out."""
+"""What all picture protocols share: requests through the model, encoded pictures out."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from atelier.errors import InvalidRequest
 from atelier.events import Event, Failed, Finished, Image, Preview
 from atelier.images import codec
 from atelier.images.request import Format, ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.pools import writing
-from atelier.protocols.http.remote import RemotePictures
-from atelier.settings import Settings
 from atelier.streams import EventStream
-
-URL_SAFE = str.maketrans("-_", "+/")
-"""The alphabet for URLs and file names (RFC 4648, section 5), to the usual one."""
 
 Watch = Callable[[int, Event], None]
 
@@ -50,23 +42,6 @@ class DrawnRequest:
     pictures: list[EncodedPicture] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     steps_run: int | None = None
-
-
-def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
-    """The bytes of a picture given as base64, bare or as a data URL, or as a URL of an allowed
-    host. Blocks.
-
-    Raises:
-        InvalidRequest: none of these; `where` is named.
-    """
-    if text.startswith(("http://", "https://")):
-        return RemotePictures(settings).fetch(text, where)
-    bare = "".join(text.split())  # encoders break lines
-    encoded = bare.partition(",")[2] if bare[:5].lower() == "data:" else bare
-    try:
-        return base64.b64decode(encoded.translate(URL_SAFE), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{where}: not base64: {error}", where) from None
 
 
 async def draw_all(

@@ -17,11 +17,15 @@ from atelier.settings import Settings
 
 
 def front(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """`app` behind everything that stands before it; the last is the outermost.
+    """The server of a model behind everything that stands before it.
 
     `ClientGone` reads ahead of the application, so what bounds the body has to stand outside of it.
     """
-    app = ClientGone(app)
+    return guarded(ClientGone(app), settings)
+
+
+def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """`app` behind what bounds and admits requests; the last is the outermost."""
     app = Unpacked(app, settings.max_body_bytes)
     app = BodyLimit(app, settings.max_body_bytes, settings.request_timeout)
     app = ApiKeys(app, settings)

@@ -1,4 +1,4 @@
-"""All settings of a server: one class, one field an environment variable, in eight groups."""
+"""All settings of a server: one class, one field an environment variable, in groups."""
 
 from atelier.settings.fields import Settings, Switch
 from atelier.settings.loading import current_model, load_settings

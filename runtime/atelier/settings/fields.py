@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, get_origin
 
 from pydantic import SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from atelier.settings.assistants import AssistantSettings
 from atelier.settings.groups import (
     ACCESS,
     CHILDREN,
@@ -44,7 +45,7 @@ from atelier.settings.values import (
 )
 
 
-class Settings(BaseSettings):
+class Settings(AssistantSettings):
     """Everything that can be set. Field `model_id` is variable `MODEL_ID`, and so on."""
 
     # A variable that is there but empty, as manifests leave it, is unset.
@@ -194,7 +195,7 @@ class Settings(BaseSettings):
         3600, "Seconds that a picture URL or a finished job stays.", PICTURES, gt=0
     )
     result_bytes: int = REQUESTS(
-        512 * 2**20, "Memory for them; the oldest give way.", PICTURES, ge=2**16
+        512 * 2**20, "Memory for them, or room in a store; the oldest give way.", PICTURES, ge=2**16
     )
     public_url: str = REQUESTS(
         "", "Base of picture URLs, such as https://host; empty: the request's Host.", PICTURES

@@ -1,4 +1,4 @@
-"""The eight groups of settings, and what serves a model: the two facts a field carries besides its
+"""The groups of settings, and what serves a model: the two facts a field carries besides its
 type, default and help."""
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ PROCESSES = Group("Workers and engines")
 LANGUAGE = Group("Language models")
 ACCESS = Group("Access and logs")
 SOURCES = Group("Where weights come from")
+ASSISTANTS = Group("Assistants")
 
-GROUPS = (MODEL, MEMORY, SPEED, REQUESTS, PROCESSES, LANGUAGE, ACCESS, SOURCES)
+GROUPS = (MODEL, MEMORY, SPEED, REQUESTS, PROCESSES, LANGUAGE, ACCESS, SOURCES, ASSISTANTS)
 
 
 def group_of(field: FieldInfo) -> str:

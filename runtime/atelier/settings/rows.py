@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from atelier.settings.fields import Settings
-from atelier.settings.groups import Server, group_of, heeds
+from atelier.settings.groups import GROUPS, Server, group_of, heeds
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ def rows(settings: Settings | None = None) -> list[SettingRow]:
         shown = ("set" if value else "unset") if is_secret(field) else _text(value)
         default, meaning = _text(field.default), field.description or ""
         table.append(SettingRow(group_of(field), name.upper(), default, shown, meaning))
-    return table
+    order = [group.title for group in GROUPS]
+    return sorted(table, key=lambda row: order.index(row.group))
 
 
 def ignored(settings: Settings, server: Server) -> list[str]:

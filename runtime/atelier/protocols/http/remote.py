@@ -1,5 +1,5 @@
-"""Input pictures from the web, where ALLOWED_IMAGE_HOSTS names their host: bounded in size, time
-and redirects.
+"""Input pictures given as text: base64, or a URL where ALLOWED_IMAGE_HOSTS names its host, bounded
+in size, time and redirects.
 
 A name may point anywhere, so the address is checked where the connection is made: what is resolved
 is what is checked and what is connected to. Private, local and other special addresses are never
@@ -8,6 +8,8 @@ reached, whatever redirects or DNS say.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import socket
 import ssl
@@ -24,6 +26,9 @@ from atelier.settings import Settings
 SECONDS = 10.0
 REDIRECTS = 3
 MOVED = {301, 302, 303, 307, 308}
+
+URL_SAFE = str.maketrans("-_", "+/")
+"""The alphabet for URLs and file names (RFC 4648, section 5), to the usual one."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -95,6 +100,23 @@ class HurriedStream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
+
+
+def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
+    """The bytes of a picture given as base64, bare or as a data URL, or as a URL of an allowed
+    host. Blocks.
+
+    Raises:
+        InvalidRequest: none of these; `where` is named.
+    """
+    if text.startswith(("http://", "https://")):
+        return RemotePictures(settings).fetch(text, where)
+    bare = "".join(text.split())  # encoders break lines
+    encoded = bare.partition(",")[2] if bare[:5].lower() == "data:" else bare
+    try:
+        return base64.b64decode(encoded.translate(URL_SAFE), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{where}: not base64: {error}", where) from None
 
 
 class CheckedBackend(httpcore.SyncBackend):

@@ -19,8 +19,9 @@ from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.pools import reading
+from atelier.protocols.http.remote import picture_bytes
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
-from atelier.protocols.picture_requests import DrawnRequest, draw_all, picture_bytes
+from atelier.protocols.picture_requests import DrawnRequest, draw_all
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")

@@ -13,7 +13,7 @@ from atelier.bounds import MAX_FORM_FIELDS, MAX_INPUT_PICTURES, MAX_PICTURE_VALU
 from atelier.errors import InvalidRequest
 from atelier.protocols.http.bodies import json_object
 from atelier.protocols.http.pools import reading
-from atelier.protocols.picture_requests import picture_bytes
+from atelier.protocols.http.remote import picture_bytes
 from atelier.settings import Settings
 
 IMAGE_NAMES = ("image", "images")
