@@ -7,6 +7,7 @@ from typing import Any
 
 from atelier.bounds import MAX_ROWS
 from atelier.errors import InvalidRequest, shown
+from atelier.protocols.openai.idle_fields import refuse
 from atelier.text.request import TextRequest, make_request
 
 SAME = (
@@ -43,6 +44,7 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
     """
     if not isinstance(body.get("messages"), list):
         raise InvalidRequest("messages must be a list of objects with role and content", "messages")
+    refuse(body)
     top = body.get("top_logprobs")
     listed = switch(body, "logprobs")
     if top and not listed:  # 0, which libraries send by default, asks for nothing
@@ -141,10 +143,6 @@ def tool_choice(value: Any) -> str | None:
 def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
     """The texts, or token ids, of a `/v1/embeddings` body."""
     given = body.get("input")
-    if body.get("dimensions") is not None:
-        raise InvalidRequest(
-            "dimensions cannot be chosen with this model: leave it out", "dimensions"
-        )
     if body.get("encoding_format") not in (None, "float", "base64"):
         raise InvalidRequest(
             f"encoding_format={shown(body['encoding_format'])}: allowed: float, base64",
@@ -162,6 +160,20 @@ def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
     raise InvalidRequest(
         "input must be text, a list of texts, token ids or a list of token ids", "input"
     )
+
+
+def check_dimensions(body: dict[str, Any], have: int) -> None:
+    """See that an embeddings body asks for vectors as long as the model's, if for any length.
+
+    Raises:
+        InvalidRequest: it asks for others.
+    """
+    if body.get("dimensions") not in (None, have):
+        raise InvalidRequest(
+            f"dimensions={shown(body['dimensions'])}: this model's vectors have {have}: send that or"
+            " leave it out",
+            "dimensions",
+        )
 
 
 def _shared(body: dict[str, Any]) -> dict[str, Any]:
