@@ -52,7 +52,7 @@ def generation_with_all_fields() -> list[Any]:
     answer = litellm.image_generation(
         prompt="a red circle",
         n=2,
-        quality="standard",
+        quality="low",
         size="1024x1024",
         user="someone",
         extra_body={"style": "vivid", "moderation": "low", "response_format": "b64_json"},
@@ -71,7 +71,7 @@ def edit_with_size() -> list[int]:
         image=[picture()],
         prompt="a red circle",
         size="1024x1024",
-        quality="auto",
+        quality="low",
         n=1,
         extra_body={"input_fidelity": "high"},
         **IMAGES,

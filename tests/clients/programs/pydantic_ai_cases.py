@@ -59,9 +59,7 @@ def structured() -> list[Any]:
     """By a schema and by a tool."""
     wanted: list[Any] = [NativeOutput(Thing), ToolOutput(Thing)]
     agents = [Agent(MODELS["openai"], output_type=one, model_settings=GREEDY) for one in wanted]
-    agents.append(
-        Agent(MODELS["anthropic"], output_type=ToolOutput(Thing), model_settings=GREEDY)
-    )
+    agents.append(Agent(MODELS["anthropic"], output_type=ToolOutput(Thing), model_settings=GREEDY))
     return [agent.run_sync(THING).output.model_dump() for agent in agents]
 
 
