@@ -20,7 +20,7 @@ PYTHON = ROOT / ".engines" / "clients" / "bin" / "python"
 FOLDER = Path(__file__).parent
 PROGRAMS = FOLDER / "programs"
 PIXELS = 128 * 128
-"""Of the largest picture that the tests' server draws: smaller ones are there sooner."""
+"""Of the largest picture that the tests' server draws: small ones are there sooner."""
 
 PROGRAM_SECONDS = 240
 OWN_SETTINGS = ("OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_", "LITELLM_", "PYTHON")
@@ -32,12 +32,14 @@ RunProgram = Callable[[str], dict[str, dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def shapes(start_server: StartServer) -> Iterator[Server]:
-    """The built-in picture model, which draws sizes beyond its own at the nearest."""
+    """The built-in picture model, which draws sizes beyond its own at the nearest, and quickly:
+    what is looked at is how it answers."""
     with start_server(
         model_id="builtin/shapes",
         model_name="shapes",
         size_fallback="nearest",
         max_pixels=str(PIXELS),
+        step_cache="high",
     ) as running:
         yield running
 

@@ -96,7 +96,7 @@ async def chat_chunks(
         told: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return frame(envelope | {"choices": [choice]} | told)
+        return frame({**envelope, "choices": [choice], **told})
 
     async with running(model, request) as events:
         for index in range(request.n):

@@ -170,8 +170,8 @@ def check_dimensions(body: dict[str, Any], have: int) -> None:
     """
     if body.get("dimensions") not in (None, have):
         raise InvalidRequest(
-            f"dimensions={shown(body['dimensions'])}: this model's vectors have {have}: send that or"
-            " leave it out",
+            f"dimensions={shown(body['dimensions'])}: vectors of this model have {have}: send that"
+            " or leave it out",
             "dimensions",
         )
 
