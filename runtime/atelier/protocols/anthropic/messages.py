@@ -76,6 +76,7 @@ def message_request(body: dict[str, Any]) -> TextRequest:
         stop=body.get("stop_sequences"),
         tools=[_tool(tool, index) for index, tool in enumerate(tools)],
         tool_choice=_choice(body.get("tool_choice")),
+        parallel_tool_calls=_parallel(body.get("tool_choice")),
     )
 
 
@@ -197,6 +198,11 @@ def _choice(choice: Any) -> str | None:
             f"tool_choice.type={shown(kind)}: allowed: auto, any, none, tool", "tool_choice"
         )
     return CHOICES[kind]
+
+
+def _parallel(choice: Any) -> bool:
+    alone = choice.get("disable_parallel_tool_use") if isinstance(choice, dict) else None
+    return alone is not True
 
 
 def _message(model: TextService, blocks: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from atelier.errors import InvalidRequest, shown
 TAKEN: dict[str, tuple[Any, ...]] = {
     "metadata": ({},),
     "moderation": (),
-    "parallel_tool_calls": (True,),
     "prediction": (),
     "prompt_cache_key": (),
     "prompt_cache_options": ({},),

@@ -55,6 +55,7 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
         logprobs=(0 if top is None else top) if listed else None,
         tools=body.get("tools"),
         tool_choice=tool_choice(body.get("tool_choice")),
+        parallel_tool_calls=body.get("parallel_tool_calls"),
         template_arguments=body.get("chat_template_kwargs"),
         **_shared(body),
     )
