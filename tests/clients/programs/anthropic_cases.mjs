@@ -1,6 +1,6 @@
 // Anthropic's client of npm.
 import Anthropic from "@anthropic-ai/sdk";
-import { KEY, PROMPT_SCHEMA, SCENES_BASE, WISH, run } from "./cases.mjs";
+import { KEY, PROMPT_SCHEMA, SCENES_BASE, THING, WISH, run } from "./cases.mjs";
 
 const client = new Anthropic({ baseURL: SCENES_BASE, apiKey: KEY, maxRetries: 0 });
 const ask = (content, more = {}) => ({
@@ -34,6 +34,12 @@ await run({
       ],
     });
     return [first.stop_reason, call.input, last.content];
+  },
+  object: async () => {
+    const properties = { shape: { type: "string" }, color: { type: "string" } };
+    const schema = { ...PROMPT_SCHEMA, properties, required: ["shape", "color"] };
+    const output_config = { format: { type: "json_schema", schema } };
+    return JSON.parse((await client.messages.create(ask(THING, { output_config }))).content[0].text);
   },
   count: async () => {
     const { model, messages } = ask("something round and red");

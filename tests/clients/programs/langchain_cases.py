@@ -74,7 +74,8 @@ def structured() -> list[Any]:
     model = CHATS["openai"]
     ways = ("json_schema", "function_calling", "json_mode")
     things = [model.with_structured_output(Thing, method=way).invoke(THING) for way in ways]
-    things.append(CHATS["anthropic"].with_structured_output(Thing).invoke(THING))
+    model, ways = CHATS["anthropic"], ("json_schema", "function_calling")
+    things += [model.with_structured_output(Thing, method=way).invoke(THING) for way in ways]
     return [thing.model_dump() for thing in things]
 
 
