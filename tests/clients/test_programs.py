@@ -73,7 +73,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "generate": SQUARE,
         "generate_stream": ["image_generation.partial_image", "image_generation.completed"],
         "edit": CUT,
-        "error": ["BadRequestError", 400, "max_tokens"],
+        "error": ["BadRequestError", 400, "max_completion_tokens"],
     },
     "anthropic_cases.mjs": {
         "message": [{"type": "text", "text": ROUND}],

@@ -49,16 +49,23 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
     listed = switch(body, "logprobs")
     if top and not listed:  # 0, which libraries send by default, asks for nothing
         raise InvalidRequest(f"top_logprobs={top} needs logprobs=true", "top_logprobs")
-    return make_request(
-        messages=body["messages"],
-        max_tokens=_either(body, "max_completion_tokens", "max_tokens"),
-        logprobs=(0 if top is None else top) if listed else None,
-        tools=body.get("tools"),
-        tool_choice=tool_choice(body.get("tool_choice")),
-        parallel_tool_calls=body.get("parallel_tool_calls"),
-        template_arguments=body.get("chat_template_kwargs"),
-        **_shared(body),
-    )
+    newer = body.get("max_completion_tokens") is not None
+    limit = "max_completion_tokens" if newer else "max_tokens"
+    try:
+        return make_request(
+            messages=body["messages"],
+            max_tokens=body.get(limit),
+            logprobs=(0 if top is None else top) if listed else None,
+            tools=body.get("tools"),
+            tool_choice=tool_choice(body.get("tool_choice")),
+            parallel_tool_calls=body.get("parallel_tool_calls"),
+            template_arguments=body.get("chat_template_kwargs"),
+            **_shared(body),
+        )
+    except InvalidRequest as error:
+        if error.field != "max_tokens":
+            raise
+        raise InvalidRequest(error.message.replace("max_tokens", limit, 1), limit) from None
 
 
 def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
@@ -189,10 +196,6 @@ def _shared(body: dict[str, Any]) -> dict[str, Any]:
 def _check_rows(rows: list[Any], field: str) -> None:
     if len(rows) > MAX_ROWS:
         raise InvalidRequest(f"{field} has {len(rows)} texts; at most {MAX_ROWS} are taken", field)
-
-
-def _either(body: dict[str, Any], first: str, second: str) -> Any:
-    return body[first] if body.get(first) is not None else body.get(second)
 
 
 def _is_ids(value: Any) -> bool:
