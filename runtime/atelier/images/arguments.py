@@ -88,9 +88,7 @@ def fitted(
     return changed, (said.format(width, height, *near),)
 
 
-def build(
-    pipeline: Any, request: ImageRequest, drawable: DrawableSizes, max_pixels: int
-) -> dict[str, Any]:
+def build(pipeline: Any, request: ImageRequest, drawable: DrawableSizes) -> dict[str, Any]:
     """Check the request against the pipeline's signature and translate it.
 
     Raises:
@@ -123,7 +121,7 @@ def build(
         **sized(pipeline, request.width, request.height),
         **wanted,
     }
-    arguments |= _inputs(pipeline, request, drawable, max_pixels)
+    arguments |= _inputs(pipeline, request, drawable)
     if request.num_images_per_prompt > 1:
         arguments["num_images_per_prompt"] = request.num_images_per_prompt
     # A tensor can be turned into bytes on the device; old pipelines without this processor scale
@@ -142,9 +140,7 @@ def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
         )
 
 
-def _inputs(
-    pipeline: Any, request: ImageRequest, drawable: DrawableSizes, max_pixels: int
-) -> dict[str, Any]:
+def _inputs(pipeline: Any, request: ImageRequest, drawable: DrawableSizes) -> dict[str, Any]:
     """Decoded input pictures, cut to a size the model can take: of the request, or of the picture
     itself."""
     if request.image is None:
@@ -153,7 +149,8 @@ def _inputs(
         raise InvalidRequest(
             f"image: {type(pipeline).__name__} takes one picture, not {len(request.image)}", "image"
         )
-    pictures = [codec.decode(data, max_pixels, "image").convert("RGB") for data in request.image]
+    most = drawable.pixels
+    pictures = [codec.decode(data, most, "image").convert("RGB") for data in request.image]
     width, height = drawable.like(*pictures[0].size)
     width, height = request.width or width, request.height or height
     drawable.check(width, height, "image")  # thin pictures grow to the multiple
@@ -162,6 +159,6 @@ def _inputs(
         pictures = [picture.resize((width, height)) for picture in pictures]
     inputs["image"] = pictures[0] if len(pictures) == 1 else pictures
     if request.mask_image is not None:
-        mask = codec.decode(request.mask_image, max_pixels, "mask_image")
+        mask = codec.decode(request.mask_image, most, "mask_image")
         inputs["mask_image"] = mask.convert("L").resize((width, height))
     return inputs

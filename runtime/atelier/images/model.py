@@ -213,7 +213,7 @@ class ImageModel:
         )
         return PreparedRequest(
             pipeline=pipeline,
-            arguments=build(pipeline, request, drawable, max_pixels),
+            arguments=build(pipeline, request, drawable),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             pictures=request.num_images_per_prompt,
             deadline=time.monotonic() + seconds,
