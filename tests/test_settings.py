@@ -48,6 +48,7 @@ BAD = [
     ("MEMORY_FRACTION", "1.5", "less than or equal to 1"),
     ("OMP_NUM_THREADS", "0", "greater than or equal to 1"),
     ("MAX_PIXELS", "4", "greater than or equal to 64"),
+    ("SIZE_FALLBACK", "closest", "'refuse' or 'nearest'"),
     ("MAX_STEPS", "many", "a valid integer"),
     ("MAX_IMAGES_PER_REQUEST", "-1", "greater than or equal to 1"),
     ("MAX_BODY_BYTES", "64MB", "a valid integer"),

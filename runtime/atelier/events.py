@@ -1,8 +1,8 @@
 """What an engine says while it works on a request: small immutable events, in order, over a queue.
 
-A stream begins with `Queued`, then `Started`, any number of `Step`, `Preview`, `Image` or `Token`,
-and ends with exactly one `Finished` or `Failed`. Events carry plain data only, so that an engine
-may live in another process.
+A stream begins with `Queued`, any number of `Warned`, then `Started`, any number of `Step`,
+`Preview`, `Image` or `Token`, and ends with exactly one `Finished` or `Failed`. Events carry plain
+data only, so that an engine may live in another process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ class Queued:
 
     position: int
     wait_s: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something is drawn otherwise than it was asked for; `message` says what and why."""
+
+    message: str
 
 
 @dataclass(frozen=True)
@@ -115,4 +122,4 @@ class Failed:
     error: AtelierError
 
 
-Event = Queued | Started | Step | Preview | Image | Token | Finished | Failed
+Event = Queued | Warned | Started | Step | Preview | Image | Token | Finished | Failed

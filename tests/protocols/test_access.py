@@ -77,7 +77,7 @@ def test_each_of_the_keys_opens_every_route(guarded: Server, key: str) -> None:
 OPEN = ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/tiny",
     "/openai/v1/models", "/v2",
         "/v2/health/live", "/v2/health/ready", "/v2/models", "/v2/models/tiny",
-        "/v2/models/tiny/ready"]  # fmt: skip
+        "/v2/models/tiny/ready", "/v2/models/tiny/config"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", OPEN)

@@ -268,3 +268,42 @@ def post(server: Server, body: bytes, encoding: str) -> httpx.Response:
     }
     url = f"{server.url}/v1/models/{server.model}:predict"
     return httpx.post(url, content=body, headers=headers, timeout=60)
+
+
+# HEAD beside GET
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/health", "/v1/models", "/v1/models/tiny", "/v2", "/v2/models/tiny", "/v2/health/live",
+     "/v2/models/tiny/ready", "/v2/models/tiny/config", "/metrics", "/openapi.json",
+     "/v1/jobs/none", "/v1/nothing"],
+)  # fmt: skip
+def test_head_answers_as_get_does_without_a_body(server: Server, path: str) -> None:
+    asked, told = httpx.get(server.url + path), httpx.head(server.url + path)
+    assert told.status_code == asked.status_code
+    assert told.headers["content-type"] == asked.headers["content-type"]
+    assert told.content == b""
+
+
+def test_head_of_a_picture_has_its_length(server: Server) -> None:
+    body = {"prompt": "a cup", "size": "32x32", "steps": 1, "response_format": "url"}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).json()
+    url = answer["data"][0]["url"]
+    told = httpx.head(url)
+    assert int(told.headers["content-length"]) == len(httpx.get(url).content)
+
+
+def test_head_of_a_running_jobs_events_does_not_wait_for_them(server: Server) -> None:
+    body = {"instances": [{"prompt": "a cup", "width": 256, "height": 256}]}
+    url = f"{server.url}/v1/models/{server.model}:predict"
+    job = httpx.post(url, json=body, headers={"Prefer": "respond-async"}).headers["location"]
+    told = httpx.head(f"{server.url}{job}/events", timeout=10)
+    assert told.headers["content-type"].startswith("text/event-stream")
+    assert httpx.get(server.url + job).json()["status"] in ("queued", "running")
+    httpx.delete(server.url + job)
+
+
+def test_head_is_no_way_around_get(server: Server) -> None:
+    told = httpx.head(f"{server.url}/v1/images/generations")
+    assert told.status_code == httpx.get(f"{server.url}/v1/images/generations").status_code == 405

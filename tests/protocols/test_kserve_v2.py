@@ -193,6 +193,23 @@ def test_tritons_grpc_client_gets_the_same_pictures(
     assert same(response.as_numpy("image").tolist(), by_v1)
 
 
+def test_the_model_configuration_has_tritons_shape_and_the_metadatas_tensors(
+    server: Server, triton: triton_http.InferenceServerClient
+) -> None:
+    told, metadata = triton.get_model_config(server.model), triton.get_model_metadata(server.model)
+    assert (told["name"], told["max_batch_size"]) == (server.model, 0)
+    assert told["platform"] == told["backend"] == metadata["platform"]
+    types = {"BYTES": "TYPE_STRING", "INT64": "TYPE_INT64"}
+    for side in ("input", "output"):
+        tensors = [(each["name"], each["data_type"], each["dims"]) for each in told[side]]
+        described = metadata[f"{side}s"]
+        assert tensors == [
+            (each["name"], types[each["datatype"]], each["shape"]) for each in described
+        ]
+    with pytest.raises(InferenceServerException, match="no model 'other'"):
+        triton.get_model_config("other")
+
+
 def test_metadata_tells_tensors_arguments_and_the_memory_plan(
     server: Server, triton: triton_http.InferenceServerClient
 ) -> None:

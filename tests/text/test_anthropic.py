@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import anthropic
 import httpx
 import pytest
@@ -28,6 +30,25 @@ def test_a_message_has_text_usage_and_a_reason(client: anthropic.Anthropic) -> N
     assert message.content[0].type == "text"
     assert message.usage.output_tokens <= 8
     assert message.stop_reason in ("max_tokens", "end_turn")
+
+
+@pytest.mark.parametrize("beta", [False, True])
+def test_an_answer_follows_the_schema_of_its_output_format(
+    client: anthropic.Anthropic, beta: bool
+) -> None:
+    form = {"type": "json_schema", "schema": SCHEMA}
+    wanted = {"output_format": form} if beta else {"output_config": {"format": form}}
+    message = client.messages.create(model="tiny", max_tokens=64, messages=ASK, extra_body=wanted)
+    assert json.loads(message.content[0].text)["size"] in ("small", "large")
+
+
+def test_an_output_format_that_is_none_is_refused_by_name(client: anthropic.Anthropic) -> None:
+    for form in ({"type": "xml"}, {"type": "json_schema"}, "json"):
+        with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format="):
+            client.messages.create(
+                model="tiny", max_tokens=8, messages=ASK,
+                extra_body={"output_config": {"format": form}},
+            )  # fmt: skip
 
 
 def test_a_streamed_message_says_the_same(client: anthropic.Anthropic) -> None:

@@ -143,6 +143,15 @@ def test_v2_generate_streams_what_it_would_answer_whole(server: Server) -> None:
         )
 
 
+def test_the_model_configuration_has_tritons_shape(server: Server) -> None:
+    with triton_http.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        told = client.get_model_config(server.name)
+    assert [(each["name"], each["data_type"]) for each in told["output"]] == [
+        ("text", "TYPE_STRING"),
+        ("finish_reason", "TYPE_STRING"),
+    ]
+
+
 def test_metadata_tells_inputs_outputs_and_the_engine(server: Server) -> None:
     described = httpx.get(f"{server.url}/v2/models/tiny").json()
     assert [tensor["name"] for tensor in described["outputs"]] == ["text", "finish_reason"]

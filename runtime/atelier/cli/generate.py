@@ -4,17 +4,20 @@ generate`."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from atelier.errors import InvalidRequest
-from atelier.events import Failed, Image, Step
+from atelier.events import Failed, Image, Step, Warned
 from atelier.images import codec
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
+
+log = logging.getLogger(__name__)
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -62,6 +65,8 @@ async def _draw(model: ImageModel, request: ImageRequest, on_step: Any) -> Image
             on_step(event)
         elif isinstance(event, Image):
             picture = event
+        elif isinstance(event, Warned):
+            log.warning("%s", event.message)
         elif isinstance(event, Failed):
             raise event.error
     assert picture is not None

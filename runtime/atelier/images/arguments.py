@@ -4,7 +4,6 @@ before any work is done."""
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from atelier.errors import InvalidRequest
 from atelier.images import codec
 from atelier.images.argument_types import check_argument, sendable
 from atelier.images.request import ImageRequest
+from atelier.images.sizes import DrawableSizes, native_size
 
 # Arguments that the engine sets itself, or that carry tensors and callables, which no protocol can
 # send.
@@ -53,10 +53,6 @@ TAKES_SEVERAL = {
 }
 
 
-MOST_STRETCHED = 64
-"""Longer side over shorter one: a line of pixels costs what a picture costs and shows nothing."""
-
-
 def accepted(pipeline: Any) -> list[str]:
     """The names of the arguments that a request may send to this pipeline."""
     return [
@@ -70,34 +66,6 @@ def accepted(pipeline: Any) -> list[str]:
 
 def _parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipeline).__call__).parameters
-
-
-def size_multiple(pipeline: Any) -> int:
-    """The number that width and height must be divisible by: the VAE's factor times the denoiser's
-    patch, in pixels."""
-    factor = getattr(pipeline, "vae_scale_factor", None) or 8
-    processor = getattr(getattr(pipeline, "image_processor", None), "config", {})
-    patch = getattr(
-        getattr(getattr(pipeline, "transformer", None), "config", None), "patch_size", 1
-    )
-    patch = patch if isinstance(patch, int) else max(patch or [1])
-    return math.lcm(int(factor) * patch, int(processor.get("vae_scale_factor", 1)))
-
-
-def native_size(pipeline: Any) -> tuple[int, int]:
-    """Width and height in pixels that the pipeline draws if none are given: the denoiser's sample
-    size times the VAE's factor, or 1024, which is what the families without a sample size use."""
-    for name in ("transformer", "unet"):
-        sample = getattr(
-            getattr(getattr(pipeline, name, None), "config", None), "sample_size", None
-        )
-        if isinstance(sample, int):
-            side = sample * int(getattr(pipeline, "vae_scale_factor", 8))
-            return side, side
-    side = int(getattr(pipeline, "default_sample_size", 128)) * int(
-        getattr(pipeline, "vae_scale_factor", 8)
-    )
-    return side, side
 
 
 def sized(pipeline: Any, width: int | None, height: int | None) -> dict[str, int]:
@@ -115,7 +83,26 @@ def sized(pipeline: Any, width: int | None, height: int | None) -> dict[str, int
     }
 
 
-def build(pipeline: Any, request: ImageRequest, max_pixels: int, max_steps: int) -> dict[str, Any]:
+def fitted(
+    pipeline: Any, request: ImageRequest, drawable: DrawableSizes
+) -> tuple[ImageRequest, tuple[str, ...]]:
+    """The request at the nearest size that this pipeline draws, and a warning if that is not the
+    size that was asked for."""
+    if request.width is None and request.height is None:
+        return request, ()
+    native = native_size(pipeline)
+    width, height = request.width or native[0], request.height or native[1]
+    near = drawable.nearest(width, height)
+    if near == (width, height):
+        return request, ()
+    said = "size: {} x {} is not drawn by this model; {} x {} is the nearest that is"
+    changed = request.model_copy(update={"width": near[0], "height": near[1]})
+    return changed, (said.format(width, height, *near),)
+
+
+def build(
+    pipeline: Any, request: ImageRequest, drawable: DrawableSizes, max_steps: int
+) -> dict[str, Any]:
     """Check the request against the pipeline's signature and translate it.
 
     Raises:
@@ -140,45 +127,23 @@ def build(pipeline: Any, request: ImageRequest, max_pixels: int, max_steps: int)
                 name,
             )
     for name, value in request.extra.items():
-        check_argument(name, _parameters(pipeline)[name], value, max_steps, max_pixels)
+        check_argument(name, _parameters(pipeline)[name], value, max_steps, drawable.pixels)
     _check_clip_skip(pipeline, request)
-    multiple = size_multiple(pipeline)
-    for name, value in sizes.items():
-        if value % multiple:
-            raise InvalidRequest(
-                f"{name}: {value} is not divisible by {multiple}, which this model needs", name
-            )
     if sizes:
         native = native_size(pipeline)
-        _check_pixels(
-            sizes.get("width", native[0]), sizes.get("height", native[1]), max_pixels, "width"
-        )
+        drawable.check(sizes.get("width", native[0]), sizes.get("height", native[1]), "width")
     arguments = {
         "prompt": request.prompt,
         **sized(pipeline, request.width, request.height),
         **wanted,
     }
-    arguments |= _inputs(pipeline, request, max_pixels)
+    arguments |= _inputs(pipeline, request, drawable)
     if request.num_images_per_prompt > 1:
         arguments["num_images_per_prompt"] = request.num_images_per_prompt
     # A tensor can be turned into bytes on the device; old pipelines without this processor scale
     # only arrays to 0..1.
     arguments["output_type"] = "pt" if hasattr(pipeline, "image_processor") else "np"
     return arguments
-
-
-def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
-    if width * height > max_pixels:
-        raise InvalidRequest(
-            f"{name}: {width} x {height} pixels are more than fit this device; the largest picture"
-            f" has {max_pixels} pixels",
-            name,
-        )
-    if max(width, height) > MOST_STRETCHED * min(width, height):
-        raise InvalidRequest(
-            f"{name}: {width} x {height} pixels; one side may be {MOST_STRETCHED} times the other",
-            name,
-        )
 
 
 def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
@@ -191,7 +156,7 @@ def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
         )
 
 
-def _inputs(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, Any]:
+def _inputs(pipeline: Any, request: ImageRequest, drawable: DrawableSizes) -> dict[str, Any]:
     """Decoded input pictures, cut to a size the model can take: of the request, or of the picture
     itself."""
     if request.image is None:
@@ -200,16 +165,16 @@ def _inputs(pipeline: Any, request: ImageRequest, max_pixels: int) -> dict[str, 
         raise InvalidRequest(
             f"image: {type(pipeline).__name__} takes one picture, not {len(request.image)}", "image"
         )
-    pictures = [codec.decode(data, max_pixels, "image").convert("RGB") for data in request.image]
-    multiple = size_multiple(pipeline)
-    width = request.width or max(multiple, pictures[0].width // multiple * multiple)
-    height = request.height or max(multiple, pictures[0].height // multiple * multiple)
-    _check_pixels(width, height, max_pixels, "image")  # thin pictures grow to the multiple
+    most = drawable.pixels
+    pictures = [codec.decode(data, most, "image").convert("RGB") for data in request.image]
+    width, height = drawable.like(*pictures[0].size)
+    width, height = request.width or width, request.height or height
+    drawable.check(width, height, "image")  # thin pictures grow to the multiple
     inputs: dict[str, Any] = {**sized(pipeline, width, height)}
     if "strength" in accepted(pipeline):
         pictures = [picture.resize((width, height)) for picture in pictures]
     inputs["image"] = pictures[0] if len(pictures) == 1 else pictures
     if request.mask_image is not None:
-        mask = codec.decode(request.mask_image, max_pixels, "mask_image")
+        mask = codec.decode(request.mask_image, most, "mask_image")
         inputs["mask_image"] = mask.convert("L").resize((width, height))
     return inputs

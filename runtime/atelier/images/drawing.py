@@ -46,7 +46,8 @@ class PreparedRequest:
 
     `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way;
     `exclusive` pipelines exchange processors of the shared modules, so no other request may run in
-    between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none.
+    between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none; `warnings` say what
+    was changed in what was asked for.
     """
 
     pipeline: Any
@@ -59,6 +60,7 @@ class PreparedRequest:
     exclusive: bool = False
     previews: int = 0
     step_cache: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from atelier.errors import AtelierError, Busy, Draining, GenerationFailed
-from atelier.events import Queued
+from atelier.events import Queued, Warned
 from atelier.images.batch import BatchRunner
 from atelier.images.delivery import Delivery
 from atelier.images.drawing import Drawing, PreparedRequest
@@ -126,6 +126,8 @@ class ImageEngine:
             )
             told = self.scheduler.add(drawing)
             drawing.emit(Queued(told.position, told.start_s))
+            for warning in job.warnings:
+                drawing.emit(Warned(warning))
             self._wake.notify()
         return stream
 

@@ -7,8 +7,8 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
-from atelier.images.arguments import native_size
 from atelier.images.drawing import PreparedRequest
+from atelier.images.sizes import native_size
 
 USUAL_STEPS = 28  # of pipelines that have no such argument, as priors and decoders joined into one
 FLOAT_PIXEL = 12  # bytes of a picture's pixel once it is a tensor

@@ -160,7 +160,7 @@ class ImageModel:
 
     def _warmup_sizes(self) -> list[tuple[int, int]]:
         """WARMUP_SIZES; if something is compiled, also the size that requests get who name none."""
-        from atelier.images.arguments import native_size
+        from atelier.images.sizes import native_size
 
         wanted = [tuple(map(int, size.split("x"))) for size in self._settings.warmup_sizes]
         native = [native_size(self._family.base)] if self._compiled else []
@@ -205,22 +205,23 @@ class ImageModel:
     def _prepare(self, request: ImageRequest) -> PreparedRequest:
         """Everything about a request that needs no device: pipeline, arguments, decoded pictures,
         seed, deadline."""
-        from atelier.images.arguments import build
+        from atelier.images.arguments import build, fitted
         from atelier.images.drawing import PreparedRequest
         from atelier.images.family import must_run_alone, scheduler_for
+        from atelier.images.sizes import DrawableSizes
 
         pipeline = self._family.pipeline_for(request)
+        max_pixels = min(self._settings.max_pixels, self._plan.max_pixels)
+        drawable = DrawableSizes.of(pipeline, max_pixels)
+        warnings: tuple[str, ...] = ()
+        if self._settings.size_fallback == "nearest":
+            request, warnings = fitted(pipeline, request, drawable)
         seconds = min(
             request.timeout or self._settings.request_timeout, self._settings.request_timeout
         )
         return PreparedRequest(
             pipeline=pipeline,
-            arguments=build(
-                pipeline,
-                request,
-                min(self._settings.max_pixels, self._plan.max_pixels),
-                self._settings.max_steps,
-            ),
+            arguments=build(pipeline, request, drawable, self._settings.max_steps),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             pictures=request.num_images_per_prompt,
             deadline=time.monotonic() + seconds,
@@ -231,6 +232,7 @@ class ImageModel:
             step_cache=self._step_cache(request),
             adapters=self._adapters.select(request.lora),
             previews=request.previews,
+            warnings=warnings,
         )
 
     def _step_cache(self, request: ImageRequest) -> float:
@@ -282,7 +284,8 @@ class ImageModel:
     def metadata(self) -> dict[str, Any]:
         """What the model's metadata endpoint adds: pipeline class, accepted arguments, its own
         steps and size, memory plan."""
-        from atelier.images.arguments import accepted, native_size, size_multiple
+        from atelier.images.arguments import accepted
+        from atelier.images.sizes import native_size, size_multiple
 
         if not self.ready:
             return {}

@@ -137,7 +137,8 @@ class ImageRequest(BaseModel):
                 f"{where}mask_image needs {where}image: the picture to repaint",
                 f"{where}mask_image",
             )
-        if (self.width or 8) * (self.height or 8) > settings.max_pixels:
+        pixels = (self.width or 8) * (self.height or 8)
+        if pixels > settings.max_pixels and settings.size_fallback == "refuse":
             raise InvalidRequest(
                 f"{where}width: {self.width} x {self.height} pixels are above"
                 f" MAX_PIXELS={settings.max_pixels}",

@@ -11,10 +11,11 @@ from typing import Any
 
 from atelier.errors import AtelierError
 from atelier.events import Failed
-from atelier.images.arguments import accepted, size_multiple, sized
+from atelier.images.arguments import accepted, sized
 from atelier.images.drawing import PreparedRequest
 from atelier.images.engine import ImageEngine
 from atelier.images.family import must_run_alone
+from atelier.images.sizes import size_multiple
 
 log = logging.getLogger(__name__)
 

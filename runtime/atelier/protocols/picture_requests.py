@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from atelier.events import Event, Failed, Finished, Image, Preview
+from atelier.events import Event, Failed, Finished, Image, Preview, Warned
 from atelier.images import codec
 from atelier.images.request import Format, ImageRequest
 from atelier.images.service import PictureService
@@ -36,12 +36,13 @@ class EncodedPicture:
 @dataclass
 class DrawnRequest:
     """The pictures of one request, in order, and the seconds spent by stage; with a step cache,
-    the number of steps that were computed."""
+    the number of steps that were computed; what was drawn otherwise than it was asked for."""
 
     request: ImageRequest
     pictures: list[EncodedPicture] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     steps_run: int | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 async def draw_all(
@@ -114,6 +115,8 @@ async def absorb(drawn: DrawnRequest, event: Event) -> None:
         drawn.pictures.append(await encode(event, drawn.request))
     elif isinstance(event, Finished):
         drawn.timings, drawn.steps_run = event.timings, event.steps_run
+    elif isinstance(event, Warned):
+        drawn.warnings.append(event.message)
     elif isinstance(event, Failed):
         raise event.error
 

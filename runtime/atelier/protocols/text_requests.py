@@ -82,18 +82,31 @@ async def running(
 async def pieces(
     model: TextService, request: TextRequest, events: AsyncIterator[Event]
 ) -> AsyncIterator[Piece | Finished]:
-    """The answer as it arrives, and `Finished` at last.
+    """The answer as it arrives, and `Finished` at last. Of several tool calls the first alone is
+    told where the request wants one at most.
 
     Raises:
         AtelierError: generation failed.
     """
     parsers = [model.parser(request) for _ in range(request.n)]
+    called: set[int] = set()
+
+    def wanted(choice: int, parts: list[AnswerPart]) -> list[AnswerPart]:
+        kept = []
+        for part in parts:
+            if part.call is None or request.parallel_tool_calls or choice not in called:
+                kept.append(part)
+            if part.call is not None:
+                called.add(choice)
+        return kept
+
     async for event in events:
         if isinstance(event, Token):
-            yield Piece(event.choice, parsers[event.choice].add(event.text), event.likelihoods)
+            parts = wanted(event.choice, parsers[event.choice].add(event.text))
+            yield Piece(event.choice, parts, event.likelihoods)
         elif isinstance(event, Finished):
             for choice, parser in enumerate(parsers):
-                if rest := parser.end():
+                if rest := wanted(choice, parser.end()):
                     yield Piece(choice, rest)
             yield event
         elif isinstance(event, Failed):

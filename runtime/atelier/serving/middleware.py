@@ -37,7 +37,7 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Location", "Retry-After"],
         )
-    return RequestId(WithoutSlash(app))
+    return RequestId(HeadAsGet(WithoutSlash(app)))
 
 
 class WithoutSlash:
@@ -51,6 +51,29 @@ class WithoutSlash:
             path = scope["path"].rstrip("/") or "/"
             scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD wherever GET is answered: the same status and headers, and no body.
+
+    What follows the headers is dropped. A stream that would go on ends there: the server then
+    reports the connection as closed, and `ClientGone` cancels the handler.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+
+        await self._app({**scope, "method": "GET"}, receive, send_headers)
 
 
 class RequestId:

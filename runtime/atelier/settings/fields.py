@@ -73,8 +73,7 @@ class Settings(AssistantSettings):
         "", "diffusers scheduler class that replaces the checkpoint's.", PICTURES
     )
     lora_paths: Names = MODEL(
-        [],
-        ("LoRA adapters, or folders of them, from where MODEL_ID may come from; comma-separated."),
+        [], "LoRA adapters, or folders of them, from where MODEL_ID may come; comma-separated."
     )
     default_lora: WeightedNames = MODEL(
         [], "Adapters, name or name=weight, of requests that name none.", PICTURES
@@ -169,6 +168,9 @@ class Settings(AssistantSettings):
 
     max_pixels: int = REQUESTS(
         2048 * 2048, "Largest width x height of a picture, in or out.", PICTURES, ge=64
+    )
+    size_fallback: Literal["refuse", "nearest"] = REQUESTS(
+        "refuse", "A size that the model does not draw: refuse it, or draw the nearest.", PICTURES
     )
     max_steps: int = REQUESTS(150, "Largest num_inference_steps.", PICTURES, ge=1)
     max_images_per_request: int = REQUESTS(

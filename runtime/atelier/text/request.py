@@ -45,7 +45,7 @@ class TextRequest(BaseModel):
     """One generation. Exactly one of `prompt`, `prompt_ids` and `messages` is set.
 
     With `cut_to_context`, `max_tokens` beyond the context means as many as fit; otherwise it is
-    refused.
+    refused. Without `parallel_tool_calls` an answer has one tool call at most.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +55,7 @@ class TextRequest(BaseModel):
     messages: tuple[dict[str, Any], ...] | None = Field(None, max_length=MAX_MESSAGES)
     tools: tuple[dict[str, Any], ...] = Field((), max_length=MAX_TOOLS)
     tool_choice: ToolChoice | str = "auto"
+    parallel_tool_calls: bool = True
     template_arguments: dict[str, Any] = Field(default_factory=dict, max_length=MAX_ENTRIES)
 
     max_tokens: int | None = Field(None, ge=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, DeadlineExceeded
-from atelier.events import Event, Failed, Finished, Image, Queued, Started, Step
+from atelier.events import Event, Failed, Finished, Image, Queued, Started, Step, Warned
 from atelier.images.request import ImageRequest
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Ticket:
     step: int = 0
     total: int = 0
     told_start: bool = False
+    warnings: set[str] = field(default_factory=set)
     pictures: set[int] = field(default_factory=set)
 
     @property
@@ -69,6 +70,10 @@ class Ticket:
             if self.told_start:
                 return
             self.told_start = True
+        elif isinstance(event, Warned):
+            if event.message in self.warnings:
+                return
+            self.warnings.add(event.message)
         elif isinstance(event, Step):
             self.step, self.total = event.index, event.total
         elif isinstance(event, Image):

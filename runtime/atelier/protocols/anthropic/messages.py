@@ -76,6 +76,8 @@ def message_request(body: dict[str, Any]) -> TextRequest:
         stop=body.get("stop_sequences"),
         tools=[_tool(tool, index) for index, tool in enumerate(tools)],
         tool_choice=_choice(body.get("tool_choice")),
+        parallel_tool_calls=_parallel(body.get("tool_choice")),
+        response_format=_form(body),
     )
 
 
@@ -197,6 +199,27 @@ def _choice(choice: Any) -> str | None:
             f"tool_choice.type={shown(kind)}: allowed: auto, any, none, tool", "tool_choice"
         )
     return CHOICES[kind]
+
+
+def _parallel(choice: Any) -> bool:
+    alone = choice.get("disable_parallel_tool_use") if isinstance(choice, dict) else None
+    return alone is not True
+
+
+def _form(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The form of the answer: `output_config.format`, or `output_format` as clients called it."""
+    config = body.get("output_config")
+    form = config.get("format") if isinstance(config, dict) else body.get("output_format")
+    if form is None:
+        return None
+    kind, schema = (form.get("type"), form.get("schema")) if isinstance(form, dict) else (form, 0)
+    if kind != "json_schema" or not isinstance(schema, dict):
+        raise InvalidRequest(
+            f'output_config.format={shown(form)}: allowed: {{"type": "json_schema", "schema":'
+            " {...}}",
+            "output_config",
+        )
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
 
 
 def _message(model: TextService, blocks: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from atelier.settings import Settings
 # guessed. The rest needs a key.
 OPEN = re.compile(
     r"/|/health|/metrics|/openapi\.json|/docs|(/openai)?/v1/models(/[^/:]+)?|/v2|/v2/health/(live|ready)"
-    r"|/v2/models(/[^/]+(/ready)?)?|/v1/images/files/[^/]+|/images/[^/]+"
+    r"|/v2/models(/[^/]+(/(ready|config))?)?|/v1/images/files/[^/]+|/images/[^/]+"
 )
 
 

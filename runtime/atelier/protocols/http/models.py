@@ -10,6 +10,9 @@ from fastapi.responses import JSONResponse
 
 from atelier.errors import ModelUnknown, shown
 
+TRITON_TYPES = {"BYTES": "STRING"}
+"""Types of the v2 protocol that Triton's model configuration calls otherwise."""
+
 
 class ServedModel(Protocol):
     """What every kind of model tells of itself."""
@@ -76,6 +79,11 @@ def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
         }
         return described | {"properties": model.metadata()}
 
+    @routes.get("/v2/models/{name}/config")
+    async def config(name: str) -> dict[str, Any]:
+        check_name(model, name)
+        return triton_config(name, {"prompt": "BYTES"}, outputs)
+
     @routes.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse(
@@ -83,6 +91,29 @@ def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
         )
 
     return routes
+
+
+def triton_config(name: str, inputs: dict[str, str], outputs: dict[str, str]) -> dict[str, Any]:
+    """What Triton's clients read of a model beside its metadata, in the JSON form of its
+    `ModelConfig` (github.com/triton-inference-server/common, protobuf/model_config.proto).
+
+    `max_batch_size` 0 says that a tensor's first axis is among its dims, as the metadata has it.
+    """
+
+    def tensors(types: dict[str, str]) -> list[dict[str, Any]]:
+        return [
+            {"name": tensor, "data_type": f"TYPE_{TRITON_TYPES.get(kind, kind)}", "dims": [-1]}
+            for tensor, kind in types.items()
+        ]
+
+    return {
+        "name": name,
+        "platform": "atelier",
+        "backend": "atelier",
+        "max_batch_size": 0,
+        "input": tensors(inputs),
+        "output": tensors(outputs),
+    }
 
 
 def check_name(model: ServedModel, name: Any) -> None:

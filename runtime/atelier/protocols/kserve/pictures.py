@@ -113,11 +113,14 @@ async def infer(
     seed = InferOutput("seed", [len(pictures)], "INT64")
     seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
     steps_run = [str(each.steps_run) for each in drawn if each.steps_run is not None]
+    told = {"steps_run": ",".join(steps_run)} if steps_run else {}
+    if warnings := dict.fromkeys(warning for each in drawn for warning in each.warnings):
+        told["warnings"] = "; ".join(warnings)
     return InferResponse(
         payload.id or str(uuid.uuid4()),
         model.name,
         [image, seed],
-        parameters={"steps_run": ",".join(steps_run)} if steps_run else None,
+        parameters=told or None,
         use_binary_outputs=payload.use_binary_outputs,
         requested_outputs=payload.request_outputs,
     )
@@ -164,7 +167,7 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
 
 def prediction(model: PictureService, drawn: DrawnRequest) -> dict[str, Any]:
     """One v1 prediction; `images` holds all pictures if there are several, `steps_run` says how
-    many steps the step cache left to compute."""
+    many steps the step cache left to compute, `warnings` what was changed in what was asked."""
     images = [
         {"format": picture.format, "b64": picture.b64, "seed": picture.seed}
         for picture in drawn.pictures
@@ -178,6 +181,8 @@ def prediction(model: PictureService, drawn: DrawnRequest) -> dict[str, Any]:
     }
     if drawn.steps_run is not None:
         answer["steps_run"] = drawn.steps_run
+    if drawn.warnings:
+        answer["warnings"] = drawn.warnings
     return answer | ({"images": images} if len(images) > 1 else {})
 
 

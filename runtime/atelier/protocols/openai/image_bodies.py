@@ -20,6 +20,7 @@ from atelier.images import codec
 from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound
 from atelier.images.service import PictureService
 from atelier.protocols.http.models import check_name
+from atelier.protocols.openai.idle_fields import without_effect
 from atelier.settings import Settings
 
 QUALITY: dict[str, float] = {
@@ -44,7 +45,15 @@ RENAMED = {
 }
 """Fields of an ImageRequest that have another name here."""
 
-WITHOUT_EFFECT = ("moderation", "input_fidelity", "style")
+REFUSED = {
+    "frame_count": "answers are still pictures; leave it out",
+    "frame_duration_ms": "answers are still pictures; leave it out",
+    "svg": "answers are png, jpeg or webp; leave it out",
+    "markup": "there is no such overlay here; draw into the picture itself, or send a mask",
+}
+"""Fields of OpenAI's that would change the answer but are not offered, with the remedy."""
+
+WITHOUT_EFFECT = ("moderation", "input_fidelity", "style", "complexity")
 """Fields of OpenAI's that clients send and nothing here does; the answer says so."""
 
 Quality = Literal["low", "auto", "standard", "medium", "high", "hd", "xhigh", "max"]
@@ -82,6 +91,7 @@ class ImagesBody(BaseModel):
     moderation: str | None = Field(None, max_length=1000, description="No effect here.")
     input_fidelity: str | None = Field(None, max_length=1000, description="No effect here.")
     style: str | None = Field(None, max_length=1000, description="No effect here.")
+    complexity: str | None = Field(None, max_length=1000, description="No effect here.")
     num_inference_steps: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1, description="The same as num_inference_steps.")
     guidance_scale: float | None = Field(None, ge=0, le=100)
@@ -138,6 +148,9 @@ def check(cls: type[Body], fields: dict[str, Any]) -> Body:
             raise InvalidRequest(
                 f"{name}: this field is called {here} in the OpenAI protocol", name
             )
+    for name, remedy in REFUSED.items():
+        if fields.get(name) is not None:
+            raise InvalidRequest(f"{name} is not offered here: {remedy}", name)
     try:
         return cls.model_validate(fields)
     except ValidationError as error:
@@ -212,9 +225,7 @@ def translate(
         background=body.background or "auto",
         output_format=body.output_format or "png",
         warnings=tuple(
-            f"{name}: taken and without effect: this server has no such thing"
-            for name in WITHOUT_EFFECT
-            if getattr(body, name) is not None
+            without_effect(name) for name in WITHOUT_EFFECT if getattr(body, name) is not None
         ),
     )
 

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from atelier.errors import InvalidRequest
-from atelier.events import Failed, Image, Preview
+from atelier.events import Failed, Image, Preview, Warned
 from atelier.images.codec import MEDIA_TYPES
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
@@ -169,7 +169,8 @@ def _json(
     first = pictures[0]
     described = _described(call, first.width, first.height)
     steps = {} if drawn.steps_run is None else {"steps_run": drawn.steps_run}
-    told = {"warnings": call.warnings} if call.warnings else {}
+    warnings = [*call.warnings, *drawn.warnings]
+    told = {"warnings": warnings} if warnings else {}
     created = {"created": int(time.time())}
     return orjson.dumps(created | {"data": data} | described | steps | told)
 
@@ -187,9 +188,12 @@ async def _frames(kind: str, call: ImagesCall, stream: EventStream) -> AsyncGene
     """OpenAI's events: previews as they come, then each finished picture; a failure is an `error`
     event."""
     previews = 0
+    warnings = list(call.warnings)
     try:
         async for event in stream:
-            if isinstance(event, Preview):
+            if isinstance(event, Warned):
+                warnings.append(event.message)
+            elif isinstance(event, Preview):
                 data = await encode_preview(event, call.request)
                 extra: dict[str, Any] = {"partial_image_index": previews}
                 yield _event(f"{kind}.partial_image", call, data, event, extra)
@@ -197,6 +201,7 @@ async def _frames(kind: str, call: ImagesCall, stream: EventStream) -> AsyncGene
             elif isinstance(event, Image):
                 picture = await encode(event, call.request)
                 extra = {"usage": NO_TOKENS, "seed": event.seed}
+                extra |= {"warnings": warnings} if warnings else {}
                 yield _event(f"{kind}.completed", call, picture.data, event, extra)
             elif isinstance(event, Failed):
                 yield frame({"type": "error", "error": error_object(event.error)}, "error")

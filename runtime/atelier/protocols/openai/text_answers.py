@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 from atelier.errors import AtelierError
@@ -77,21 +78,30 @@ def error_frame(error: AtelierError) -> bytes:
 
 
 async def chat_chunks(
-    model: TextService, request: TextRequest, with_usage: bool, named: Named
+    model: TextService,
+    request: TextRequest,
+    with_usage: bool,
+    named: Named,
+    told: Mapping[str, Any],
 ) -> AsyncGenerator[bytes]:
-    """A chat answer as server-sent events."""
+    """A chat answer as server-sent events; the first has `told` beside its choice."""
     envelope = _envelope("chat.completion.chunk", model, "chatcmpl")
     calls = [0] * request.n
 
     def chunk(
-        index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
+        index: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        logprobs: Any = None,
+        told: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return frame(envelope | {"choices": [choice]})
+        return frame({**envelope, "choices": [choice], **told})
 
     async with running(model, request) as events:
         for index in range(request.n):
-            yield chunk(index, {"role": "assistant", "content": ""})
+            beginning = {"role": "assistant", "content": ""}
+            yield chunk(index, beginning, told=told if index == 0 else {})
         try:
             async for piece in pieces(model, request, events):
                 if isinstance(piece, Finished):

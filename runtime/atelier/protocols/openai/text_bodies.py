@@ -7,6 +7,7 @@ from typing import Any
 
 from atelier.bounds import MAX_ROWS
 from atelier.errors import InvalidRequest, shown
+from atelier.protocols.openai.idle_fields import refuse
 from atelier.text.request import TextRequest, make_request
 
 SAME = (
@@ -43,19 +44,28 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
     """
     if not isinstance(body.get("messages"), list):
         raise InvalidRequest("messages must be a list of objects with role and content", "messages")
+    refuse(body)
     top = body.get("top_logprobs")
     listed = switch(body, "logprobs")
     if top and not listed:  # 0, which libraries send by default, asks for nothing
         raise InvalidRequest(f"top_logprobs={top} needs logprobs=true", "top_logprobs")
-    return make_request(
-        messages=body["messages"],
-        max_tokens=_either(body, "max_completion_tokens", "max_tokens"),
-        logprobs=(0 if top is None else top) if listed else None,
-        tools=body.get("tools"),
-        tool_choice=tool_choice(body.get("tool_choice")),
-        template_arguments=body.get("chat_template_kwargs"),
-        **_shared(body),
-    )
+    newer = body.get("max_completion_tokens") is not None
+    limit = "max_completion_tokens" if newer else "max_tokens"
+    try:
+        return make_request(
+            messages=body["messages"],
+            max_tokens=body.get(limit),
+            logprobs=(0 if top is None else top) if listed else None,
+            tools=body.get("tools"),
+            tool_choice=tool_choice(body.get("tool_choice")),
+            parallel_tool_calls=body.get("parallel_tool_calls"),
+            template_arguments=body.get("chat_template_kwargs"),
+            **_shared(body),
+        )
+    except InvalidRequest as error:
+        if error.field != "max_tokens":
+            raise
+        raise InvalidRequest(error.message.replace("max_tokens", limit, 1), limit) from None
 
 
 def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
@@ -141,10 +151,6 @@ def tool_choice(value: Any) -> str | None:
 def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
     """The texts, or token ids, of a `/v1/embeddings` body."""
     given = body.get("input")
-    if body.get("dimensions") is not None:
-        raise InvalidRequest(
-            "dimensions cannot be chosen with this model: leave it out", "dimensions"
-        )
     if body.get("encoding_format") not in (None, "float", "base64"):
         raise InvalidRequest(
             f"encoding_format={shown(body['encoding_format'])}: allowed: float, base64",
@@ -164,6 +170,20 @@ def embedding_inputs(body: dict[str, Any]) -> list[str | list[int]]:
     )
 
 
+def check_dimensions(body: dict[str, Any], have: int) -> None:
+    """See that an embeddings body asks for vectors as long as the model's, if for any length.
+
+    Raises:
+        InvalidRequest: it asks for others.
+    """
+    if body.get("dimensions") not in (None, have):
+        raise InvalidRequest(
+            f"dimensions={shown(body['dimensions'])}: vectors of this model have {have}: send that"
+            " or leave it out",
+            "dimensions",
+        )
+
+
 def _shared(body: dict[str, Any]) -> dict[str, Any]:
     for name, harmless in REFUSED.items():
         if body.get(name, harmless) not in (harmless, None):
@@ -176,10 +196,6 @@ def _shared(body: dict[str, Any]) -> dict[str, Any]:
 def _check_rows(rows: list[Any], field: str) -> None:
     if len(rows) > MAX_ROWS:
         raise InvalidRequest(f"{field} has {len(rows)} texts; at most {MAX_ROWS} are taken", field)
-
-
-def _either(body: dict[str, Any], first: str, second: str) -> Any:
-    return body[first] if body.get(first) is not None else body.get(second)
 
 
 def _is_ids(value: Any) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,6 +18,7 @@ from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.models import check_name
 from atelier.protocols.http.sse import when_begun
+from atelier.protocols.openai.idle_fields import warnings
 from atelier.protocols.openai.text_answers import (
     Named,
     chat_answer,
@@ -28,6 +30,7 @@ from atelier.protocols.openai.text_answers import (
 )
 from atelier.protocols.openai.text_bodies import (
     chat_request,
+    check_dimensions,
     completion_requests,
     embedding_inputs,
     streaming_of,
@@ -35,6 +38,8 @@ from atelier.protocols.openai.text_bodies import (
 from atelier.protocols.text_requests import complete, complete_all
 from atelier.text.request import make_request
 from atelier.text.service import TextService
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[TextService, Request], Awaitable[Response]]
 
@@ -82,10 +87,14 @@ async def chat(model: TextService, request: Request) -> Response:
         check_name(model, body.get("model", model.name))
         wanted = timed(chat_request(body), request.headers)
         streaming = streaming_of(body)
+    _log_user(body)
     named = _named(model)
+    idle = warnings(body)
+    told = {"warnings": idle} if idle else {}
     if streaming:
-        return await when_begun(chat_chunks(model, wanted, streaming.usage, named), error_frame)
-    return json_response(chat_answer(model, await complete(model, wanted), named))
+        events = chat_chunks(model, wanted, streaming.usage, named, told)
+        return await when_begun(events, error_frame)
+    return json_response(chat_answer(model, await complete(model, wanted), named) | told)
 
 
 async def completions(model: TextService, request: Request) -> Response:
@@ -99,6 +108,7 @@ async def completions(model: TextService, request: Request) -> Response:
             raise InvalidRequest(
                 f"prompt: {len(wanted)} prompts cannot be streamed in one request", "prompt"
             )
+    _log_user(body)
     named = _named(model)
     if streaming:
         return await when_begun(
@@ -111,7 +121,11 @@ async def embeddings(model: TextService, request: Request) -> Response:
     """`/v1/embeddings`, as lists of numbers or base64 of 32-bit floats."""
     body = await read_object(request)
     check_name(model, body.get("model", model.name))
-    vectors = [await model.embed(text) for text in embedding_inputs(body)]
+    _log_user(body)
+    vectors: list[tuple[list[float], int]] = []
+    for text in embedding_inputs(body):
+        vectors.append(await model.embed(text))
+        check_dimensions(body, len(vectors[0][0]))
     packed = body.get("encoding_format") == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
@@ -154,6 +168,11 @@ async def detokenize(model: TextService, request: Request) -> Response:
             f"tokens must be a list of ids from 0 to {model.vocabulary_size - 1}", "tokens"
         )
     return json_response({"prompt": model.encoder.decode(ids)})
+
+
+def _log_user(body: dict[str, Any]) -> None:
+    if who := body.get("user") or body.get("safety_identifier"):
+        log.info("the request is from user %.64r", who)
 
 
 def _named(model: TextService) -> Named:
