@@ -23,7 +23,7 @@ from atelier.protocols.http.error_bodies import add_error_handlers
 from atelier.protocols.http.metrics import router as metrics_router
 from atelier.protocols.http.models import router as models_router
 from atelier.protocols.http.openapi import describe
-from atelier.protocols.kserve.dataplane import KeyedDataPlane, OneModel
+from atelier.protocols.kserve.dataplane import KeyedDataPlane, OneModel, OneModelExtension
 from atelier.serving.assembly import Served, serve_kind
 from atelier.serving.middleware import front
 from atelier.settings import Settings
@@ -45,6 +45,7 @@ class AtelierServer(ModelServer):
         registry = OneModel()
         super().__init__(registered_models=registry, **options)
         self.dataplane = KeyedDataPlane(registry, settings)
+        self.model_repository_extension = OneModelExtension(registry)
         self._served = served
         self._model = served.model
         self._settings = settings

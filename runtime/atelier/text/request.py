@@ -62,7 +62,7 @@ class TextRequest(BaseModel):
     cut_to_context: bool = False
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float = Field(0, ge=-2, le=2)

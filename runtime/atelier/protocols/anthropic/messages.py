@@ -155,7 +155,12 @@ def _turns(message: Any, where: str) -> list[dict[str, Any]]:
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_use":
-            function = {"name": block.get("name"), "arguments": block.get("input") or {}}
+            name, given = block.get("name"), block.get("input") or {}
+            if not isinstance(name, str) or not isinstance(given, dict):
+                raise InvalidRequest(
+                    f"{where}.content has a tool_use without a name and an object as input", where
+                )
+            function = {"name": name, "arguments": given}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind == "tool_result":
             results.append(

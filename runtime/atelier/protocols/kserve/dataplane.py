@@ -10,6 +10,7 @@ from grpc import StatusCode
 from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import InferRequest
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from atelier.errors import Unauthorized
 from atelier.protocols.http.access import Keys
@@ -31,6 +32,23 @@ class OneModel(kserve.ModelRepository):
         raise kserve.errors.InvalidInput(
             f"{name}: this server has one model and keeps it; stop the server instead"
         )
+
+
+class OneModelExtension(ModelRepositoryExtension):
+    """KServe's repository routes: loading the model that is here says that it is loaded."""
+
+    async def load(self, model_name: str) -> dict[str, Any]:  # type: ignore[override]
+        """What gRPC answers; REST writes its own.
+
+        Raises:
+            ModelNotFound: it is another model's name.
+            ModelNotReady: it is still loading.
+        """
+        if model_name not in self._model_registry.get_models():
+            raise kserve.errors.ModelNotFound(model_name)
+        if not await self._model_registry.is_model_ready(model_name):
+            raise kserve.errors.ModelNotReady(model_name)
+        return {"name": model_name, "load": True}
 
 
 class KeyedDataPlane(DataPlane):
