@@ -69,3 +69,10 @@ def test_every_file_of_the_house_is_there() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_page_of_limits_says_what_the_code_holds() -> None:
+    from docs import limits
+
+    text = limits.PAGE.read_text()
+    assert limits.renewed(text) == text, "run: python docs/limits.py"

@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+ON_ITS_WAY_MS = 100
+"""How long an exception may take to arrive that comes as the block ends."""
+
 
 class TimeIsUp(Exception):
     """Raised inside of the code that takes too long."""
@@ -22,7 +25,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     """
     thread = threading.get_ident()
     lock = threading.Lock()
-    over = struck = False
+    over = struck = raised = False
 
     def strike() -> None:
         nonlocal struck
@@ -38,10 +41,13 @@ def time_limit(seconds: float) -> Iterator[None]:
     timer.start()
     try:
         yield
+    except TimeIsUp:
+        raised = True
+        raise
     finally:
         with suppress(TimeIsUp):  # it may still be on its way, and belongs to the block
             with lock:
                 over = True
-            while struck:
+            for _ in range(ON_ITS_WAY_MS if struck and not raised else 0):
                 time.sleep(0.001)
         timer.cancel()
