@@ -37,6 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "mcp": ("anyio", "fastmcp", "mcp"),
     "crt": ("awscrt",),
     "tracing": ("opentelemetry",),
+    "bench": ("aiohttp", "optuna"),
     "notebooks": ("matplotlib",),
 }
 """Top-level names of modules by extra; `train` and the others bring those of `serve` too."""

@@ -195,6 +195,31 @@ def deploy(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON)
+def bench(context: typer.Context) -> None:
+    """Measure a server, or two side by side; ours or any OpenAI-compatible one."""
+    from atelier.cli.bench import main as run
+
+    run(context.args)
+
+
+@app.command()
+def warm(
+    url: str,
+    prompt_tokens: Annotated[str, typer.Option(help="Lengths, shortest first.")] = "128,512,2048",
+    output_tokens: Annotated[int, typer.Option(help="Length of each answer.")] = 8,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the server is ready.")] = False,
+    wait_seconds: Annotated[float, typer.Option(help="At most.")] = 3600,
+    model: Annotated[str, typer.Option(help="Served name; empty: the first.")] = "",
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True)] = "",
+) -> None:
+    """Run prompts of growing length through an OpenAI-compatible server."""
+    from atelier.bench.warming import Endpoint
+    from atelier.cli.warm import run
+
+    run(Endpoint(url, api_key, model), prompt_tokens, output_tokens, wait_seconds if wait else 0)
+
+
+@app.command(context_settings=PASS_ON)
 def train(context: typer.Context) -> None:
     """Teach a checkpoint a subject from a few pictures: train dreambooth."""
     from atelier.cli.train import app as dreambooth_app
