@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from atelier.bench.bodies import Conversation, conversations
 from atelier.bench.driver import Tell, check_tokens, conversations_of, run, silent, warm
-from atelier.bench.interval import FEWEST, mean_interval
+from atelier.bench.interval import FEWEST, mean_interval, signed_rank
 from atelier.bench.load import Load
 from atelier.bench.record import Record
 from atelier.bench.target import Target
@@ -68,7 +68,9 @@ def compare(
 ) -> Comparison:
     """Judge each metric on pairs of values of A and B that were measured side by side.
 
-    The interval of each is as wide as to keep LEVEL over all of them (Bonferroni).
+    A difference is seen if the bootstrap interval of the ratio excludes 1 and the signed-rank test
+    agrees, which outliers of a busy machine cannot fool. Both are as strict as to keep LEVEL over
+    all metrics (Bonferroni).
     """
     told = {metric: values for metric, values in pairs.items() if values}
     level = 1 - (1 - LEVEL) / max(1, len(told))
@@ -77,13 +79,14 @@ def compare(
 
 
 def _effect(metric: str, pairs: Sequence[Pair], level: float, seed: int) -> Effect:
-    logs = mean_interval([math.log(b / a) for a, b in pairs], level, seed)
+    ratios = [math.log(b / a) for a, b in pairs]
+    logs = mean_interval(ratios, level, seed)
     gaps = mean_interval([b - a for a, b in pairs], level, seed)
     less_is_better = not metric.endswith("_per_s")
     verdict: Literal["no difference seen", "b is better", "a is better", "too few rounds"]
     if len(pairs) < FEWEST:
         verdict = "too few rounds"
-    elif not logs.excludes(0):
+    elif not logs.excludes(0) or signed_rank(ratios) > 1 - level:
         verdict = "no difference seen"
     else:
         verdict = "b is better" if (logs.mean < 0) == less_is_better else "a is better"

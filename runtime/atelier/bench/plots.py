@@ -47,7 +47,7 @@ def latency_over_load(levels: Sequence[Measured]) -> str:
             titles = [one.load.title for one in own]
             axes[-1].plot(titles, [d[0] for d in done], "-o", ms=3, color=COLOURS[arm], label=arm)
         _label(axes[-1], "throughput", "offered load", done[0][1] if done else "")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def distributions(levels: Sequence[Measured]) -> str:
@@ -70,7 +70,7 @@ def distributions(levels: Sequence[Measured]) -> str:
                 axis.step(values, shares, where="post", color=colour, lw=1.2,
                           label=f"{level.arm}: {level.load.title}")  # fmt: skip
             _label(axis, TITLES[name], "ms", "share of requests")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def timeline(level: Measured) -> str:
@@ -94,7 +94,7 @@ def timeline(level: Measured) -> str:
         if any(not record.ok for record in records):
             axis.plot([], [], color=FAILED, label="failed")
         _label(axis, f"{level.arm}: {level.load.title}", "seconds from the start", "request")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def ratios(comparison: Comparison) -> str:
@@ -114,7 +114,7 @@ def ratios(comparison: Comparison) -> str:
         axis.set_ylim(len(effects) - 0.5, -0.5)
         axis.set_title(f"B against A at {comparison.load}", loc="left", fontsize=10)
         axis.set_xlabel("ratio B / A, 95 % interval over all metrics together")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _values(records: Sequence[Record], name: str) -> list[float]:
@@ -143,7 +143,7 @@ def _label(axis: Axes, title: str, x: str, y: str) -> None:
         axis.legend(fontsize=7, frameon=False)
 
 
-def _svg(figure: plt.Figure) -> str:
+def as_svg(figure: plt.Figure) -> str:
     """The picture without the XML head that HTML does not want."""
     figure.tight_layout()
     text = io.StringIO()

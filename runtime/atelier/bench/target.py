@@ -13,6 +13,7 @@ import orjson
 from atelier.errors import AtelierError
 
 CONNECT_SECONDS = 10
+KEY_NEEDED = (401, 403)
 
 
 class TargetError(AtelierError):
@@ -135,7 +136,7 @@ async def _look(target: Target, kind: str) -> None:
         if answer.status != 200:
             raise TargetError(
                 f"{target.url}/v1/models answered {answer.status}: "
-                + ("give --api-key" if answer.status in (401, 403) else "no OpenAI API is there")
+                + ("give --api-key" if answer.status in KEY_NEEDED else "no OpenAI API is there")
             )
         listed = orjson.loads(await answer.read())
         target.facts["server"] = answer.headers.get("Server", "")
@@ -157,5 +158,7 @@ async def _look(target: Target, kind: str) -> None:
     target.kind = "pictures" if wanted == "pictures" else "text"
     if target.kind == "text":
         status, answer = await target.post("/tokenize", {"model": target.model, "prompt": "a"})
+        if status in KEY_NEEDED:
+            raise TargetError(f"{target.url} answered {status}: give --api-key")
         counts = status == 200 and isinstance(answer, dict) and "count" in answer
         target.tokenizer = "/tokenize" if counts else "usage"

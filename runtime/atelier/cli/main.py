@@ -203,6 +203,21 @@ def bench(context: typer.Context) -> None:
 
 
 @app.command()
+def tune(
+    plan: Annotated[Path, typer.Argument(help="YAML: start, space, load, goal, bounds.")],
+    out: Annotated[Path, typer.Option(help="Folder of the search; the same goes on.")] = Path(
+        "out/tune"
+    ),
+    trials: Annotated[int | None, typer.Option(help="Instead of the plan's.")] = None,
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True)] = "",
+) -> None:
+    """Search the settings that make a load fastest; killed at any time, it goes on."""
+    from atelier.cli.tune import run
+
+    raise typer.Exit(0 if run(plan, out, trials, api_key) else 1)
+
+
+@app.command()
 def warm(
     url: str,
     prompt_tokens: Annotated[str, typer.Option(help="Lengths, shortest first.")] = "128,512,2048",

@@ -236,7 +236,8 @@ class Settings(AssistantSettings):
     )
 
     profile: str = LANGUAGE(
-        "", "Named set of values for a known model and GPUs; see `atelier profiles`."
+        "",
+        "Set of values: a name of `atelier profiles`, or a .yaml file as `atelier tune` writes.",
     )
     max_model_len: int | None = LANGUAGE(
         None, "Tokens of prompt and answer; unset: the model's own.", TEXT, ge=16
