@@ -55,6 +55,10 @@ async def metadata(request: web.Request) -> web.Response:
     return web.json_response({"platform": "fake", "outputs": [{"name": "image"}]})
 
 
+async def ready(request: web.Request) -> web.Response:
+    return web.json_response({"ready": True})
+
+
 async def tokenize(request: web.Request) -> web.Response:
     body = await request.json()
     return web.json_response({"count": count(body)})
@@ -72,7 +76,9 @@ async def chat(request: web.Request) -> web.StreamResponse:
     if manner.fails == "busy":
         return web.json_response({"error": {"message": "full"}}, status=429)
     if not body.get("stream"):
-        return web.json_response({"usage": {"prompt_tokens": count(body)}, "choices": []})
+        choice = {"message": {"content": body["messages"][-1]["content"]}}
+        usage = {"prompt_tokens": count(body), "completion_tokens": 1}
+        return web.json_response({"usage": usage, "choices": [choice]})
     answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await answer.prepare(request)
     if manner.fails == "one at a time":
@@ -129,6 +135,7 @@ def engine() -> web.Application:
     app = web.Application()
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v2/models/{name}", metadata)
+    app.router.add_get("/v2/models/{name}/ready", ready)
     app.router.add_post("/tokenize", tokenize)
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_post("/v1/images/generations", pictures)

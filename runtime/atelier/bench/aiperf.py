@@ -23,6 +23,16 @@ from atelier.errors import SettingsError
 
 EXPORT = "profile_export.jsonl"
 SUMMARY = "profile_export_aiperf.json"
+TOKENIZER: dict[str, Any] = {
+    "tokenizer.json": {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+    },
+    "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+}
+"""AIPerf loads a tokenizer though the server counts; this one needs no network."""
 
 
 def check(load: Load, target: Target) -> None:
@@ -49,7 +59,8 @@ def command(program: Path, target: Target, load: Load, folder: Path, key: str) -
     words += ["--endpoint-type", "completions" if completions else "chat", "--streaming"]
     words += ["--input-file", str(folder / "bodies.jsonl"), "--custom-dataset-type", "raw_payload"]
     words += ["--dataset-sampling-strategy", "sequential", "--use-server-token-count"]
-    words += ["--tokenizer", "builtin", "--request-count", str(load.requests)]
+    words += ["--tokenizer", str(folder / "tokenizer"), "--request-count", str(load.requests)]
+    words += ["--no-gpu-telemetry", "--no-server-metrics"]
     words += ["--request-timeout-seconds", str(load.timeout), "--random-seed", str(load.seed)]
     words += ["--artifact-dir", str(folder / "out"), "--export-level", "records", "--ui", "none"]
     words += ["--benchmark-duration", str(load.seconds)]
@@ -86,6 +97,9 @@ async def run(program: Path, target: Target, load: Load, folder: Path, key: str 
     talks = await conversations(before, target, load.warmup, "warm") if load.warmup else []
     talks += await conversations(load, target, count)
     (folder / "bodies.jsonl").write_bytes(b"\n".join(map(_line, talks)) + b"\n")
+    (folder / "tokenizer").mkdir()
+    for name, body in TOKENIZER.items():
+        (folder / "tokenizer" / name).write_bytes(orjson.dumps(body))
     words = command(program, target, load, folder, key)
     try:
         process = await asyncio.create_subprocess_exec(

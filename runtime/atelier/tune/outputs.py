@@ -10,7 +10,7 @@ import yaml
 
 from atelier.tune.footprint import gpus
 from atelier.tune.plan import TunePlan
-from atelier.tune.search import Tried, find
+from atelier.tune.search import Tried, alone
 from atelier.tune.serving import text
 from atelier.tune.space import Point, Value
 
@@ -31,30 +31,22 @@ class Contribution:
 
 def contributions(tried: list[Tried], plan: TunePlan, best: Tried) -> list[Contribution]:
     """Every change that was tried alone, the best first within each setting."""
-    start = find(tried, plan.start_point)
-    found = []
-    for name in plan.space:
-        rows = []
-        for one in tried:
-            changed = [key for key in plan.space if one.point[key] != plan.start_point[key]]
-            if changed != [name]:
-                continue
-            ratio = None
-            if start and start.value and one.value:
-                ratio = one.value / start.value
-                ratio = ratio if plan.direction == "maximize" else 1 / ratio
-            value = one.point[name]
-            rows.append(Contribution(name, value, ratio, best.point[name] == value, one.reason))
-        found += sorted(rows, key=lambda row: -(row.alone or 0))
-    return found
+    rows = [
+        Contribution(
+            name, one.point[name], ratio or None, best.point[name] == one.point[name], one.reason
+        )
+        for name, one, ratio in alone(tried, plan)
+    ]
+    order = list(plan.space)
+    return sorted(rows, key=lambda row: (order.index(row.setting), -(row.alone or 0)))
 
 
 def lacking(tried: list[Tried], plan: TunePlan, best: Tried) -> list[Point]:
     """Changes of the best point that were never measured alone."""
     start = plan.start_point
     done = [one.point for one in tried]
-    alone = [start | {name: best.point[name]} for name in plan.space]
-    return [point for point in alone if point not in done and point != start]
+    single = [start | {name: best.point[name]} for name in plan.space]
+    return [point for point in single if point not in done and point != start]
 
 
 def write_profile(path: Path, plan: TunePlan, best: Tried) -> None:

@@ -42,12 +42,13 @@ async def _answer(target: Target, path: str, body: dict[str, Any]) -> str:
         raise TrialFailed(f"a probe of quality failed: {error!r}") from None
     if status != 200:
         raise TrialFailed(f"a probe of quality was answered {status}: {str(answer)[:300]}")
-    if "data" in answer:
-        return str(answer["data"][0]["b64_json"])
-    choice = answer["choices"][0]
-    if "text" in choice:
-        return str(choice["text"])
-    said = choice["message"]
+    try:
+        if "data" in answer:
+            return str(answer["data"][0]["b64_json"])
+        choice = answer["choices"][0]
+        said = choice["message"] if "message" in choice else {"content": choice["text"]}
+    except (LookupError, TypeError):
+        raise TrialFailed(f"a probe of quality has no answer: {str(answer)[:300]}") from None
     return str(said.get("content") or orjson.dumps(said.get("tool_calls")).decode())
 
 

@@ -2,7 +2,8 @@
 was killed goes on where it was.
 
 First comes the start, then every setting alone, then the best of each together; from there Optuna's
-TPE sampler looks further. So what each change brings is measured, not inferred.
+TPE sampler and the neighbours of the best take turns. So what each change brings is measured, not
+inferred.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import fcntl
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Search:
             storage=f"sqlite:///{(folder / STORE).resolve()}",
             direction=plan.direction,  # type: ignore[arg-type]
             sampler=optuna.samplers.TPESampler(
-                n_startup_trials=1, multivariate=True, seed=plan.seed, constraints_func=_excess
+                n_startup_trials=1, multivariate=True, seed=plan.seed
             ),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
             load_if_exists=True,
@@ -118,23 +118,28 @@ class Search:
         whole = size(self.plan.space)
         if whole is not None and len(done) >= whole:
             return None
+        if len(done) % 2 == 0:
+            self._propose_neighbour(done)
         for ask in range(2 * ASKS):
-            if ask == ASKS and (near := self._neighbours(done)):
-                self._study.enqueue_trial(near[0])
+            if ask == ASKS:
+                self._propose_neighbour(done)
             trial = self._study.ask()
             if suggest(trial, self.plan.space) not in done:
                 return trial
             self._study.tell(trial, state=TrialState.FAIL)  # not run, so not counted
         return None
 
-    def _neighbours(self, done: list[Point]) -> list[Point]:
-        """Points not yet tried that differ from the best in one setting, in an order drawn by
-        chance: what is left where the sampler proposes only what it knows."""
+    def _propose_neighbour(self, done: list[Point]) -> None:
+        """Queue the most promising untried point that differs from the best in one setting: every
+        second trial is such, and one that follows proposals which are all known."""
         best = self.best()
-        near = one_by_one(self.plan.space, best.point) if best else []
-        left = [point for point in near if point not in done]
-        random.Random(f"{self.plan.seed} {len(done)}").shuffle(left)
-        return left
+        if best is None or not self._study.user_attrs.get("combined"):
+            return
+        hopes = Hopes(self.tried(), self.plan)
+        near = [point for point in one_by_one(self.plan.space, best.point) if point not in done]
+        near = [point for point in near if hopes.of(point) > 0]
+        if near:
+            self._study.enqueue_trial(max(near, key=hopes.of))
 
     def _combine(self) -> None:
         """Once every setting was tried alone, propose what was best of each, together."""
@@ -144,8 +149,7 @@ class Search:
         if self._study.user_attrs.get("combined") or any(one not in done for one in singles):
             return
         self._study.set_user_attr("combined", True)
-        best_of_each = {name: value for name, value, _ in gains(tried, self.plan)}
-        together = self.plan.start_point | best_of_each
+        together = self.plan.start_point | gains(tried, self.plan)
         if together not in done:
             self._study.enqueue_trial(together)
 
@@ -179,6 +183,8 @@ class Search:
         trial.set_user_attr("values", done.values)
         trial.set_user_attr("seen", done.seen)
         trial.set_user_attr("broken", done.broken)
+        for name, beyond in done.excess.items():
+            trial.set_constraint(name, beyond)
         trial.set_user_attr("value", done.value)
         if done.pruned:
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -217,12 +223,6 @@ class Search:
         return find(self.tried(), self.plan.start_point)
 
 
-def _excess(frozen: FrozenTrial) -> list[float]:
-    """For Optuna's sampler: how far beyond its bounds a trial is, in all."""
-    broken = frozen.user_attrs.get("broken", {})
-    return [sum(broken.values()) if broken else 0.0]
-
-
 def _tried(frozen: FrozenTrial, plan: TunePlan) -> Tried:
     attributes: dict[str, Any] = frozen.user_attrs
     seconds = frozen.duration.total_seconds() if frozen.duration else 0.0
@@ -246,23 +246,42 @@ def find(tried: list[Tried], point: Point) -> Tried | None:
     return next((one for one in tried if one.point == point and one.measured), None)
 
 
-def gains(tried: list[Tried], plan: TunePlan) -> Iterator[tuple[str, Any, float]]:
-    """For each setting the value that was best alone, if better than the start, with the ratio to
-    it (above 1 is better)."""
+class Hopes:
+    """What to expect of a point from what each of its changes brought alone."""
+
+    def __init__(self, tried: list[Tried], plan: TunePlan) -> None:
+        self._start = plan.start_point
+        self._alone = {(name, one.point[name]): ratio for name, one, ratio in alone(tried, plan)}
+
+    def of(self, point: Point) -> float:
+        """The product of its changes' ratios to the start: 0 if one of them failed; what was not
+        tried alone counts as no change."""
+        changed = ((name, value) for name, value in point.items() if value != self._start[name])
+        return math.prod(self._alone.get(change, 1.0) for change in changed)
+
+
+def alone(tried: list[Tried], plan: TunePlan) -> Iterator[tuple[str, Tried, float]]:
+    """Every trial that differs from the start in one setting: the setting, the trial, and the
+    goal's ratio to the start's, above 1 is better; 0: it failed."""
     start = find(tried, plan.start_point)
     if start is None or not start.value:
         return
-    for name in plan.space:
-        best: tuple[Any, float] | None = None
-        for one in tried:
-            changed = [key for key in plan.space if one.point[key] != start.point[key]]
-            if changed == [name] and one.state == "complete" and one.value:
-                better = one.value / start.value
-                better = better if plan.direction == "maximize" else 1 / better
-                if better > (best[1] if best else 1.0):
-                    best = one.point[name], better
-        if best:
-            yield name, *best
+    for one in tried:
+        changed = [name for name in plan.space if one.point[name] != start.point[name]]
+        if len(changed) == 1:
+            ratio = one.value / start.value if one.value else 0.0
+            if ratio and plan.direction == "minimize":
+                ratio = 1 / ratio
+            yield changed[0], one, ratio
+
+
+def gains(tried: list[Tried], plan: TunePlan) -> dict[str, Any]:
+    """For each setting the value that was best alone, if better than the start."""
+    best: dict[str, tuple[float, Any]] = {}
+    for name, one, ratio in alone(tried, plan):
+        if one.state == "complete" and ratio > best.get(name, (1.0, None))[0]:
+            best[name] = ratio, one.point[name]
+    return {name: value for name, (_, value) in best.items()}
 
 
 def describe(one: Tried, plan: TunePlan) -> str:

@@ -20,6 +20,7 @@ import httpx
 from atelier.errors import AtelierError
 from atelier.tune.space import Value
 
+PROGRAM = (sys.executable, "-m", "atelier")
 STOP_SECONDS = 60
 POLL_SECONDS = 0.2
 TAIL = 400
@@ -62,8 +63,7 @@ def serving(
     """
     http, grpc = _free_port(), _free_port()
     variables = {name.upper(): text(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "atelier", "serve"]
-    command += [f"--http_port={http}", f"--grpc_port={grpc}"]
+    command = [*PROGRAM, "serve", f"--http_port={http}", f"--grpc_port={grpc}"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(

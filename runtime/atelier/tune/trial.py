@@ -11,7 +11,7 @@ from atelier.bench.figures import figures
 from atelier.bench.record import Record
 from atelier.bench.target import TargetError, connected
 from atelier.tune import footprint, quality
-from atelier.tune.goal import excess, value_of
+from atelier.tune.goal import MEASURES, excess, value_of
 from atelier.tune.plan import TunePlan
 from atelier.tune.serving import TrialFailed, TrialServer, serving
 from atelier.tune.space import Point
@@ -23,17 +23,22 @@ FAILED_SHARE = 0.1
 @dataclass
 class Measurement:
     """What a trial brought. `values` has the goal of each repeat, `seen` what bounds are about,
-    `broken` the bounds that were not kept with how far beyond they were, as a share."""
+    `excess` how far each is beyond its bound, as a share; at most 0: it is kept."""
 
     values: list[float] = field(default_factory=list)
     seen: dict[str, float] = field(default_factory=dict)
-    broken: dict[str, float] = field(default_factory=dict)
+    excess: dict[str, float] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     pruned: bool = False
 
     @property
     def value(self) -> float:
         return sum(self.values) / len(self.values)
+
+    @property
+    def broken(self) -> list[str]:
+        """The bounds that were not kept."""
+        return [name for name, beyond in self.excess.items() if beyond > 0]
 
 
 Worse = Callable[[int, float], bool]
@@ -88,7 +93,7 @@ async def _measure(
                 record.index += repeat * load.requests
             done.records += records
             done.values.append(value)
-            if worse(repeat, done.value):
+            if worse(repeat, done.value) and repeat + 1 < plan.repeats:
                 done.pruned = True
                 break
         _seen(plan, done, server.process.pid)
@@ -101,8 +106,7 @@ async def _measure(
     for name, bound in plan.bounds.items():
         if name not in done.seen:
             raise TrialFailed(f"bound {name}: the run has no such figure")
-        if (beyond := excess(name, done.seen[name], bound)) > 0:
-            done.broken[name] = beyond
+        done.excess[name] = excess(name, done.seen[name], bound)
     return done
 
 
@@ -114,5 +118,5 @@ def _seen(plan: TunePlan, done: Measurement, pid: int) -> None:
         done.seen["gpu_memory"] = footprint.gpu_bytes(pid)
     found = figures(done.records, plan.slo)
     for name in plan.bounds:
-        if name not in done.seen and (value := value_of(name, found)) is not None:
+        if name in MEASURES and (value := value_of(name, found)) is not None:
             done.seen[name] = value
