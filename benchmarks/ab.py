@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from atelier.bench.load import Load
-from atelier.bench.session import Session, Wish
+from atelier.bench.load import OfferedLoad
+from atelier.bench.session import BenchWish, Session
 from benchmarks.arms import server_process
 
 
@@ -41,8 +41,10 @@ def main() -> None:
     alike = 0
     with server(options.url, options.model) as url:
         for seed in range(options.runs):
-            load = Load(users=options.users, requests=options.requests, output_tokens=32, seed=seed)
-            result = asyncio.run(Session(Wish([url, url], [load])).run())
+            load = OfferedLoad(
+                users=options.users, requests=options.requests, output_tokens=32, seed=seed
+            )
+            result = asyncio.run(Session(BenchWish([url, url], [load])).run())
             (comparison,) = result.comparisons
             alike += not comparison.different
             told = "  ".join(

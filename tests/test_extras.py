@@ -34,6 +34,8 @@ LIGHT = (
     "atelier.cli.main",
     "atelier.cli.pipeline",
     "atelier.cli.settings_table",
+    "atelier.cli.warm",
+    "atelier.bench.warming",
 )
 # What environment.sh installs for the pipeline, in an environment of its own on top of this one.
 PIPELINE_ROOMS = (
@@ -188,6 +190,8 @@ NEEDS = {
         ["train", "dreambooth", "--model", ".", "--data", ".", "--output", "o", *PROMPT],
         "train",
     ),
+    "bench": (["bench", "127.0.0.1:9"], "bench"),
+    "tune": (["tune", "plan.yaml"], "bench"),
 }
 
 

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from atelier.bench.driver import measure, run
-from atelier.bench.figures import Figures, figures
-from atelier.bench.load import Load, make_load
-from atelier.bench.result import Result, read
-from atelier.bench.session import Session, Wish
+from atelier.bench.figures import RunFigures, figures
+from atelier.bench.load import OfferedLoad, make_load
+from atelier.bench.result import BenchResult, read
+from atelier.bench.session import BenchWish, Session
 from atelier.bench.slo import Slo
 from atelier.bench.target import TargetError, connected
 from atelier.cli.bench import app, compare_app
@@ -26,13 +26,13 @@ from tests.text.running import Server
 SHORT: dict[str, Any] = {"requests": 8, "warmup": 1, "output_tokens": 12, "prompt_tokens": 30}
 
 
-async def bench(url: str, model: str, **fields: Any) -> Result:
+async def bench(url: str, model: str, **fields: Any) -> BenchResult:
     slo = Slo.parse(fields.pop("slo", ""))
-    wish = Wish([url], [make_load(SHORT | fields)], model=model, slo=slo)
+    wish = BenchWish([url], [make_load(SHORT | fields)], model=model, slo=slo)
     return await Session(wish).run()
 
 
-async def figures_of(url: str, model: str, **fields: Any) -> Figures:
+async def figures_of(url: str, model: str, **fields: Any) -> RunFigures:
     return (await bench(url, model, **fields)).levels[0].figures
 
 
@@ -112,14 +112,14 @@ async def test_a_trace_sets_times_and_lengths(engines: Engines, folder: Path) ->
 
 
 async def test_the_bound_of_time_holds(engines: Engines) -> None:
-    load = Load(requests=10_000, seconds=0.3, output_tokens=2, warmup=0)
+    load = OfferedLoad(requests=10_000, seconds=0.3, output_tokens=2, warmup=0)
     async with connected(engines.url, "steady") as target:
         records = await run(target, await talks(target, load, 1000), load)
     assert 3 < len(records) < 1000
     assert max(record.begun for record in records) < 0.4
 
 
-async def talks(target: Any, load: Load, count: int) -> Any:
+async def talks(target: Any, load: OfferedLoad, count: int) -> Any:
     from atelier.bench.bodies import conversations
 
     return await conversations(load, target, count)
@@ -144,7 +144,7 @@ async def test_pictures_have_previews_and_megapixels(engines: Engines) -> None:
 
 async def test_saturation_is_where_twice_the_users_bring_no_more(engines: Engines) -> None:
     load = make_load(SHORT | {"users": 1, "requests": 6})
-    found = await Session(Wish([engines.url], [load], model="stiff", saturate=True)).run()
+    found = await Session(BenchWish([engines.url], [load], model="stiff", saturate=True)).run()
     assert found.saturation and found.saturation.load == "1 user"
     assert "2 users brought" in found.saturation.reason
     assert len(found.levels) == 2
@@ -205,7 +205,7 @@ def test_a_real_server_end_to_end(scenes: Server, folder: Path) -> None:
 @pytest.mark.parametrize("scenario", ["tools", "json"])
 async def test_answers_of_a_form_are_checked(scenes: Server, scenario: str) -> None:
     load = make_load({"scenario": scenario, "requests": 2, "warmup": 0, "output_tokens": 100})
-    found = (await Session(Wish([scenes.url], [load], key="key")).run()).levels[0]
+    found = (await Session(BenchWish([scenes.url], [load], key="key")).run()).levels[0]
     assert found.figures.malformed == 0 and not found.figures.errors
     assert all(json.loads(record.text) for record in found.records)
 
@@ -213,9 +213,9 @@ async def test_answers_of_a_form_are_checked(scenes: Server, scenario: str) -> N
 async def test_a_wrong_key_and_a_wrong_model_are_named(scenes: Server) -> None:
     load = make_load(SHORT)
     with pytest.raises(TargetError, match="give --api-key"):
-        await Session(Wish([scenes.url], [load])).run()
+        await Session(BenchWish([scenes.url], [load])).run()
     with pytest.raises(TargetError, match="has no model 'other': it has scenes"):
-        await Session(Wish([scenes.url], [load], model="other", key="key")).run()
+        await Session(BenchWish([scenes.url], [load], model="other", key="key")).run()
 
 
 def test_results_of_other_loads_are_not_compared(folder: Path, scenes: Server) -> None:

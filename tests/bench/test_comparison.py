@@ -10,7 +10,7 @@ import pytest
 from atelier.bench.comparison import Comparison, compare
 from atelier.bench.interval import mean_interval, percentile, signed_rank
 from atelier.bench.load import make_load
-from atelier.bench.session import Session, Wish
+from atelier.bench.session import BenchWish, Session
 from tests.bench.conftest import Engines
 from tests.bench.fake_engine import ADDED_S, TOKEN_S
 
@@ -19,7 +19,7 @@ async def ab(a: str, b: str, **fields: Any) -> Comparison:
     load = make_load(
         {"requests": 24, "warmup": 1, "output_tokens": 10, "prompt_tokens": 20} | fields
     )
-    return (await Session(Wish([a, b], [load], model="steady")).run()).comparisons[0]
+    return (await Session(BenchWish([a, b], [load], model="steady")).run()).comparisons[0]
 
 
 async def test_five_milliseconds_a_token_are_seen(engines: Engines) -> None:

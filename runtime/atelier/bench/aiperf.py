@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from atelier.bench.bodies import Conversation, conversations
+from atelier.bench.bodies import Dialogue, conversations
 from atelier.bench.driver import conversations_of
-from atelier.bench.load import Load
+from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
 from atelier.bench.target import Target, TargetError
 from atelier.errors import SettingsError
@@ -35,7 +35,7 @@ TOKENIZER: dict[str, Any] = {
 """AIPerf loads a tokenizer though the server counts; this one needs no network."""
 
 
-def check(load: Load, target: Target) -> None:
+def check(load: OfferedLoad, target: Target) -> None:
     """Refuse what AIPerf is not asked to do.
 
     Raises:
@@ -52,7 +52,7 @@ def check(load: Load, target: Target) -> None:
             raise SettingsError(f"--aiperf does not go with {name}: leave it out")
 
 
-def command(program: Path, target: Target, load: Load, folder: Path, key: str) -> list[str]:
+def command(program: Path, target: Target, load: OfferedLoad, folder: Path, key: str) -> list[str]:
     """The command line that makes `load`, with its bodies in `folder`/bodies.jsonl."""
     completions = load.scenario == "completion"
     words = [str(program), "profile", "--model", target.model, "--url", target.url]
@@ -73,7 +73,7 @@ def command(program: Path, target: Target, load: Load, folder: Path, key: str) -
     return [*words, "--api-key", key] if key else words
 
 
-async def measure(program: Path, target: Target, load: Load, key: str = "") -> list[Record]:
+async def measure(program: Path, target: Target, load: OfferedLoad, key: str = "") -> list[Record]:
     """Run AIPerf and read its records.
 
     Raises:
@@ -85,7 +85,9 @@ async def measure(program: Path, target: Target, load: Load, key: str = "") -> l
         return read_records(Path(name) / "out" / EXPORT)
 
 
-async def run(program: Path, target: Target, load: Load, folder: Path, key: str = "") -> None:
+async def run(
+    program: Path, target: Target, load: OfferedLoad, folder: Path, key: str = ""
+) -> None:
     """Run AIPerf with everything it reads and writes in `folder`; its exports are in `out`.
 
     Raises:
@@ -123,7 +125,7 @@ async def run(program: Path, target: Target, load: Load, folder: Path, key: str 
         )
 
 
-def _line(talk: Conversation) -> bytes:
+def _line(talk: Dialogue) -> bytes:
     return orjson.dumps(talk.turns[0])
 
 

@@ -6,11 +6,11 @@ import datetime
 from pathlib import Path
 
 from atelier.bench.comparison import from_results
-from atelier.bench.result import Measured, Result, read
+from atelier.bench.result import BenchResult, Measured, read
 from atelier.errors import SettingsError
 
 
-def compared(a: Path, b: Path) -> Result:
+def compared(a: Path, b: Path) -> BenchResult:
     """A result that holds the first server of both files as A and B, and a comparison of every
     load that both have.
 
@@ -38,7 +38,7 @@ def compared(a: Path, b: Path) -> Result:
     notes = [f"{arm}: {note}" for arm, result in results.items() for note in result.notes]
     if results["a"].client != results["b"].client:
         notes.append("the two runs were made on different machines or with different versions")
-    return Result(
+    return BenchResult(
         created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
         command=["atelier", "bench", "compare", str(a), str(b)],
         client=results["b"].client,

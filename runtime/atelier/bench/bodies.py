@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from atelier.bench.load import SIZE, Load
+from atelier.bench.load import SIZE, OfferedLoad
 from atelier.bench.target import Target
 from atelier.bench.wording import Writer
 from atelier.errors import SettingsError
@@ -46,7 +46,7 @@ SUBJECTS = (
 
 
 @dataclass
-class Conversation:
+class Dialogue:
     """What one user asks, turn after turn. `at` is when an open loop begins it, in seconds."""
 
     index: int
@@ -93,7 +93,7 @@ def read_trace(path: Path) -> list[TraceLine]:
     return sorted(lines, key=lambda line: line.timestamp)
 
 
-def moments(load: Load, count: int) -> list[float | None]:
+def moments(load: OfferedLoad, count: int) -> list[float | None]:
     """When each request of an open loop begins: Poisson, or bursts at Poisson times."""
     if load.rate is None:
         return [None] * count
@@ -106,8 +106,8 @@ def moments(load: Load, count: int) -> list[float | None]:
 
 
 async def conversations(
-    load: Load, target: Target, count: int, arm: str = ""
-) -> list[Conversation]:
+    load: OfferedLoad, target: Target, count: int, arm: str = ""
+) -> list[Dialogue]:
     """The requests of a load.
 
     Args:
@@ -142,7 +142,7 @@ async def conversations(
     return made
 
 
-async def _prefixes(load: Load, target: Target) -> list[str]:
+async def _prefixes(load: OfferedLoad, target: Target) -> list[str]:
     """Beginnings that requests share: longer than a cache block, so that it can be found."""
     if not load.shared_prefix:
         return [""]
@@ -154,8 +154,8 @@ async def _prefixes(load: Load, target: Target) -> list[str]:
 
 
 def _talk(
-    load: Load, target: Target, index: int, texts: list[str], output: int, at: float | None
-) -> Conversation:
+    load: OfferedLoad, target: Target, index: int, texts: list[str], output: int, at: float | None
+) -> Dialogue:
     shared: dict[str, Any] = {
         "model": target.model,
         "max_tokens": output,
@@ -167,7 +167,7 @@ def _talk(
         # Special tokens stay in the text, so that it can be counted against `usage`.
         shared |= {"ignore_eos": True, "skip_special_tokens": False}
     if load.scenario == "completion":
-        return Conversation(index, [shared | {"prompt": texts[0]}], "/v1/completions", at)
+        return Dialogue(index, [shared | {"prompt": texts[0]}], "/v1/completions", at)
     if load.scenario == "tools":
         choice = {"type": "function", "function": {"name": "generate_image"}}
         shared |= {"tools": [TOOL], "tool_choice": choice}
@@ -175,10 +175,10 @@ def _talk(
         form = {"name": "thing", "schema": SCHEMA, "strict": True}
         shared |= {"response_format": {"type": "json_schema", "json_schema": form}}
     turns = [shared | {"messages": [{"role": "user", "content": text}]} for text in texts]
-    return Conversation(index, turns, at=at)
+    return Dialogue(index, turns, at=at)
 
 
-def _picture(load: Load, target: Target, index: int) -> Conversation:
+def _picture(load: OfferedLoad, target: Target, index: int) -> Dialogue:
     size = load.sizes[index % len(load.sizes)]
     assert SIZE.fullmatch(size)
     body: dict[str, Any] = {
@@ -191,4 +191,4 @@ def _picture(load: Load, target: Target, index: int) -> Conversation:
         "partial_images": load.previews,
     }
     times = moments(load, index + 1)
-    return Conversation(index, [body], "/v1/images/generations", times[index])
+    return Dialogue(index, [body], "/v1/images/generations", times[index])

@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from atelier.bench.bodies import Conversation, conversations
+from atelier.bench.bodies import Dialogue, conversations
 from atelier.bench.driver import Tell, check_tokens, conversations_of, run, silent, warm
 from atelier.bench.interval import FEWEST, mean_interval, signed_rank
-from atelier.bench.load import Load
+from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
 from atelier.bench.target import Target
 
@@ -105,7 +105,7 @@ def _effect(metric: str, pairs: Sequence[Pair], level: float, seed: int) -> Effe
     )
 
 
-def block_of(load: Load) -> int:
+def block_of(load: OfferedLoad) -> int:
     """Conversations that one arm is asked before the other has its turn: one for one user, enough
     to keep every user busy for two, or some seconds of an open loop."""
     if load.users is not None:
@@ -114,7 +114,7 @@ def block_of(load: Load) -> int:
 
 
 async def interleave(
-    a: Target, b: Target, load: Load, tell: Tell = silent
+    a: Target, b: Target, load: OfferedLoad, tell: Tell = silent
 ) -> tuple[list[Record], Comparison]:
     """Ask both servers the same requests, block by block, in an order that chance decides and that
     is balanced, so that what else the machine does falls on both alike."""
@@ -147,7 +147,7 @@ async def interleave(
     return records, compare(paired(records), load.title, interleaved=True, seed=load.seed)
 
 
-def _from_zero(block: list[Conversation]) -> list[Conversation]:
+def _from_zero(block: list[Dialogue]) -> list[Dialogue]:
     """A block of an open loop with its first moment now."""
     first = block[0].at
     if first is not None:

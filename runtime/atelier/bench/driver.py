@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import aiohttp
 
 from atelier.bench.asking import converse
-from atelier.bench.bodies import Conversation, conversations
-from atelier.bench.load import Load
+from atelier.bench.bodies import Dialogue, conversations
+from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
 from atelier.bench.target import Target, TargetError
 
 Tell = Callable[[list[Record]], None]
 """Called with the records of each conversation as it ends, for progress."""
-One = Callable[[Conversation], Awaitable[None]]
+One = Callable[[Dialogue], Awaitable[None]]
 CHECKED = 32
 """Answers of a run whose text is counted in the server's tokenizer afterwards."""
 
@@ -26,15 +26,15 @@ def silent(records: list[Record]) -> None:
     """Tell nobody."""
 
 
-def conversations_of(load: Load) -> int:
+def conversations_of(load: OfferedLoad) -> int:
     """How many conversations make the load's number of requests."""
     return -(-load.requests // load.turns)
 
 
 async def run(
     target: Target,
-    talks: Sequence[Conversation],
-    load: Load,
+    talks: Sequence[Dialogue],
+    load: OfferedLoad,
     arm: str = "a",
     start: float | None = None,
     tell: Tell = silent,
@@ -49,7 +49,7 @@ async def run(
     ends = begun + load.seconds
     records: list[Record] = []
 
-    async def one(talk: Conversation) -> None:
+    async def one(talk: Dialogue) -> None:
         heard = await converse(target, talk, start, arm)
         records.extend(heard)
         tell(heard)
@@ -62,14 +62,14 @@ async def run(
     return sorted(records, key=lambda record: record.begun)
 
 
-async def _user(queue: Iterator[Conversation], one: One, ends: float) -> None:
+async def _user(queue: Iterator[Dialogue], one: One, ends: float) -> None:
     for talk in queue:
         if time.perf_counter() >= ends:
             return
         await one(talk)
 
 
-async def _at_moments(talks: Sequence[Conversation], one: One, begun: float, ends: float) -> None:
+async def _at_moments(talks: Sequence[Dialogue], one: One, begun: float, ends: float) -> None:
     async with asyncio.TaskGroup() as running:
         for talk in talks:
             due = begun + (talk.at or 0.0)
@@ -84,7 +84,7 @@ async def _done(work: Awaitable[None]) -> None:
     await work
 
 
-async def measure(target: Target, load: Load, tell: Tell = silent) -> list[Record]:
+async def measure(target: Target, load: OfferedLoad, tell: Tell = silent) -> list[Record]:
     """One level: requests are written, some warm the server up uncounted, the rest is measured,
     and token counts are checked.
 
@@ -99,7 +99,7 @@ async def measure(target: Target, load: Load, tell: Tell = silent) -> list[Recor
     return records
 
 
-async def warm(target: Target, load: Load) -> None:
+async def warm(target: Target, load: OfferedLoad) -> None:
     """The load's warm-up: requests of its own, at its concurrency.
 
     Raises:
@@ -120,7 +120,7 @@ async def warm(target: Target, load: Load) -> None:
         )
 
 
-async def check_tokens(target: Target, load: Load, records: Sequence[Record]) -> None:
+async def check_tokens(target: Target, load: OfferedLoad, records: Sequence[Record]) -> None:
     """Count the text of some answers in the server's tokenizer, spread over the run."""
     if target.tokenizer != "/tokenize" or load.scenario == "tools":
         return  # a tool call is streamed without the marks that the model wrote around it

@@ -51,7 +51,7 @@ class TokenCheck(BaseModel):
         return self.usage / self.chunks if self.chunks else None
 
 
-class Figures(BaseModel):
+class RunFigures(BaseModel):
     """One run. Rates are over `seconds`, from the first begin to the last end."""
 
     requests: int
@@ -76,12 +76,12 @@ class Figures(BaseModel):
     lag_p99: float = 0.0
 
 
-def figures(records: Sequence[Record], slo: Slo | None = None) -> Figures:
+def figures(records: Sequence[Record], slo: Slo | None = None) -> RunFigures:
     """The figures of all records of a run."""
     good = [record for record in records if record.ok]
     seconds = busy_seconds(records)
     per_s = 1 / seconds if seconds > 0 else 0.0
-    found = Figures(
+    found = RunFigures(
         requests=len(records),
         errors=dict(Counter(record.error for record in records if not record.ok)),
         malformed=sum(bool(record.malformed) for record in good),
@@ -115,7 +115,7 @@ def busy_seconds(records: Iterable[Record]) -> float:
     return sum(ended - begun for begun, ended in spans.values())
 
 
-def _tokens(found: Figures, good: Sequence[Record], per_s: float) -> None:
+def _tokens(found: RunFigures, good: Sequence[Record], per_s: float) -> None:
     found.tokens = TokenCheck(
         usage=sum(record.output_tokens or 0 for record in good),
         chunks=sum(len(record.arrivals) for record in good),

@@ -27,7 +27,7 @@ Sizes = Annotated[list[Annotated[str, Field(pattern=SIZE.pattern)]], BeforeValid
 Scenario = Literal["chat", "completion", "tools", "json"]
 
 
-class Load(BaseModel):
+class OfferedLoad(BaseModel):
     """One level of load. Lists (`prompt_tokens`, `sizes`, `steps`) are taken in turn, so a list of
     two is an even mix.
 
@@ -61,7 +61,7 @@ class Load(BaseModel):
     previews: int = Field(0, ge=0, le=3)
 
     @model_validator(mode="after")
-    def _one_way_to_arrive(self) -> Load:
+    def _one_way_to_arrive(self) -> OfferedLoad:
         given = [name for name in ("users", "rate", "trace") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: choose one")
@@ -83,14 +83,14 @@ class Load(BaseModel):
         return f"trace {self.trace}"
 
 
-def make_load(fields: dict[str, Any]) -> Load:
+def make_load(fields: dict[str, Any]) -> OfferedLoad:
     """A load from fields of a command line or a file.
 
     Raises:
         SettingsError: one line for each field that is wrong.
     """
     try:
-        return Load(**fields)
+        return OfferedLoad(**fields)
     except ValidationError as error:
         raise SettingsError(explain(error, "load")) from None
 

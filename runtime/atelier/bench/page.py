@@ -8,7 +8,7 @@ from html import escape
 from atelier.bench import plots
 from atelier.bench.comparison import Comparison
 from atelier.bench.figures import Distribution
-from atelier.bench.result import Measured, Result
+from atelier.bench.result import BenchResult, Measured
 from atelier.bench.tables import TITLES, rates
 
 STYLE = """
@@ -25,7 +25,7 @@ TIMELINES = 6
 """Levels that are shown request by request; a saturation search has more than anybody reads."""
 
 
-def page(result: Result) -> str:
+def page(result: BenchResult) -> str:
     """The whole report."""
     title = " against ".join(f"{server.model} at {server.url}" for server in result.servers)
     made = f"{result.created:%Y-%m-%d %H:%M} UTC, atelier {result.client.atelier}"
@@ -102,7 +102,7 @@ def _rates(level: Measured) -> str:
     return table([f"{level.arm}: {level.load.title}", ""], [list(row) for row in rates(level)])
 
 
-def _conditions(result: Result) -> Iterator[str]:
+def _conditions(result: BenchResult) -> Iterator[str]:
     client = result.client
     versions = ", ".join(f"{name} {version}" for name, version in client.libraries.items())
     rows = [

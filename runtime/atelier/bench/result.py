@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from atelier import __version__
 from atelier.bench.comparison import Comparison
-from atelier.bench.figures import Figures
-from atelier.bench.load import Load
+from atelier.bench.figures import RunFigures
+from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
 from atelier.bench.saturation import Saturation
 from atelier.bench.slo import Slo
@@ -28,8 +28,8 @@ class Measured(BaseModel):
     """One level of load on one server. `tool` made the requests."""
 
     arm: str
-    load: Load
-    figures: Figures
+    load: OfferedLoad
+    figures: RunFigures
     records: list[Record]
     tool: str = "atelier"
 
@@ -86,7 +86,7 @@ def _processor() -> str:
     return next(named, platform.processor())
 
 
-class Result(BaseModel):
+class BenchResult(BaseModel):
     """What `atelier bench` writes and `atelier bench compare` reads."""
 
     format: str = FORMAT
@@ -101,14 +101,14 @@ class Result(BaseModel):
     notes: list[str] = []
 
 
-def read(path: Path) -> Result:
+def read(path: Path) -> BenchResult:
     """A result from its file.
 
     Raises:
         SettingsError: it is none.
     """
     try:
-        found = Result.model_validate_json(path.read_bytes())
+        found = BenchResult.model_validate_json(path.read_bytes())
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
     except ValidationError as error:

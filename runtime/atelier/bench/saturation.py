@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from pydantic import BaseModel
 
-from atelier.bench.figures import Figures
-from atelier.bench.load import Load
+from atelier.bench.figures import RunFigures
+from atelier.bench.load import OfferedLoad
 
 GAIN = 1.1
 """Twice the load has to bring this much more; less is saturation."""
@@ -27,23 +27,23 @@ class Saturation(BaseModel):
     reason: str
 
 
-Level = Callable[[Load], Awaitable[Figures]]
+Level = Callable[[OfferedLoad], Awaitable[RunFigures]]
 
 
-def throughput(figures: Figures) -> tuple[float, str]:
+def throughput(figures: RunFigures) -> tuple[float, str]:
     """What a level got done, and its unit."""
     if figures.megapixels_per_s:
         return figures.megapixels_per_s, "megapixels/s"
     return figures.output_tokens_per_s or 0.0, "output tokens/s"
 
 
-async def search(level: Level, load: Load) -> Saturation:
+async def search(level: Level, load: OfferedLoad) -> Saturation:
     """Double the users, or the rate, until the server is full.
 
     Args:
         level: measures one load and keeps what it finds.
     """
-    best: tuple[Load, float, str] | None = None
+    best: tuple[OfferedLoad, float, str] | None = None
     for _ in range(STEPS):
         found = await level(load)
         done, unit = throughput(found)
@@ -62,7 +62,7 @@ async def search(level: Level, load: Load) -> Saturation:
     )
 
 
-def _full(load: Load, found: Figures, before: float, done: float) -> str:
+def _full(load: OfferedLoad, found: RunFigures, before: float, done: float) -> str:
     failed = sum(found.errors.values())
     if failed:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in found.errors.items())
@@ -77,7 +77,7 @@ def _full(load: Load, found: Figures, before: float, done: float) -> str:
     return ""
 
 
-def _doubled(load: Load) -> Load:
+def _doubled(load: OfferedLoad) -> OfferedLoad:
     if load.rate is not None:
         return load.model_copy(update={"rate": load.rate * 2, "requests": load.requests * 2})
     users = (load.users or 1) * 2

@@ -12,10 +12,10 @@ from pathlib import Path
 from atelier.bench import aiperf, saturation
 from atelier.bench.comparison import interleave
 from atelier.bench.driver import Tell, conversations_of, measure, silent
-from atelier.bench.figures import Figures, figures
-from atelier.bench.load import Load
+from atelier.bench.figures import RunFigures, figures
+from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
-from atelier.bench.result import Client, Measured, Result, ServerFacts
+from atelier.bench.result import BenchResult, Client, Measured, ServerFacts
 from atelier.bench.slo import Slo
 from atelier.bench.target import Target, connected
 from atelier.errors import SettingsError
@@ -24,11 +24,11 @@ LATE_SECONDS = 0.02
 
 
 @dataclass
-class Wish:
+class BenchWish:
     """What the caller wants measured. `tool` is an AIPerf program that makes the requests."""
 
     urls: list[str]
-    loads: list[Load]
+    loads: list[OfferedLoad]
     model: str = ""
     key: str = ""
     slo: Slo = field(default_factory=Slo)
@@ -55,10 +55,10 @@ class Wish:
 class Session:
     """Runs a wish. `tell` hears of every request, `begin` of every level with its size."""
 
-    def __init__(self, wish: Wish, tell: Tell = silent) -> None:
+    def __init__(self, wish: BenchWish, tell: Tell = silent) -> None:
         wish.check()
         self._wish, self._tell = wish, tell
-        self.result = Result(
+        self.result = BenchResult(
             created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
             command=wish.command,
             client=Client.here(),
@@ -72,7 +72,7 @@ class Session:
         per_arm = sum(conversations_of(load) * load.turns for load in self._wish.loads)
         return per_arm * len(self._wish.urls)
 
-    async def run(self) -> Result:
+    async def run(self) -> BenchResult:
         """Everything in turn.
 
         Raises:
@@ -113,19 +113,21 @@ class Session:
             if drawn and (load.turns > 1 or load.scenario != "chat" or load.trace):
                 raise SettingsError(f"{targets[0].url} serves pictures: text options do not apply")
 
-    async def _level(self, target: Target, load: Load) -> Figures:
+    async def _level(self, target: Target, load: OfferedLoad) -> RunFigures:
         if self._wish.tool:
             records = await aiperf.measure(self._wish.tool, target, load, self._wish.key)
             return self._keep("a", load, records, tool="aiperf")
         return self._keep("a", load, await measure(target, load, self._tell))
 
-    async def _compare(self, a: Target, b: Target, load: Load) -> None:
+    async def _compare(self, a: Target, b: Target, load: OfferedLoad) -> None:
         records, comparison = await interleave(a, b, load, self._tell)
         for arm in ("a", "b"):
             self._keep(arm, load, [record for record in records if record.arm == arm])
         self.result.comparisons.append(comparison)
 
-    def _keep(self, arm: str, load: Load, records: list[Record], tool: str = "atelier") -> Figures:
+    def _keep(
+        self, arm: str, load: OfferedLoad, records: list[Record], tool: str = "atelier"
+    ) -> RunFigures:
         found = figures(records, self._wish.slo)
         self.result.levels.append(
             Measured(arm=arm, load=load, figures=found, records=records, tool=tool)
@@ -135,7 +137,7 @@ class Session:
         return found
 
 
-def notes(found: Figures) -> list[str]:
+def notes(found: RunFigures) -> list[str]:
     """What a reader of the figures must know."""
     said = []
     tokens = found.tokens

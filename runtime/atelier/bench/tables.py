@@ -10,7 +10,7 @@ from rich.table import Table
 
 from atelier.bench.comparison import Comparison
 from atelier.bench.figures import Distribution
-from atelier.bench.result import Measured, Result
+from atelier.bench.result import BenchResult, Measured
 
 TITLES = {
     "ttft": "time to first token",
@@ -24,7 +24,7 @@ TITLES = {
 """What a metric is called where people read it."""
 
 
-def show(result: Result, console: Console) -> None:
+def show(result: BenchResult, console: Console) -> None:
     """Print everything but the records."""
     for server in result.servers:
         console.print(f"[bold]{server.arm}[/bold] {server.url}, model {server.model}")

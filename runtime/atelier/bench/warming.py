@@ -33,7 +33,7 @@ class Warmed:
 
 
 @dataclass
-class Endpoint:
+class WarmTarget:
     """An OpenAI-compatible server, asked without a session of its own."""
 
     url: str

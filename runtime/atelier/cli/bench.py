@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from atelier.bench.load import Load, make_load
+from atelier.bench.load import OfferedLoad, make_load
 from atelier.bench.record import Record
-from atelier.bench.result import Result
-from atelier.bench.session import Session, Wish
+from atelier.bench.result import BenchResult
+from atelier.bench.session import BenchWish, Session
 from atelier.bench.slo import Slo
 from atelier.errors import SettingsError
 
@@ -70,7 +70,7 @@ def bench(
         "turns": turns, "sizes": sizes, "steps": steps, "previews": previews, "seed": seed,
     }  # fmt: skip
     loads = repeated(repeat) if repeat else levels(fields, users, rate)
-    wish = Wish(
+    wish = BenchWish(
         urls, loads, model, api_key, Slo.parse(slo), saturate, aiperf, ["atelier", *_told()]
     )
     result = asyncio.run(_run(wish))
@@ -90,7 +90,7 @@ def _told() -> list[str]:
     return words
 
 
-def levels(fields: dict[str, Any], users: str, rate: str) -> list[Load]:
+def levels(fields: dict[str, Any], users: str, rate: str) -> list[OfferedLoad]:
     """A load for each number of users or rate.
 
     Raises:
@@ -105,18 +105,18 @@ def levels(fields: dict[str, Any], users: str, rate: str) -> list[Load]:
     return [make_load(fields | {name: value}) for value in values]
 
 
-def repeated(path: Path) -> list[Load]:
+def repeated(path: Path) -> list[OfferedLoad]:
     """The loads of a result, each once."""
     from atelier.bench.result import read
 
-    found: list[Load] = []
+    found: list[OfferedLoad] = []
     for level in read(path).levels:
         if level.load not in found:
             found.append(level.load)
     return found
 
 
-async def _run(wish: Wish) -> Result:
+async def _run(wish: BenchWish) -> BenchResult:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[failed]}", style="red"),
@@ -136,7 +136,7 @@ async def _run(wish: Wish) -> Result:
         return await session.run()
 
 
-def _give(result: Result, json: Path | None, html: Path | None) -> None:
+def _give(result: BenchResult, json: Path | None, html: Path | None) -> None:
     from atelier.bench.tables import show
 
     console = Console()

@@ -228,10 +228,10 @@ def warm(
     api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True)] = "",
 ) -> None:
     """Run prompts of growing length through an OpenAI-compatible server."""
-    from atelier.bench.warming import Endpoint
+    from atelier.bench.warming import WarmTarget
     from atelier.cli.warm import run
 
-    run(Endpoint(url, api_key, model), prompt_tokens, output_tokens, wait_seconds if wait else 0)
+    run(WarmTarget(url, api_key, model), prompt_tokens, output_tokens, wait_seconds if wait else 0)
 
 
 @app.command(context_settings=PASS_ON)

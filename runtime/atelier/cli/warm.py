@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from atelier.bench.warming import Endpoint
+from atelier.bench.warming import WarmTarget
 from atelier.errors import SettingsError
 
 
-def run(endpoint: Endpoint, prompt_tokens: str, output_tokens: int, wait: float) -> None:
+def run(endpoint: WarmTarget, prompt_tokens: str, output_tokens: int, wait: float) -> None:
     """Wait if asked to, then warm, a line a prompt."""
     lengths = lengths_of(prompt_tokens)
     if wait:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from atelier.bench.figures import Distribution, Figures
+from atelier.bench.figures import Distribution, RunFigures
 from atelier.bench.slo import duration
 from atelier.errors import SettingsError
 
@@ -38,7 +38,7 @@ def more_is_better(goal: str) -> bool:
     return goal in RATES
 
 
-def value_of(goal: str, found: Figures) -> float | None:
+def value_of(goal: str, found: RunFigures) -> float | None:
     """The figure a goal names; None if the run has none of it."""
     name, _, share = goal.partition(".")
     figure: Distribution | float | None = getattr(found, name)

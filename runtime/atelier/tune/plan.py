@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from atelier.bench.load import Load, explain, read_yaml
+from atelier.bench.load import OfferedLoad, explain, read_yaml
 from atelier.bench.slo import Slo
 from atelier.errors import SettingsError
 from atelier.settings import Settings
@@ -28,7 +28,7 @@ class TunePlan(BaseModel):
 
     start: dict[str, Value] = {}
     space: Space = Field(min_length=1)
-    load: Load
+    load: OfferedLoad
     goal: str
     bounds: dict[str, float] = {}
     slo: Slo = Slo()

@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 
 from atelier.bench.bodies import conversations
-from atelier.bench.load import Load
+from atelier.bench.load import OfferedLoad
 from atelier.bench.target import Target
 from atelier.tune.serving import TrialFailed
 
@@ -22,7 +22,7 @@ IDENTICAL = 100.0
 """Decibels that equal pictures are given, since theirs are endless."""
 
 
-async def answers(target: Target, load: Load) -> list[str]:
+async def answers(target: Target, load: OfferedLoad) -> list[str]:
     """What the server answers to the first prompts of the load, whole and by greedy choice: texts,
     or pictures as base64.
 
