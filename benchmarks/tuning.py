@@ -46,18 +46,18 @@ PLAN = {
     },
     "load": {
         "users": 16,
-        "requests": 32,
+        "requests": 48,
         "warmup": 16,
         "prompt_tokens": 150,
         "output_tokens": 48,
     },
     "goal": "output_tokens_per_s",
-    "repeats": 2,
+    "repeats": 1,
     "final_rounds": 2,
 }
 KILL_AFTER = (2, 5)
 """Trials that are done when the search is killed in the middle of the next."""
-INTO_TRIAL_S = 6
+INTO_TRIAL_S = 5
 
 
 def search(plan: Path, out: Path, trials: int, kill_after: int | None = None) -> None:

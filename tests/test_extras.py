@@ -230,6 +230,10 @@ def test_the_mcp_server_needs_its_own_extra_alone(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout.strip() == "[]", done.stderr
+def test_the_extra_bench_brings_all_that_measuring_imports() -> None:
+    rooms = [name for name in IMPORTED if name.startswith(("atelier.bench", "atelier.tune"))]
+    used = {module for name in rooms for module in IMPORTED[name]}
+    assert not [name for name in used if not distributions(name) & declared("bench")]
 
 
 def test_a_missing_module_that_no_extra_brings_is_a_traceback(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ async def test_the_other_way_round_has_the_other_sign(engines: Engines) -> None:
 
 
 async def test_an_engine_against_itself_is_no_different(engines: Engines) -> None:
-    """Four runs of which each may err once in twenty: one is let pass, two would not be chance."""
-    seen = [(await ab(engines.url, engines.url, seed=seed)).different for seed in range(4)]
+    """Two runs of which each may err once in twenty: both at once would not be chance."""
+    seen = [(await ab(engines.url, engines.url, seed=seed)).different for seed in range(2)]
     assert sum(seen) <= 1
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from atelier.bench.bodies import Dialogue, conversations
+from atelier.bench.bodies import Talk, conversations
 from atelier.bench.driver import conversations_of
 from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
@@ -125,7 +125,7 @@ async def run(
         )
 
 
-def _line(talk: Dialogue) -> bytes:
+def _line(talk: Talk) -> bytes:
     return orjson.dumps(talk.turns[0])
 
 

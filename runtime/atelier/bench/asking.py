@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from atelier.bench.bodies import Dialogue
+from atelier.bench.bodies import Talk
 from atelier.bench.record import Record
 from atelier.bench.target import Target
 
@@ -33,7 +33,7 @@ class StreamFault(Exception):
 
 
 async def converse(
-    target: Target, conversation: Dialogue, start: float, arm: str = "a"
+    target: Target, conversation: Talk, start: float, arm: str = "a"
 ) -> list[Record]:
     """Ask every turn; a turn that fails ends the conversation.
 

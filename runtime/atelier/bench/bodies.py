@@ -46,7 +46,7 @@ SUBJECTS = (
 
 
 @dataclass
-class Dialogue:
+class Talk:
     """What one user asks, turn after turn. `at` is when an open loop begins it, in seconds."""
 
     index: int
@@ -105,9 +105,7 @@ def moments(load: OfferedLoad, count: int) -> list[float | None]:
     return list(times)
 
 
-async def conversations(
-    load: OfferedLoad, target: Target, count: int, arm: str = ""
-) -> list[Dialogue]:
+async def conversations(load: OfferedLoad, target: Target, count: int, arm: str = "") -> list[Talk]:
     """The requests of a load.
 
     Args:
@@ -155,7 +153,7 @@ async def _prefixes(load: OfferedLoad, target: Target) -> list[str]:
 
 def _talk(
     load: OfferedLoad, target: Target, index: int, texts: list[str], output: int, at: float | None
-) -> Dialogue:
+) -> Talk:
     shared: dict[str, Any] = {
         "model": target.model,
         "max_tokens": output,
@@ -167,7 +165,7 @@ def _talk(
         # Special tokens stay in the text, so that it can be counted against `usage`.
         shared |= {"ignore_eos": True, "skip_special_tokens": False}
     if load.scenario == "completion":
-        return Dialogue(index, [shared | {"prompt": texts[0]}], "/v1/completions", at)
+        return Talk(index, [shared | {"prompt": texts[0]}], "/v1/completions", at)
     if load.scenario == "tools":
         choice = {"type": "function", "function": {"name": "generate_image"}}
         shared |= {"tools": [TOOL], "tool_choice": choice}
@@ -175,10 +173,10 @@ def _talk(
         form = {"name": "thing", "schema": SCHEMA, "strict": True}
         shared |= {"response_format": {"type": "json_schema", "json_schema": form}}
     turns = [shared | {"messages": [{"role": "user", "content": text}]} for text in texts]
-    return Dialogue(index, turns, at=at)
+    return Talk(index, turns, at=at)
 
 
-def _picture(load: OfferedLoad, target: Target, index: int) -> Dialogue:
+def _picture(load: OfferedLoad, target: Target, index: int) -> Talk:
     size = load.sizes[index % len(load.sizes)]
     assert SIZE.fullmatch(size)
     body: dict[str, Any] = {
@@ -191,4 +189,4 @@ def _picture(load: OfferedLoad, target: Target, index: int) -> Dialogue:
         "partial_images": load.previews,
     }
     times = moments(load, index + 1)
-    return Dialogue(index, [body], "/v1/images/generations", times[index])
+    return Talk(index, [body], "/v1/images/generations", times[index])

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from atelier.bench.bodies import Dialogue, conversations
+from atelier.bench.bodies import Talk, conversations
 from atelier.bench.driver import Tell, check_tokens, conversations_of, run, silent, warm
 from atelier.bench.interval import FEWEST, mean_interval, signed_rank
 from atelier.bench.load import OfferedLoad
@@ -147,7 +147,7 @@ async def interleave(
     return records, compare(paired(records), load.title, interleaved=True, seed=load.seed)
 
 
-def _from_zero(block: list[Dialogue]) -> list[Dialogue]:
+def _from_zero(block: list[Talk]) -> list[Talk]:
     """A block of an open loop with its first moment now."""
     first = block[0].at
     if first is not None:

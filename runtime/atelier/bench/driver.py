@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import aiohttp
 
 from atelier.bench.asking import converse
-from atelier.bench.bodies import Dialogue, conversations
+from atelier.bench.bodies import Talk, conversations
 from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
 from atelier.bench.target import Target, TargetError
 
 Tell = Callable[[list[Record]], None]
 """Called with the records of each conversation as it ends, for progress."""
-One = Callable[[Dialogue], Awaitable[None]]
+One = Callable[[Talk], Awaitable[None]]
 CHECKED = 32
 """Answers of a run whose text is counted in the server's tokenizer afterwards."""
 
@@ -33,7 +33,7 @@ def conversations_of(load: OfferedLoad) -> int:
 
 async def run(
     target: Target,
-    talks: Sequence[Dialogue],
+    talks: Sequence[Talk],
     load: OfferedLoad,
     arm: str = "a",
     start: float | None = None,
@@ -49,7 +49,7 @@ async def run(
     ends = begun + load.seconds
     records: list[Record] = []
 
-    async def one(talk: Dialogue) -> None:
+    async def one(talk: Talk) -> None:
         heard = await converse(target, talk, start, arm)
         records.extend(heard)
         tell(heard)
@@ -62,14 +62,14 @@ async def run(
     return sorted(records, key=lambda record: record.begun)
 
 
-async def _user(queue: Iterator[Dialogue], one: One, ends: float) -> None:
+async def _user(queue: Iterator[Talk], one: One, ends: float) -> None:
     for talk in queue:
         if time.perf_counter() >= ends:
             return
         await one(talk)
 
 
-async def _at_moments(talks: Sequence[Dialogue], one: One, begun: float, ends: float) -> None:
+async def _at_moments(talks: Sequence[Talk], one: One, begun: float, ends: float) -> None:
     async with asyncio.TaskGroup() as running:
         for talk in talks:
             due = begun + (talk.at or 0.0)

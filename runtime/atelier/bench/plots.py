@@ -140,7 +140,7 @@ def _label(axis: Axes, title: str, x: str, y: str) -> None:
         axis.tick_params("x", labelrotation=30)
     handles, _ = axis.get_legend_handles_labels()
     if 0 < len(handles) <= 8:
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, handlelength=3)
 
 
 def as_svg(figure: plt.Figure) -> str:
