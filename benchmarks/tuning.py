@@ -55,6 +55,8 @@ PLAN = {
     "repeats": 1,
     "final_rounds": 2,
 }
+GRID_LOAD = {"requests": 24, "warmup": 8}
+"""Half of the search's: a point with one slot takes half a minute even so."""
 KILL_AFTER = (2, 5)
 """Trials that are done when the search is killed in the middle of the next."""
 INTO_TRIAL_S = 5
@@ -84,7 +86,9 @@ def grid(plan: TunePlan, out: Path) -> list[tuple[float, Point]]:
     store = out / "grid.json"
     known = json.loads(store.read_text()) if store.exists() else {}
     values = (dimension for dimension in plan.space.values() if isinstance(dimension, list))
-    for number, chosen in enumerate(itertools.product(*values)):
+    load = plan.load.model_copy(update=GRID_LOAD)
+    plan = plan.model_copy(update={"load": load})
+    for number, chosen in enumerate(reversed(list(itertools.product(*values)))):
         point = dict(zip(plan.space, chosen, strict=True))
         name = json.dumps(point)
         if name not in known:
