@@ -235,10 +235,7 @@ class Settings(AssistantSettings):
         False, "Spread experts over GPUs instead of cutting each one.", {"vllm"}
     )
 
-    profile: str = LANGUAGE(
-        "",
-        "Set of values: a name of `atelier profiles`, or a .yaml file as `atelier tune` writes.",
-    )
+    profile: str = LANGUAGE("", "Name of a set of values (`atelier profiles`), or a .yaml file.")
     max_model_len: int | None = LANGUAGE(
         None, "Tokens of prompt and answer; unset: the model's own.", TEXT, ge=16
     )
