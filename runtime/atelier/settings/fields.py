@@ -235,9 +235,7 @@ class Settings(AssistantSettings):
         False, "Spread experts over GPUs instead of cutting each one.", {"vllm"}
     )
 
-    profile: str = LANGUAGE(
-        "", "Named set of values for a known model and GPUs; see `atelier profiles`."
-    )
+    profile: str = LANGUAGE("", "Name of a set of values (`atelier profiles`), or a .yaml file.")
     max_model_len: int | None = LANGUAGE(
         None, "Tokens of prompt and answer; unset: the model's own.", TEXT, ge=16
     )

@@ -1,0 +1,116 @@
+"""Figures as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from atelier.bench.comparison import Comparison
+from atelier.bench.figures import Distribution
+from atelier.bench.result import BenchResult, Measured
+
+TITLES = {
+    "ttft": "time to first token",
+    "itl": "inter-token latency",
+    "tpot": "time per output token",
+    "preview": "time to first preview",
+    "e2e": "end to end",
+    "tokens_per_s": "output tokens/s",
+    "megapixels_per_s": "megapixels/s",
+}
+"""What a metric is called where people read it."""
+
+
+def show(result: BenchResult, console: Console) -> None:
+    """Print everything but the records."""
+    for server in result.servers:
+        console.print(f"[bold]{server.arm}[/bold] {server.url}, model {server.model}")
+    console.print(_latencies(result.levels))
+    console.print(_rates(result.levels))
+    for comparison in result.comparisons:
+        show_comparison(comparison, console)
+    if found := result.saturation:
+        console.print(
+            f"saturation: {found.load}, {found.throughput:.2f} {found.unit} ({found.reason})"
+        )
+    for note in result.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+
+
+def _latencies(levels: list[Measured]) -> Table:
+    table = Table("load", "latency, ms", box=box.SIMPLE_HEAD)
+    for name in ("mean", "p50", "p90", "p95", "p99"):
+        table.add_column(name, justify="right")
+    for level in levels:
+        told = _title(level)
+        for metric in ("ttft", "itl", "tpot", "preview", "e2e"):
+            found: Distribution | None = getattr(level.figures, metric)
+            if found:
+                shares = (found.mean, found.p50, found.p90, found.p95, found.p99)
+                table.add_row(told, TITLES[metric], *(f"{1000 * value:.2f}" for value in shares))
+                told = ""
+    return table
+
+
+def _rates(levels: list[Measured]) -> Table:
+    table = Table("load", "what", "", box=box.SIMPLE_HEAD)
+    for level in levels:
+        told = _title(level)
+        for name, value in rates(level):
+            table.add_row(told, name, value)
+            told = ""
+    return table
+
+
+def _title(level: Measured) -> str:
+    return f"{level.arm}: {level.load.title}"
+
+
+def rates(level: Measured) -> Iterator[tuple[str, str]]:
+    """Everything that is not a latency, as pairs of name and text."""
+    found = level.figures
+    failed = sum(found.errors.values())
+    yield "requests", f"{found.requests - failed} well, {failed} failed, in {found.seconds:.1f} s"
+    for kind, count in found.errors.items():
+        yield "error", f"{count} x {kind}"
+    yield "requests/s", f"{found.requests_per_s:.2f}"
+    if found.output_tokens_per_s is not None:
+        yield "output tokens/s", f"{found.output_tokens_per_s:.1f}"
+        yield "prompt tokens/s", f"{found.prompt_tokens_per_s or 0:.1f}"
+    if found.cached_share is not None:
+        yield "prompt tokens from cache", f"{found.cached_share:.1%}"
+    if tokens := found.tokens:
+        checked = f"{tokens.checked} answers counted again, {tokens.differing} differ"
+        yield "tokens by usage", f"{tokens.usage} in {tokens.chunks} chunks; {checked}"
+    if found.pictures_per_s is not None:
+        yield "pictures/s", f"{found.pictures_per_s:.3f}"
+        yield "megapixels/s", f"{found.megapixels_per_s or 0:.4f}"
+    if found.goodput_per_s is not None:
+        yield "goodput", f"{found.goodput_per_s:.2f}/s, {found.good_share or 0:.1%} of requests"
+
+
+def show_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the effects and what they mean."""
+    how = "interleaved" if comparison.interleaved else "from runs made apart"
+    table = Table(
+        "metric", "a", "b", "b / a", "b - a", "verdict", box=box.SIMPLE_HEAD,
+        title=f"A/B at {comparison.load}, {how}", title_justify="left",
+    )  # fmt: skip
+    for effect in comparison.effects:
+        rate = effect.metric.endswith("_per_s")
+        scale, unit = (1, "") if rate else (1000, " ms")
+        table.add_row(
+            TITLES[effect.metric],
+            f"{scale * effect.a:.3f}{unit}",
+            f"{scale * effect.b:.3f}{unit}",
+            f"{effect.ratio:.3f} [{effect.ratio_low:.3f}, {effect.ratio_high:.3f}]",
+            f"{scale * effect.difference:+.3f}{unit} [{scale * effect.difference_low:+.3f},"
+            f" {scale * effect.difference_high:+.3f}]",
+            effect.verdict,
+        )
+    console.print(table)
+    if not comparison.different:
+        console.print("no difference to be seen between a and b")
