@@ -1,5 +1,7 @@
 """What `atelier doctor` finds, and what it calls a problem."""
 
+import json
+
 import pytest
 
 from atelier.cli import doctor
@@ -89,6 +91,15 @@ def test_classes_that_the_libraries_lack_are_problems(sd, tmp_path):
     index.write_text(index.read_text().replace("UNet2DConditionModel", "UNet9DModel"))
     [problem] = report(sd, tmp_path).problems
     assert "has no class UNet9DModel, which the checkpoint needs" in problem
+
+
+def test_a_class_of_2022_that_is_loaded_under_its_new_name_is_none(sd, tmp_path):
+    index = json.loads((sd / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
+    (sd / "model_index.json").write_text(json.dumps(index))
+    (sd / "feature_extractor").mkdir(exist_ok=True)
+    (sd / "feature_extractor" / "preprocessor_config.json").write_text("{}")
+    assert report(sd, tmp_path).problems == []
 
 
 def test_loras_are_found_in_files_folders_and_folders_of_them(sd, tmp_path):

@@ -14,8 +14,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 
-from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError
+from atelier.errors import CheckpointError, InvalidRequest, SettingsError
 from atelier.events import Event, Failed, Finished, Image
 from atelier.images import adapters as finding
 from atelier.images.adapters import Adapters
@@ -62,15 +63,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ink` and `oil` change the denoiser, `words` the text encoder, `broken` is no adapter at
-    all."""
+    """`ink` and `oil` change the denoiser, `words` the text encoder, `broken` has the names of an
+    adapter and shapes of nothing."""
     root = tmp_path_factory.mktemp("loras")
     save_adapter(checkpoint, root, "ink.safetensors", 1)
     save_adapter(checkpoint, root / "oil", LORA_FILE, 2)
     save_adapter(checkpoint, root, "arid.safetensors", 4)  # before `broken` in the order of names
     save_adapter(checkpoint, root, "words.safetensors", 3, text=True)
-    (root / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    mismatched = {f"{layer}.lora_A.weight": (2, 7), f"{layer}.lora_B.weight": (5, 3)}
+    save_tensors(root / "broken.safetensors", mismatched)
     return root
+
+
+def save_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
 
 
 FILES = {"ink": "ink.safetensors", "oil": f"oil/{LORA_FILE}", "words": "words.safetensors"}
@@ -218,8 +225,8 @@ def test_a_broken_file_fails_its_request_alone(studio: Studio) -> None:
     events = studio.draw(*wanted)
     for index in (1, 2):
         error = failure(events[index])
-        assert isinstance(error, GenerationFailed)
-        assert "lora: broken cannot be loaded into this model" in str(error)
+        assert isinstance(error, InvalidRequest)
+        assert "lora: broken cannot be loaded into this model: broken.safetensors" in str(error)
     assert np.abs(pixels(events[0]) - studio.alone({"ink": 1.0}, seed=1)).max() <= 1
     assert np.abs(pixels(events[3]) - studio.alone({}, seed=4)).max() <= 1
 
@@ -227,9 +234,55 @@ def test_a_broken_file_fails_its_request_alone(studio: Studio) -> None:
 def test_an_adapter_before_a_broken_one_does_not_stay_active(studio: Studio) -> None:
     studio.draw({"seed": 1, "lora": {}})
     [events] = studio.draw({"seed": 2, "lora": {"arid": 1.0, "broken": 1.0}})
-    assert isinstance(failure(events), GenerationFailed)
+    assert isinstance(failure(events), InvalidRequest)
     [after] = studio.draw({"seed": 3, "lora": {}})
     assert np.abs(pixels(after) - studio.alone({}, seed=3)).max() <= 1
+
+
+CROSS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+UNUSABLE: dict[str, tuple[dict[str, tuple[int, ...]] | bytes, str]] = {
+    "damaged": (b"\x08\0\0\0\0\0\0\0not json", "its header is not a JSON object"),
+    "empty": (b"", "is empty"),
+    "loha": ({"lora_unet_mid_block_x.hada_w1_a": (2, 2)}, "LoHa"),
+    "lokr": ({"lora_unet_mid_block_x.lokr_w1": (2, 2)}, "LoKr"),
+    "inversion": ({"clip_l": (1, 768), "clip_g": (1, 1280)}, "textual inversion"),
+    "old_inversion": ({"emb_params": (2, 768)}, "textual inversion"),
+    "weights": ({"conv_in.weight": (4, 4)}, "no LoRA weights"),
+    "peft": ({"base_model.model.to_q.lora_A.weight": (2, 32)}, "save_lora_weights"),
+    "sdxl": ({f"{CROSS}.lora_A.weight": (2, 2048), f"{CROSS}.lora_B.weight": (32, 2)}, "2048"),
+    "kohya_sdxl": (
+        {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight":
+         (2, 2048)},
+        "2048",
+    ),
+    "flux": (
+        {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (2, 64)},
+        "for a transformer",
+    ),
+}  # fmt: skip
+
+
+def test_what_cannot_be_used_is_said_at_the_start_file_by_file(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, (content, _) in UNUSABLE.items():
+        path = tmp_path / f"{name}.safetensors"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            save_tensors(path, content)
+    save_adapter(checkpoint, tmp_path, "ink.safetensors", 1)
+    pipeline = DiffusionPipeline.from_pretrained(checkpoint)
+    with caplog.at_level("WARNING"):
+        adapters = Adapters(pipeline, sources(tmp_path), {}, keep=8)
+    assert adapters.names == ["ink"]
+    for name, (_, reason) in UNUSABLE.items():
+        [said] = [one for one in caplog.messages if f" {name}.safetensors: " in one]
+        assert reason in said
+        with pytest.raises(InvalidRequest, match=f"lora: {name} cannot be used: {name}.safetens"):
+            adapters.select({name: 1.0})
+    with pytest.raises(SettingsError, match=r"DEFAULT_LORA=sdxl is not valid: .*sdxl\.safetensors"):
+        Adapters(pipeline, sources(tmp_path), {"sdxl": 1.0}, keep=8)
 
 
 def test_the_default_adapters_serve_requests_that_name_none(checkpoint: Path, folder: Path) -> None:

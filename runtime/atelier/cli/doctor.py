@@ -171,6 +171,10 @@ def _described(found: Checkpoint) -> Iterator[str]:
         yield f"Python code of its own: {', '.join(found.remote_code)}"
 
 
+RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+"""Classes that checkpoints of 2022 name, and those that diffusers loads in their place."""
+
+
 def _unknown_classes(found: Checkpoint, settings: Settings) -> Iterator[str]:
     """Classes that the installed libraries do not have. Their names are listed without importing
     what defines them."""
@@ -185,7 +189,7 @@ def _unknown_classes(found: Checkpoint, settings: Settings) -> Iterator[str]:
             (one.library, one.class_name) for one in found.components if one.library in libraries
         ]
     for library, name in wanted:
-        if name and name not in dir(libraries[library]):
+        if name and RENAMED.get(name, name) not in dir(libraries[library]):
             yield (
                 f"{library} {libraries[library].__version__} has no class {name}, which the"
                 " checkpoint needs"

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atelier.errors import CheckpointError, GenerationFailed, InvalidRequest, SettingsError, shown
+from atelier.errors import CheckpointError, InvalidRequest, SettingsError, shown
+from atelier.images.adapter_files import fault_of
 from atelier.sources.adapters import NAMED_BY_FOLDER, AdapterSource
 from atelier.sources.checkpoint.contents import PICKLES
 
@@ -41,7 +42,15 @@ class Adapters:
         keep: int,
     ) -> None:
         self._pipeline = pipeline
-        self._files = discover(sources)
+        found = discover(sources)
+        self._faults = {
+            name: f"{path.name}: {fault}"
+            for name, path in found.items()
+            if (fault := fault_of(path, pipeline))
+        }
+        for fault in self._faults.values():
+            log.warning("LORA_PATHS: %s", fault)
+        self._files = {name: path for name, path in found.items() if name not in self._faults}
         # PEFT keeps adapters in a ModuleDict, whose keys may not hold dots nor be its attributes'.
         self._keys = {name: f"adapter_{index}" for index, name in enumerate(self.names)}
         self._keep = keep
@@ -62,11 +71,13 @@ class Adapters:
         """Check the names of a request; None stands for DEFAULT_LORA.
 
         Raises:
-            InvalidRequest: a name that is not in the folders, or adapters for a pipeline that takes
-                none.
+            InvalidRequest: a name that is not in the folders, a file that is no adapter for this
+                model, or adapters for a pipeline that takes none.
         """
         chosen = self._default if wanted is None else wanted
         for name in chosen:
+            if name in self._faults:
+                raise InvalidRequest(f"lora: {name} cannot be used: {self._faults[name]}", "lora")
             if name not in self._files:
                 raise InvalidRequest(
                     f"lora: {shown(name)} is not here; available:"
@@ -85,7 +96,7 @@ class Adapters:
         """Make exactly these adapters active.
 
         Raises:
-            GenerationFailed: the file does not fit the model.
+            InvalidRequest: the file does not fit the model.
         """
         if selection == self._active:
             return
@@ -114,8 +125,8 @@ class Adapters:
                     ValueError, KeyError, AttributeError
                 ):  # whatever came in before the fault
                     self._pipeline.delete_adapters(self._keys[name])
-                raise GenerationFailed(
-                    f"lora: {name} cannot be loaded into this model: {error}"
+                raise InvalidRequest(
+                    f"lora: {name} cannot be loaded into this model: {path.name}: {error}", "lora"
                 ) from error
             log.info("adapter %s loaded from %s", name, path)
         self._loaded[name] = None
