@@ -230,6 +230,8 @@ def test_the_mcp_server_needs_its_own_extra_alone(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_the_extra_bench_brings_all_that_measuring_imports() -> None:
     rooms = [name for name in IMPORTED if name.startswith(("atelier.bench", "atelier.tune"))]
     used = {module for name in rooms for module in IMPORTED[name]}
