@@ -29,6 +29,11 @@ def admit(store: Store, resource: str, document: Object, old: Object | None, fac
                 f'The {document["kind"]} "{document["metadata"]["name"]}" is invalid: spec.{field}:'
                 " Invalid value: field is immutable",
             )
+    if resource == "pods" and old is None:
+        place = document["metadata"]["namespace"]
+        name = document["metadata"]["name"]
+        if said := refusal_of_pod(store, place, name, document["spec"], facts["rules"]):
+            raise Refused(403, "Forbidden", said)
     if resource == "inferenceservices":
         _inference_service(document, facts)
     if resource == "servingruntimes":
@@ -104,7 +109,9 @@ def refusal_of_pod(store: Store, namespace: str, name: str, spec: Object, rules:
             f'Internal error occurred: failed calling webhook "{dead}": failed to call: Post'
             f' "https://{dead}": no endpoints available for service "{dead}"'
         )
-    if rules.get("pod_security") == "restricted" and (said := "; ".join(not_restricted(spec))):
+    labels = store.objects[("namespaces", "", namespace)]["metadata"].get("labels", {})
+    level = rules.get("pod_security") or labels.get("pod-security.kubernetes.io/enforce")
+    if level == "restricted" and (said := "; ".join(not_restricted(spec))):
         return f'{start}violates PodSecurity "restricted:latest": {said}'
     for resource, most in rules.get("limit_range", {}).items():
         for container in spec["containers"]:

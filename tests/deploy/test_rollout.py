@@ -14,6 +14,7 @@ from atelier.cli.deploy import app
 from atelier.deploy import DeployError, Endpoint, deploy
 from atelier.deploy.cluster import Cluster
 from atelier.deploy.rollout import wait_ready
+from tests.deploy.any_server import only_the_fake
 from tests.deploy.fake_api import FakeApi, Moment
 from tests.deploy.test_diagnosis import CASES, ended, pod, waiting
 from tests.manifests import validation
@@ -26,6 +27,7 @@ LOADING = pod(
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    only_the_fake("play scenes of a rollout")
     server = FakeApi(check=lambda document: validation.errors([document]))
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
     monkeypatch.setattr(

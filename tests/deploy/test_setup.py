@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from atelier import __version__
+from tests.deploy.any_server import only_the_fake
 from tests.deploy.fake_api import FakeApi, Moment
 from tests.deploy.fake_kinds import ALL, Kind
 from tests.manifests.rendering import ROOT, needs_kubectl
@@ -137,6 +138,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    only_the_fake("be given rights, kinds, nodes and failures at will")
     made = Cluster(tmp_path)
     yield made
     made.api.close()

@@ -37,16 +37,23 @@ SETUP.remove(
 FOLDERS = ["base", *OVERLAYS, *SETUP]
 
 COMBINATIONS: dict[str, tuple[str, ...]] = {
+    "base": ("storage-uris",),
     "overlays/dev": ("auth/api-keys", "mcp"),
-    "overlays/s3": ("gpu-l40s", "expose", "auth/openshift-token", "pod-disruption-budget"),
-    "overlays/pvc": ("gpu-a10g", "auth/api-keys", "autoscaling/hpa", "tracing"),
+    "overlays/s3": (
+        *("gpu-l40s", "expose", "auth/openshift-token", "pod-disruption-budget"),
+        "connection",
+    ),
+    "overlays/pvc": (
+        *("gpu-a10g", "auth/api-keys", "autoscaling/hpa", "tracing"),
+        "model-cache/local-model-namespace-cache",
+    ),
     "overlays/huggingface": ("gpu-l40s", "autoscaling/scale-to-zero", "expose"),
     "overlays/sdxl": ("autoscaling/keda", "monitoring", "model-cache/prefetch"),
     "overlays/flux": ("auth/openshift-token", "autoscaling/keda-openshift", "network-policy"),
-    "overlays/air-gapped": ("model-cache/local-model-cache", "monitoring"),
+    "overlays/air-gapped": ("model-cache/local-model-cache", "monitoring", "oci-native"),
     "overlays/glm-image": ("canary",),
     "overlays/sd35-medium": ("dra",),
-    "overlays/gemma-3": ("engine-vllm", "expose", "tracing"),
+    "overlays/gemma-3": ("engine-vllm", "expose", "tracing", "hardware-profile", "queue"),
 }
 """Components on top of overlays, as the documentation tells people to combine them."""
 

@@ -24,6 +24,7 @@ from tests.manifests.rendering import ROOT, Object
 
 KUBERNETES = "1.32"
 WITHOUT_SCHEMA = {"ImageStream", "BuildConfig", "Pipeline", "Task", "ResourceClaimTemplate"}
+WITHOUT_SCHEMA |= {"LocalModelNamespaceCache"}
 """Kinds for which neither way has a schema; test_render.py looks at them by hand."""
 
 

@@ -1,0 +1,190 @@
+"""Every overlay twice, and every pod template under Pod Security `restricted`: against the fake API
+server, or unchanged against a real one (`TEST_KUBECONFIG=FILE make test-cluster`)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from atelier.cli.deploy import app
+from tests.deploy.any_server import REAL, AnyServer, any_server, only_the_fake
+from tests.manifests.rendering import FOLDERS, ROOT, Object, needs_kubectl, objects, of_kind, pods
+
+pytestmark = needs_kubectl
+
+IN_ORDER = {"setup", "setup/project", "setup/workbench"}
+"""Folders that setup.sh applies in parts: the workbench waits for a Secret that a Job makes."""
+APPLIED = [folder for folder in FOLDERS if folder not in IN_ORDER]
+POD_FIELDS = {
+    *("containers", "initContainers", "volumes", "tolerations", "nodeSelector", "affinity"),
+    *("securityContext", "automountServiceAccountToken", "restartPolicy", "resourceClaims"),
+    *("terminationGracePeriodSeconds", "imagePullSecrets", "shareProcessNamespace"),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyServer]:
+    with any_server(tmp_path_factory.mktemp("server")) as made:
+        yield made
+
+
+def of_the_project(server: AnyServer, folder: str) -> list[Object]:
+    """A folder's objects for the server's project, whatever namespace they spell out."""
+    docs = copy.deepcopy([doc for doc in objects(folder) if doc["kind"] != "Namespace"])
+    for doc in docs:
+        doc["metadata"]["namespace"] = server.namespace
+    return docs
+
+
+@pytest.fixture(scope="module")
+def batches(server: AnyServer) -> list[list[Object]]:
+    """Every folder's objects, in as few batches as hold no object in two forms."""
+    found: list[dict[tuple[str, str], Object]] = []
+    for folder in APPLIED:
+        docs = {(d["kind"], d["metadata"]["name"]): d for d in of_the_project(server, folder)}
+        if {kind for kind, _ in docs} <= server.kinds:
+            fits = (b for b in found if all(b.get(key, doc) == doc for key, doc in docs.items()))
+            batch = next(fits, None)
+            if batch is None:
+                found.append(batch := {})
+            batch |= docs
+    return [list(batch.values()) for batch in found]
+
+
+def test_the_server_has_every_kind(server: AnyServer) -> None:
+    """Folders with a kind that the server lacks are in no batch, so that must be known."""
+    needed = {doc["kind"] for folder in APPLIED for doc in objects(folder)}
+    if REAL and (missing := needed - server.kinds):
+        pytest.skip(f"the server of TEST_KUBECONFIG has no {', '.join(sorted(missing))}")
+    assert needed <= server.kinds
+
+
+def test_a_second_apply_by_the_client_changes_nothing(
+    server: AnyServer, batches: list[list[Object]]
+) -> None:
+    for docs in batches:
+        server.told("apply", "--filename", "-", docs=docs)
+        lines = server.told("apply", "--filename", "-", docs=docs).splitlines()
+        assert len(lines) == len(docs)
+        # kubectl says "configured" of every budget: its selector's patch strategy is `replace`.
+        told = [line for line in lines if not line.startswith("poddisruptionbudget.policy/")]
+        assert [line for line in told if not line.endswith(" unchanged")] == []
+
+
+def test_a_second_apply_by_the_server_changes_nothing(
+    server: AnyServer, batches: list[list[Object]]
+) -> None:
+    words = ("apply", "--server-side", "--force-conflicts", "--filename", "-", "--output=json")
+
+    def generations(docs: list[Object]) -> dict[str, int]:
+        """Of each object, after it was applied: a change of its spec raises it."""
+        return {
+            f"{item['kind']}/{item['metadata']['name']}": item["metadata"].get("generation", 0)
+            for item in json.loads(server.told(*words, docs=docs))["items"]
+        }
+
+    for docs in batches:
+        first = generations(docs)
+        assert generations(docs) == first and len(first) == len(docs)
+
+
+def test_every_pod_template_passes_restricted(server: AnyServer) -> None:
+    """Each template as a bare pod, which the server judges without keeping it."""
+    made = {}
+    for folder in FOLDERS:
+        for pod in pods(objects(folder)):
+            spec = {name: value for name, value in pod.spec.items() if name in POD_FIELDS}
+            made[f"{folder} {pod.owner}"] = spec
+    docs = [pod_of(f"template-{number}", spec) for number, spec in enumerate(made.values())]
+    assert len(docs) > 20
+    lines = server.told("create", "--dry-run=server", "--filename", "-", docs=docs).splitlines()
+    assert len(lines) == len(docs)
+
+
+def test_a_pod_that_is_not_restricted_is_refused(server: AnyServer) -> None:
+    """The server judges: the same pod without its security context may not be made."""
+    spec = copy.deepcopy(next(iter(pods(objects("base")))).spec)
+    bare = {name: value for name, value in spec.items() if name in POD_FIELDS}
+    del bare["containers"][0]["securityContext"]
+    done = server.kubectl(
+        *("create", "--dry-run=server", "--filename", "-"),
+        stdin=yaml.safe_dump(pod_of("bare", bare)),
+    )
+    assert done.returncode != 0 and 'violates PodSecurity "restricted:' in done.stderr
+
+
+def pod_of(name: str, spec: Object) -> Object:
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def test_kserves_webhook_refuses_a_metric_without_a_value(server: AnyServer) -> None:
+    only_the_fake("be sure to have KServe's webhooks")
+    docs = of_the_project(server, "overlays/sdxl-production")
+    (service,) = of_kind(docs, "InferenceService")
+    del service["spec"]["predictor"]["autoScaling"]["metrics"][0]["external"]["target"]["value"]
+    done = server.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(service))
+    assert done.returncode != 0 and "threshold value should not be empty" in done.stderr
+
+
+def test_setup_plans_runs_repeats_and_uninstalls(server: AnyServer, tmp_path: Path) -> None:
+    shell = {
+        **os.environ,
+        "KUBECONFIG": str(server.kubeconfig),
+        "HOME": str(tmp_path),
+        "POLL_SECONDS": "0.1",
+    }
+    command = ["bash", str(ROOT / "setup.sh"), "--namespace", server.namespace]
+    # Without kubelets nothing gets ready, so a real server is not asked to.
+    command += ["--open", "--timeout", "2" if REAL else "30"]
+
+    def setup(*options: str) -> str:
+        done = subprocess.run(
+            [*command, *options], env=shell, capture_output=True, text=True, timeout=120
+        )
+        assert REAL or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def there() -> bool:
+        return server.kubectl("get", "inferenceservice", "shapes").returncode == 0
+
+    server.kubectl("delete", "inferenceservice", "shapes")
+    assert "InferenceService" in setup("--dry-run") and not there()
+    setup()
+    assert there()
+    assert "inferenceservice.serving.kserve.io/shapes unchanged" in setup()
+    setup("--image", "registry.example/me/atelier:2")
+    runtimes = server.told("get", "servingruntimes", "--output=yaml")
+    assert "image: registry.example/me/atelier:2" in runtimes
+    setup("--uninstall")
+    assert not there()
+
+
+def test_atelier_deploy_makes_repeats_and_deletes(
+    server: AnyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = yaml.safe_load(server.kubeconfig.read_text())
+    context = next(c for c in own["contexts"] if c["name"] == own["current-context"])
+    context["context"]["namespace"] = server.namespace
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(own))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(
+        "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig")
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server.told("apply", "--filename", "-", docs=of_the_project(server, "base"))
+    for replicas in ("1", "3"):
+        words = ["apply", "tried", "builtin/shapes", "--no-wait", "--max-replicas", replicas]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        found = server.told("get", "inferenceservice", "tried", "--output=json")
+        assert json.loads(found)["spec"]["predictor"]["maxReplicas"] == int(replicas)
+    assert CliRunner().invoke(app, ["delete", "tried"]).exit_code == 0
+    assert server.kubectl("get", "inferenceservice", "tried").returncode != 0

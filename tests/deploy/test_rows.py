@@ -1,0 +1,109 @@
+"""What was seen to break on a real cluster, row by row, and the tests that hold each.
+
+`make test-cluster` runs them all. Here it is checked that no row is without one and that every test
+that is named exists.
+"""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.manifests.rendering import ROOT
+
+SETUP, FAILURES, ROLLOUT = (
+    "deploy/test_setup.py",
+    "deploy/test_failures.py",
+    "deploy/test_rollout.py",
+)
+SERVER, POLICY = "deploy/test_any_server.py", "manifests/test_policy.py"
+
+ROWS: dict[str, dict[str, list[str]]] = {
+    "1 setup.sh as a project's administrator": {
+        SETUP: [
+            "test_a_projects_administrator_needs_no_right_to_the_namespace",
+            "test_a_missing_prerequisite_is_named_with_its_remedy",
+        ]
+    },
+    "2 KServe's webhook refuses a metric without `value`": {
+        SERVER: [
+            "test_kserves_webhook_refuses_a_metric_without_a_value",
+            "test_a_second_apply_by_the_client_changes_nothing",
+        ]
+    },
+    "3 readiness is that of the change": {
+        FAILURES: ["test_more_replicas_are_ready_without_a_new_pod"],
+        ROLLOUT: ["test_the_second_apply_changes_the_endpoint_and_waits_for_the_change"],
+    },
+    "4 what keeps pods from being made": {
+        FAILURES: [
+            "test_what_keeps_pods_from_being_made_is_read_from_the_replica_set",
+            "test_a_missing_service_account_is_named",
+        ],
+        SETUP: ["test_a_quota_that_stops_the_pods_is_told"],
+    },
+    "5 a new image": {SETUP: ["test_a_new_image_reaches_the_runtime_and_the_jobs"]},
+    "6 every served version": {
+        SETUP: ["test_an_older_version_that_is_served_beside_the_preferred_one_is_found"]
+    },
+    "7 the workbench waits for its Secret": {SETUP: ["test_a_second_run_changes_nothing"]},
+    "8 the word of the cluster's version, and owners of fields": {
+        FAILURES: [
+            "test_the_word_that_the_clusters_kserve_keeps_is_written",
+            "test_a_field_that_kubectl_set_is_named_and_can_be_taken_over",
+        ],
+        SETUP: ["test_the_deployment_mode_goes_by_the_word_that_the_cluster_keeps"],
+        SERVER: ["test_a_second_apply_by_the_server_changes_nothing"],
+    },
+    "9 reasons of the scheduler that mix": {
+        FAILURES: ["test_the_nodes_that_are_nearest_to_fitting_are_said_first"]
+    },
+    "10 setup.sh and a stale endpoint": {
+        SETUP: ["test_the_readiness_of_the_old_pods_is_not_that_of_the_change"]
+    },
+    "11 uninstall": {
+        SETUP: [
+            "test_uninstall_finds_what_the_parts_made_and_minds_no_missing_kind",
+            "test_uninstall_keeps_data_and_what_other_endpoints_use",
+            "test_uninstall_can_be_tried_dry",
+        ]
+    },
+    "12 the API server is down": {
+        FAILURES: [
+            "test_a_server_that_is_down_is_a_line",
+            "test_a_server_that_was_always_down_is_a_line",
+            "test_rights_that_are_missing_are_a_line",
+        ],
+        SETUP: ["test_a_server_that_does_not_answer_is_told"],
+    },
+    "13 air-gapped images, troubles of nodes, the dashboard's stop, overlays side by side": {
+        SETUP: ["test_an_image_of_ones_own_reaches_the_air_gapped_overlay"],
+        FAILURES: [
+            "test_what_goes_wrong_on_a_node_is_explained",
+            "test_a_pod_that_the_node_refuses_is_explained",
+            "test_the_dashboards_stop_is_told",
+        ],
+        POLICY: ["test_overlays_live_side_by_side_in_one_namespace"],
+    },
+    "14 jobs of several nodes, Kueue's version, Pod Security": {
+        "dreambooth/test_pipeline.py": [
+            "test_the_multi_node_jobs_are_valid_and_run_the_same_command"
+        ],
+        SETUP: ["test_an_older_version_that_is_served_beside_the_preferred_one_is_found"],
+        SERVER: ["test_every_pod_template_passes_restricted"],
+    },
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_has_tests_that_exist(row: str) -> None:
+    assert ROWS[row]
+    for file, names in ROWS[row].items():
+        tree = ast.parse((ROOT / "tests" / file).read_text())
+        there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert names and set(names) <= there, file
+
+
+def test_no_row_is_without_tests() -> None:
+    assert [int(row.split()[0]) for row in ROWS] == list(range(1, 15))
