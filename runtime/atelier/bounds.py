@@ -131,14 +131,23 @@ def read_json(raw: bytes | str, most: int = MAX_VALUES) -> Any:
         InvalidRequest: it is not JSON, or larger or deeper than is taken.
     """
     raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
-    if raw.count(b",") >= most and _commas(raw, most) >= most:
-        raise InvalidRequest(f"the body has more than {most:,} values; send it in parts")
+    check_values(raw, most)
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     _check_depth(value)
     return value
+
+
+def check_values(raw: bytes, most: int = MAX_VALUES) -> None:
+    """See that a JSON text has no more than `most` values, without parsing it.
+
+    Raises:
+        InvalidRequest: it has more.
+    """
+    if raw.count(b",") >= most and _commas(raw, most) >= most:
+        raise InvalidRequest(f"the body has more than {most:,} values; send it in parts")
 
 
 def _commas(raw: bytes, enough: int) -> int:

@@ -56,12 +56,12 @@ def tune(plan: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def kill_after(process: subprocess.Popen[str], trials: int) -> None:
-    """SIGKILL in the middle of the trial that follows."""
+    """SIGKILL early in the trial that follows."""
     assert process.stdout
     for line in process.stdout:
         if line.startswith(f"[{trials}/"):
             break
-    time.sleep(0.4)
+    time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
 

@@ -269,7 +269,7 @@ def test_two_million_instances_cost_what_their_bytes_cost(server: Server, text: 
     """And probes are answered meanwhile."""
     body = b'{"instances":[' + b'"a",' * 2_000_000 + b'"a"]}'
     for one in (server, text):
-        with little_memory(one, len(body) * 3 + 100 * MIB), probed(one) as delays:
+        with little_memory(one, len(body) + 100 * MIB), probed(one) as delays:
             refuse(one, f"/v1/models/{one.model}:predict", body, 1.0)
         assert delays and sorted(delays)[int(len(delays) * 0.99)] < 0.1
 

@@ -12,6 +12,7 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import InferRequest
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
+from atelier.bounds import check_values
 from atelier.errors import Unauthorized
 from atelier.protocols.http.access import Keys
 from atelier.settings import Settings
@@ -58,6 +59,16 @@ class KeyedDataPlane(DataPlane):
     def __init__(self, registry: OneModel, settings: Settings) -> None:
         super().__init__(model_registry=registry)
         self._keys = Keys(settings)
+
+    def decode(self, body: Any, headers: dict[str, str] | None, *more: Any, **named: Any) -> Any:
+        """See KServe, whose routes parse what they are sent.
+
+        Raises:
+            InvalidRequest: there are too many values in it.
+        """
+        if isinstance(body, bytes):
+            check_values(body)
+        return super().decode(body, headers, *more, **named)
 
     async def infer(
         self, model_name: str, request: Any, headers: dict[str, str] | None = None
