@@ -299,7 +299,8 @@ def test_a_request_is_a_span_with_its_stages_inside(told: Server, collector: Col
     }
     for child in inside:
         assert span.start_time_unix_nano <= child.start_time_unix_nano <= child.end_time_unix_nano
-        assert child.end_time_unix_nano <= span.end_time_unix_nano + 5_000_000
+        # two threads note the ends, and a busy machine may hold one of them up
+        assert child.end_time_unix_nano <= span.end_time_unix_nano + 50_000_000
 
 
 def test_refused_lines_name_no_prompt_in_their_reason(told: Server) -> None:

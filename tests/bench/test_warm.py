@@ -59,6 +59,7 @@ def test_the_hook_of_the_component_warms_the_server(scenes: Server, tmp_path: Pa
         "command"
     ]
     log = tmp_path / "log"
+    log.touch()  # the hook writes when its background has begun
     line = line.replace("http://127.0.0.1:8080", scenes.url).replace("/proc/1/fd/1", str(log))
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     begun = time.monotonic()

@@ -64,7 +64,7 @@ def test_headers_that_drip_are_ended(port: int) -> None:
             except TimeoutError:
                 continue
     assert answer.startswith(b"HTTP/1.1 408")
-    assert time.monotonic() - began >= SECONDS
+    assert time.monotonic() - began >= SECONDS * 0.9  # the clock began with the connection
 
 
 def test_a_connection_that_says_nothing_is_closed_without_a_word(port: int) -> None:
