@@ -169,6 +169,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> StartServer:
 
 
 @pytest.fixture(scope="session")
+def scenes(start_server: StartServer) -> Iterator[Server]:
+    """One server of the built-in language model, for tests that change nothing in it."""
+    with start_server(model_id="builtin/scenes", model_name="scenes") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def server(start_server: StartServer, tiny_checkpoint: Path) -> Iterator[Server]:
     """One server with default settings on the tiny checkpoint, shared by all tests that change
     nothing in it."""

@@ -56,12 +56,6 @@ def shapes(start_server: StartServer, adapter: Path) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def scenes(start_server: StartServer) -> Iterator[Server]:
-    with start_server(model_id="builtin/scenes", model_name="scenes") as running:
-        yield running
-
-
 def run(example: str, server: Server, folder: Path, *arguments: str) -> str:
     """Run one in `folder`; its standard output."""
     file = EXAMPLES / example

@@ -45,13 +45,6 @@ def shapes(start_server: StartServer) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def scenes(start_server: StartServer) -> Iterator[Server]:
-    """The built-in language model."""
-    with start_server(model_id="builtin/scenes", model_name="scenes") as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def run_program(shapes: Server, scenes: Server) -> RunProgram:
     """Runs a program of `programs/` once, however many tests ask for what it gave."""
 

@@ -107,6 +107,10 @@ def test_loras_are_found_in_files_folders_and_folders_of_them(sd, tmp_path):
     write_weights(tmp_path / "loras" / "style" / "pytorch_lora_weights.safetensors", tensors)
     for path in ("loras", "loras/style", "loras/style/pytorch_lora_weights.safetensors"):
         assert report(sd, tmp_path, lora_paths=[str(tmp_path / path)]).problems == []
+    write_weights(tmp_path / "loras" / "knit.safetensors", {"unet.hada_w1": (2, 4)})
+    found = report(sd, tmp_path, lora_paths=[str(tmp_path / "loras")])
+    assert found.problems == []
+    assert [one for one in found.warnings if "LoHa" in one and "knit.safetensors" in one]
     [problem] = report(sd, tmp_path, lora_paths=[str(sd)]).problems
     assert "is a LoRA adapter" in problem
 

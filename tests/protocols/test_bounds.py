@@ -22,7 +22,7 @@ from atelier import bounds
 from atelier.images.request import ImageRequest
 from atelier.protocols.openai.image_bodies import EditBody, GenerationBody, VariationBody
 from atelier.text.request import TextRequest
-from tests.conftest import Server, StartServer
+from tests.conftest import Server
 from tests.protocols.pictures import encoded
 
 MIB = 2**20
@@ -94,12 +94,6 @@ def beyond(name: str, field: FieldInfo) -> Any:
 def fields_of(*classes: type[BaseModel]) -> list[str]:
     names = [name for one in classes for name in one.model_fields]
     return [name for name in dict.fromkeys(names) if name not in INSIDE | FREE]
-
-
-@pytest.fixture(scope="module")
-def text(start_server: StartServer) -> Iterator[Server]:
-    with start_server(model_id="builtin/scenes", model_name="scenes") as running:
-        yield running
 
 
 def processes_of(server: Server) -> list[psutil.Process]:
@@ -174,18 +168,18 @@ def test_a_field_of_an_images_route_beyond_its_bound(server: Server, route: str,
 
 @pytest.mark.alone
 @pytest.mark.parametrize("name", fields_of(TextRequest))
-def test_a_field_of_a_chat_or_completion_beyond_its_bound(text: Server, name: str) -> None:
+def test_a_field_of_a_chat_or_completion_beyond_its_bound(scenes: Server, name: str) -> None:
     value = beyond(name, TextRequest.model_fields[name])
     if name == "logprobs":
         value, name = 21, "top_logprobs"
     chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, name: value}
     if name == "prompt":
         chat = {"messages": [{"role": "user", "content": value}]}
-    refuse(text, "/v1/chat/completions", chat)
+    refuse(scenes, "/v1/chat/completions", chat)
     if name in ("messages", "tools", "tool_choice", "parallel_tool_calls", "top_logprobs"):
         return
-    refuse(text, "/v1/completions", {"prompt": "x", name: value})
-    refuse(text, "/v1/models/scenes:predict", {"instances": [{"prompt": "x", name: value}]})
+    refuse(scenes, "/v1/completions", {"prompt": "x", name: value})
+    refuse(scenes, "/v1/models/scenes:predict", {"instances": [{"prompt": "x", name: value}]})
 
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"enum": ["x" * 100] * 4000}}}
@@ -237,9 +231,9 @@ TEXT_BODIES: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.alone
 @pytest.mark.parametrize("what", TEXT_BODIES)
-def test_a_body_of_text_beyond_its_bound(text: Server, what: str) -> None:
+def test_a_body_of_text_beyond_its_bound(scenes: Server, what: str) -> None:
     path, body = TEXT_BODIES[what]
-    refuse(text, path, {"model": "scenes"} | body)
+    refuse(scenes, path, {"model": "scenes"} | body)
 
 
 @contextmanager
@@ -265,19 +259,19 @@ def probed(server: Server) -> Iterator[list[float]]:
 
 
 @pytest.mark.alone
-def test_two_million_instances_cost_what_their_bytes_cost(server: Server, text: Server) -> None:
+def test_two_million_instances_cost_what_their_bytes_cost(server: Server, scenes: Server) -> None:
     """And probes are answered meanwhile."""
     body = b'{"instances":[' + b'"a",' * 2_000_000 + b'"a"]}'
-    for one in (server, text):
+    for one in (server, scenes):
         with little_memory(one, len(body) + 100 * MIB), probed(one) as delays:
             refuse(one, f"/v1/models/{one.model}:predict", body, 1.0)
         assert delays and sorted(delays)[int(len(delays) * 0.99)] < 0.1
 
 
-def test_what_was_refused_is_not_kept(server: Server, text: Server) -> None:
-    with little_memory(text, 60 * MIB):
+def test_what_was_refused_is_not_kept(server: Server, scenes: Server) -> None:
+    with little_memory(scenes, 60 * MIB):
         for _ in range(20):
-            httpx.post(f"{text.url}/v1/completions", json={"prompt": LONG})
+            httpx.post(f"{scenes.url}/v1/completions", json={"prompt": LONG})
     with little_memory(server, 60 * MIB):
         for _ in range(20):
             httpx.post(f"{server.url}/v1/images/generations", json={"prompt": LONG})

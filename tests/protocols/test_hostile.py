@@ -35,21 +35,15 @@ def pictures(start_server: StartServer, tiny_checkpoint: Any) -> Iterator[Server
         yield running
 
 
-@pytest.fixture(scope="module")
-def text(start_server: StartServer) -> Iterator[Server]:
-    with start_server(model_id="builtin/scenes", model_name="scenes") as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
-def goes_on(pictures: Server, text: Server) -> Iterator[None]:
+def goes_on(pictures: Server, scenes: Server) -> Iterator[None]:
     """Whatever came before, both servers answer afterwards."""
     yield
     body = {"prompt": "a", "size": SIZE, **FAST}
     answer = httpx.post(f"{pictures.url}/v1/images/generations", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     body = {"prompt": "a", "max_tokens": 2}
-    assert httpx.post(f"{text.url}/v1/completions", json=body, timeout=60).status_code == 200
+    assert httpx.post(f"{scenes.url}/v1/completions", json=body, timeout=60).status_code == 200
 
 
 # Connections
@@ -283,9 +277,9 @@ ROUTES = {
 @pytest.mark.parametrize("kind", ROUTES)
 @pytest.mark.parametrize("what", ANYWHERE)
 def test_a_body_that_is_none_is_a_bad_request(
-    pictures: Server, text: Server, kind: str, what: str
+    pictures: Server, scenes: Server, kind: str, what: str
 ) -> None:
-    server = pictures if kind == "pictures" else text
+    server = pictures if kind == "pictures" else scenes
     for path in ROUTES[kind]:
         answer = httpx.post(
             server.url + path,
@@ -433,13 +427,13 @@ ODD_CHATS: dict[str, tuple[dict[str, Any], set[int]]] = {
 
 
 @pytest.mark.parametrize("what", ODD_CHATS)
-def test_an_odd_chat_has_a_documented_code(text: Server, what: str) -> None:
+def test_an_odd_chat_has_a_documented_code(scenes: Server, what: str) -> None:
     more, codes = ODD_CHATS[what]
     body = {"model": "scenes", "max_tokens": 4, "messages": [said("user", "hi")]} | more
-    answer = httpx.post(f"{text.url}/v1/chat/completions", json=body, timeout=60)
+    answer = httpx.post(f"{scenes.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code in codes, answer.text[:300]
     streamed = httpx.post(
-        f"{text.url}/v1/chat/completions", json={"stream": True} | body, timeout=60
+        f"{scenes.url}/v1/chat/completions", json={"stream": True} | body, timeout=60
     )
     assert streamed.status_code in codes, streamed.text[:300]
 
@@ -466,12 +460,12 @@ ODD_MESSAGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", ODD_MESSAGES)
-def test_an_odd_message_is_a_bad_request(text: Server, what: str) -> None:
+def test_an_odd_message_is_a_bad_request(scenes: Server, what: str) -> None:
     body = {"max_tokens": 4, "messages": [said("user", "hi")]} | ODD_MESSAGES[what]
-    answer = httpx.post(f"{text.url}/v1/messages", json=body, timeout=60)
+    answer = httpx.post(f"{scenes.url}/v1/messages", json=body, timeout=60)
     assert answer.status_code == 400, answer.text[:300]
     if what != "tokens of text":
-        counted = httpx.post(f"{text.url}/v1/messages/count_tokens", json=body, timeout=60)
+        counted = httpx.post(f"{scenes.url}/v1/messages/count_tokens", json=body, timeout=60)
         assert counted.status_code in (200, 400), counted.text[:300]
 
 

@@ -85,6 +85,24 @@ def test_a_full_queue_is_told_in_every_protocol_with_a_time_to_come_back(narrow:
         assert raised.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
 
 
+def test_a_full_queue_is_told_before_pictures_are_read(narrow: Server) -> None:
+    """Decoding is work that a caller without a place does not get: a picture that is none shows
+    it."""
+    spoiled = {"prompt": "a", "image": "no picture"}
+    routes = (
+        (IMAGES.replace("generations", "edits"), spoiled),
+        (PREDICT, {"instances": [spoiled]}),
+    )
+    for path, body in routes:
+        assert httpx.post(narrow.url + path, json=body).status_code == 400
+    with busy(narrow):
+        for path, body in routes:
+            assert httpx.post(narrow.url + path, json=body).status_code == 429
+        with pytest.raises(InferenceServerException) as raised:
+            infer(narrow, QUICK | {"size": "7x7"})
+        assert raised.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+
+
 def test_one_picture_too_many_takes_the_others_of_its_request_back(narrow: Server) -> None:
     instance = as_instance(LONG)["instances"][0]
     answer = httpx.post(narrow.url + PREDICT, json={"instances": [instance, instance]}, timeout=10)

@@ -153,7 +153,8 @@ def dreambooth(
         stored.set_retry(5, backoff_duration="20s", backoff_factor=2.0)
 
         # Cached: the same version is the same image.
-        with dsl.If(modelcar == True, name="packed"):  # noqa: E712  # a condition of the pipeline, not of this line
+        # compared when the pipeline runs, not here
+        with dsl.If(modelcar == True, name="packed"):  # noqa: E712
             image = steps.modelcar(
                 published=stored.outputs["Output"],
                 base=modelcar_base,

@@ -122,17 +122,9 @@ class Toolbox:
         seeds that draw them again. Ask describe_model for sizes and adapters first if they
         matter."""
         fields = _fields(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            model=model,
-            size=size,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            n=count if count > 1 else None,
-            lora=adapters,
-            output_format=file_format if file_format != "png" else None,
-        )
+            prompt, negative_prompt, model, size, steps, guidance_scale, seed, count, adapters,
+            file_format,
+        )  # fmt: skip
         return await self._drawn(self._endpoint.generate(fields, _progress(ctx)))
 
     async def edit_image(
@@ -158,18 +150,9 @@ class Toolbox:
         if mask is not None:
             pictures["mask"] = await self._inputs.read(mask, "mask")
         fields = _fields(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            model=model,
-            size=size,
-            strength=strength,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            n=count if count > 1 else None,
-            lora=adapters,
-            output_format=file_format if file_format != "png" else None,
-        )
+            prompt, negative_prompt, model, size, steps, guidance_scale, seed, count, adapters,
+            file_format, strength,
+        )  # fmt: skip
         return await self._drawn(self._endpoint.edit(fields, pictures, _progress(ctx)))
 
     async def get_image(self, image: Reference) -> ToolResult:
@@ -254,9 +237,35 @@ class Toolbox:
         return answer, content
 
 
-def _fields(**fields: Any) -> dict[str, Any]:
-    """Only what was said: endpoints refuse what they do not know."""
-    return {name: value for name, value in fields.items() if value is not None}
+def _fields(
+    prompt: str,
+    negative_prompt: str | None,
+    model: str | None,
+    size: str | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    seed: int | None,
+    count: int,
+    adapters: dict[str, float] | None,
+    file_format: str,
+    strength: float | None = None,
+) -> dict[str, Any]:
+    """The arguments of a tool in OpenAI's names; only what was said, for endpoints refuse what they
+    do not know."""
+    named = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "model": model,
+        "size": size,
+        "strength": strength,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "n": count if count > 1 else None,
+        "lora": adapters,
+        "output_format": file_format if file_format != "png" else None,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _is_ours(entry: dict[str, Any]) -> bool:

@@ -7,9 +7,8 @@ from html import escape
 
 from atelier.bench import plots
 from atelier.bench.comparison import Comparison
-from atelier.bench.figures import Distribution
 from atelier.bench.result import BenchResult, Measured
-from atelier.bench.tables import TITLES, rates
+from atelier.bench.tables import SHARES, effect_cells, latencies, rates
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em;
@@ -68,38 +67,17 @@ def _compared(comparison: Comparison) -> Iterator[str]:
         else "The two runs were made apart: what the machine did meanwhile is in the difference."
     )
     yield f"<p>{how}</p>{plots.ratios(comparison)}"
-    rows = []
-    for effect in comparison.effects:
-        rate = effect.metric.endswith("_per_s")
-        scale, unit = (1, "/s") if rate else (1000, " ms")
-        rows.append(
-            [
-                TITLES[effect.metric],
-                f"{scale * effect.a:.2f}{unit}",
-                f"{scale * effect.b:.2f}{unit}",
-                f"{scale * effect.difference:+.2f}{unit}"
-                f" [{scale * effect.difference_low:+.2f}, {scale * effect.difference_high:+.2f}]",
-                str(effect.rounds),
-                effect.verdict,
-            ]
-        )
-    yield table(["", "A", "B", "B - A", "rounds", "verdict"], rows)
+    rows = [[*effect_cells(effect), str(effect.rounds)] for effect in comparison.effects]
+    yield table(["", "A", "B", "B / A", "B - A", "verdict", "rounds"], rows)
 
 
 def _latencies(levels: list[Measured]) -> str:
-    rows = []
-    for level in levels:
-        for metric in ("ttft", "itl", "tpot", "preview", "e2e"):
-            found: Distribution | None = getattr(level.figures, metric)
-            if found:
-                shares = (found.mean, found.p50, found.p90, found.p95, found.p99)
-                told = f"{level.arm}: {level.load.title}"
-                rows.append([told, TITLES[metric], *(f"{1000 * one:.2f}" for one in shares)])
-    return table(["load", "ms", "mean", "p50", "p90", "p95", "p99"], rows)
+    rows = [[level.title, *row] for level in levels for row in latencies(level)]
+    return table(["load", "ms", *SHARES], rows)
 
 
 def _rates(level: Measured) -> str:
-    return table([f"{level.arm}: {level.load.title}", ""], [list(row) for row in rates(level)])
+    return table([level.title, ""], [list(row) for row in rates(level)])
 
 
 def _conditions(result: BenchResult) -> Iterator[str]:

@@ -68,7 +68,7 @@ def distributions(levels: Sequence[Measured]) -> str:
                     COLOURS[level.arm] if len(_arms(levels)) > 1 else shades(place / len(levels))
                 )
                 axis.step(values, shares, where="post", color=colour, lw=1.2,
-                          label=f"{level.arm}: {level.load.title}")  # fmt: skip
+                          label=level.title)  # fmt: skip
             _label(axis, TITLES[name], "ms", "share of requests")
         return as_svg(figure)
 
@@ -93,7 +93,7 @@ def timeline(level: Measured) -> str:
         axis.plot([], [], color=colour, label="answers")
         if any(not record.ok for record in records):
             axis.plot([], [], color=FAILED, label="failed")
-        _label(axis, f"{level.arm}: {level.load.title}", "seconds from the start", "request")
+        _label(axis, level.title, "seconds from the start", "request")
         return as_svg(figure)
 
 

@@ -33,6 +33,11 @@ class Measured(BaseModel):
     records: list[Record]
     tool: str = "atelier"
 
+    @property
+    def title(self) -> str:
+        """The server and the load, for a heading."""
+        return f"{self.arm}: {self.load.title}"
+
 
 class ServerFacts(BaseModel):
     """A server as it describes itself."""

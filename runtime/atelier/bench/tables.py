@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atelier.bench.comparison import Comparison
+from atelier.bench.comparison import Comparison, Effect
 from atelier.bench.figures import Distribution
 from atelier.bench.result import BenchResult, Measured
 
@@ -22,6 +22,9 @@ TITLES = {
     "megapixels_per_s": "megapixels/s",
 }
 """What a metric is called where people read it."""
+
+SHARES = ("mean", "p50", "p90", "p95", "p99")
+"""What is told of a distribution, by its names there."""
 
 
 def show(result: BenchResult, console: Console) -> None:
@@ -42,31 +45,32 @@ def show(result: BenchResult, console: Console) -> None:
 
 def _latencies(levels: list[Measured]) -> Table:
     table = Table("load", "latency, ms", box=box.SIMPLE_HEAD)
-    for name in ("mean", "p50", "p90", "p95", "p99"):
+    for name in SHARES:
         table.add_column(name, justify="right")
     for level in levels:
-        told = _title(level)
-        for metric in ("ttft", "itl", "tpot", "preview", "e2e"):
-            found: Distribution | None = getattr(level.figures, metric)
-            if found:
-                shares = (found.mean, found.p50, found.p90, found.p95, found.p99)
-                table.add_row(told, TITLES[metric], *(f"{1000 * value:.2f}" for value in shares))
-                told = ""
+        told = level.title
+        for row in latencies(level):
+            table.add_row(told, *row)
+            told = ""
     return table
+
+
+def latencies(level: Measured) -> Iterator[list[str]]:
+    """Each latency that was seen: its name, then SHARES in milliseconds."""
+    for metric in ("ttft", "itl", "tpot", "preview", "e2e"):
+        found: Distribution | None = getattr(level.figures, metric)
+        if found:
+            yield [TITLES[metric], *(f"{1000 * getattr(found, name):.2f}" for name in SHARES)]
 
 
 def _rates(levels: list[Measured]) -> Table:
     table = Table("load", "what", "", box=box.SIMPLE_HEAD)
     for level in levels:
-        told = _title(level)
+        told = level.title
         for name, value in rates(level):
             table.add_row(told, name, value)
             told = ""
     return table
-
-
-def _title(level: Measured) -> str:
-    return f"{level.arm}: {level.load.title}"
 
 
 def rates(level: Measured) -> Iterator[tuple[str, str]]:
@@ -92,6 +96,21 @@ def rates(level: Measured) -> Iterator[tuple[str, str]]:
         yield "goodput", f"{found.goodput_per_s:.2f}/s, {found.good_share or 0:.1%} of requests"
 
 
+def effect_cells(effect: Effect) -> list[str]:
+    """A metric of both arms: its name, A, B, the ratio, the difference, the verdict."""
+    rate = effect.metric.endswith("_per_s")
+    scale, unit = (1, "/s") if rate else (1000, " ms")
+    return [
+        TITLES[effect.metric],
+        f"{scale * effect.a:.3f}{unit}",
+        f"{scale * effect.b:.3f}{unit}",
+        f"{effect.ratio:.3f} [{effect.ratio_low:.3f}, {effect.ratio_high:.3f}]",
+        f"{scale * effect.difference:+.3f}{unit} [{scale * effect.difference_low:+.3f},"
+        f" {scale * effect.difference_high:+.3f}]",
+        effect.verdict,
+    ]
+
+
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print the effects and what they mean."""
     how = "interleaved" if comparison.interleaved else "from runs made apart"
@@ -100,17 +119,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         title=f"A/B at {comparison.load}, {how}", title_justify="left",
     )  # fmt: skip
     for effect in comparison.effects:
-        rate = effect.metric.endswith("_per_s")
-        scale, unit = (1, "") if rate else (1000, " ms")
-        table.add_row(
-            TITLES[effect.metric],
-            f"{scale * effect.a:.3f}{unit}",
-            f"{scale * effect.b:.3f}{unit}",
-            f"{effect.ratio:.3f} [{effect.ratio_low:.3f}, {effect.ratio_high:.3f}]",
-            f"{scale * effect.difference:+.3f}{unit} [{scale * effect.difference_low:+.3f},"
-            f" {scale * effect.difference_high:+.3f}]",
-            effect.verdict,
-        )
+        table.add_row(*effect_cells(effect))
     console.print(table)
     if not comparison.different:
         console.print("no difference to be seen between a and b")

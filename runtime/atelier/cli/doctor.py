@@ -233,6 +233,8 @@ def _cache(settings: Settings, report: Examination) -> None:
 
 
 def _loras(settings: Settings, report: Examination) -> None:
+    from atelier.images.adapter_files import fault_in
+    from atelier.images.adapters import files_in
     from atelier.sources.adapters import remote_file_names
 
     for text in settings.lora_paths:
@@ -241,25 +243,19 @@ def _loras(settings: Settings, report: Examination) -> None:
         except AtelierError as error:
             report.problems.append(error.message)
             continue
-        path = Path(text).expanduser()
         if names is None:
-            candidates = [path] if path.is_file() else [path, *sorted(path.iterdir())]
-            found = any(_is_adapter(one) for one in candidates)
+            files = files_in(Path(text).expanduser())
+            faults = [
+                f"LORA_PATHS: {file.name}: {why}" for file in files if (why := fault_in(file))
+            ]
+            report.warnings += faults
+            found = bool(files)
         else:
             found = any(name.endswith(".safetensors") for name in names)
         if not found:
             report.problems.append(
                 f"LORA_PATHS: neither {text} nor what lies in it is a LoRA adapter in safetensors"
             )
-
-
-def _is_adapter(path: Path) -> bool:
-    """Adapters are served from safetensors alone, whatever ALLOW_PICKLE says."""
-    try:
-        found = inspect(path)
-    except (AtelierError, OSError):
-        return False
-    return found.kind == "adapter" and not found.problems
 
 
 def _shared_memory(settings: Settings, report: Examination) -> None:

@@ -8,18 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from atelier.errors import CheckpointError
+from atelier.sources.checkpoint.adapter_kind import unreadable
 from atelier.sources.checkpoint.headers import StoredTensor, read_header
-
-OTHER_KINDS = {
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "oft_": "OFT",
-}
-"""Marks in tensor names of kinds that diffusers does not read."""
-
-LORA = re.compile(r"lora[._]|\.lora\.")
-INVERSION = re.compile(r"clip_[lg]|t5\w*|emb_params|string_to_param.*|<.*>")
-"""Names of tensors in textual inversions: ComfyUI's, A1111's and diffusers'."""
 
 CROSS_ATTENTION = re.compile(r"attn2[._]to_[kv].*(lora[._]A|lora[._]down)")
 """Layers whose input is the text encoder's output, so that their width tells the family."""
@@ -32,27 +22,15 @@ UNETS_OWN = re.compile(r"^unet\.|^lora_unet_(down|up|mid|input|output|middle)_bl
 
 def fault_of(path: Path, pipeline: Any) -> str:
     """Why the file cannot be used with this pipeline; empty if nothing speaks against it."""
+    return fault_in(path) or _misfit(read_header(path).tensors, pipeline)
+
+
+def fault_in(path: Path) -> str:
+    """Why the file cannot be used with any; empty if nothing speaks against it."""
     try:
-        tensors = read_header(path).tensors
+        return unreadable(read_header(path).tensors)
     except CheckpointError as error:
         return error.message
-    return _kind(tensors) or _misfit(tensors, pipeline)
-
-
-def _kind(tensors: Mapping[str, StoredTensor]) -> str:
-    for mark, kind in OTHER_KINDS.items():
-        if any(mark in name for name in tensors):
-            return f"it is a {kind} adapter, which is not read here: convert it to LoRA"
-    if not any(LORA.search(name) for name in tensors):
-        if tensors and all(INVERSION.fullmatch(name) for name in tensors):
-            return "it is a textual inversion (an embedding), not a LoRA adapter"
-        return "it holds no LoRA weights"
-    if all(name.startswith("base_model.model.") for name in tensors):
-        return (
-            "it is laid out for one module, as PEFT saves it, and does not say for which: save it"
-            " with the pipeline's save_lora_weights"
-        )
-    return ""
 
 
 def _misfit(tensors: Mapping[str, StoredTensor], pipeline: Any) -> str:

@@ -150,7 +150,7 @@ def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for source in sources:
-        files = list(_files(source.path))
+        files = files_in(source.path)
         if not files:
             raise CheckpointError(f"LORA_PATHS={source.entry} {_lack(source.path)}")
         for file in files:
@@ -162,7 +162,9 @@ def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
     return found
 
 
-def _files(path: Path) -> list[Path]:
+def files_in(path: Path) -> list[Path]:
+    """What a file or folder holds that may be an adapter, in .safetensors. Hidden files are not
+    there."""
     if path.is_file():
         return [path] if path.suffix == ".safetensors" else []
     if own := [path / name for name in NAMED_BY_FOLDER if (path / name).is_file()]:

@@ -175,6 +175,14 @@ class ImageModel:
         if self._engine is None or not self.ready:
             raise NotReady(f"the model {self.name} is not ready: {self.progress}")
 
+    def check_room(self) -> None:
+        """See that requests can be served; the engine has the queue.
+
+        Raises:
+            NotReady: the model is still loading.
+        """
+        self.check_ready()
+
     async def submit(self, request: ImageRequest, protocol: str = "") -> EventStream:
         """Check the request against the loaded pipeline and hand it to the engine.
 
@@ -197,10 +205,10 @@ class ImageModel:
             raise
 
     async def prepared(self, request: ImageRequest) -> PreparedRequest:
-        """`_prepare` in the threads that decode pictures: two, since one may be large."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._decoding, self._prepare, request
-        )
+        """`_prepare` in a thread: of the two that decode pictures, if the request has some, which
+        may be large. Others do not wait for them."""
+        pool = self._decoding if request.image else None
+        return await asyncio.get_running_loop().run_in_executor(pool, self._prepare, request)
 
     def _prepare(self, request: ImageRequest) -> PreparedRequest:
         """Everything about a request that needs no device: pipeline, arguments, decoded pictures,

@@ -39,5 +39,9 @@ class PictureService(Protocol):
     def check_ready(self) -> None:
         """Raise NotReady unless requests can be served."""
 
+    def check_room(self) -> None:
+        """Raise Busy or NotReady unless one request more can be taken; for before its pictures are
+        decoded."""
+
     def metadata(self) -> dict[str, Any]:
         """What the model's metadata endpoint adds."""

@@ -62,8 +62,8 @@ async def submit_all(
     """
     streams: list[EventStream] = []
     try:
-        for request in requests:
-            streams.append(await model.submit(request, protocol))  # noqa: PERF401 - those admitted so far are taken back
+        for request in requests:  # no comprehension: those admitted so far are taken back
+            streams.append(await model.submit(request, protocol))  # noqa: PERF401
     except BaseException:
         for stream in streams:
             stream.cancel()

@@ -110,6 +110,8 @@ class PromptEncoder:
     def _read(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments that the template reads; others have no effect. None may stand in for what
         we tell it, least of all for the template."""
+        if not arguments:
+            return {}
         ours = inspect.signature(self._tokenizer.apply_chat_template).parameters
         for name in arguments:
             if name in ours or name in ("messages", "documents"):

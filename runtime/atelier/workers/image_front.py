@@ -78,6 +78,16 @@ class ImageFront:
             raise NotReady(f"the model {self.name} is not ready: not started")
         self._pool.check_open()
 
+    def check_room(self) -> None:
+        """See that one request more can be taken, before its pictures are decoded.
+
+        Raises:
+            Busy, NotReady, Draining: it cannot.
+        """
+        self.check_ready()
+        assert self._pool is not None
+        self._pool.check_room()
+
     async def submit(self, request: ImageRequest, protocol: str = "") -> EventStream:
         """Have a request admitted; its events follow in the stream.
 

@@ -120,13 +120,7 @@ class Pool:
             Busy, Draining, NotReady: there is no place for it now.
             InvalidRequest: it does not fit the pipeline.
         """
-        self.check_open()
-        if self.depth >= self._settings.max_queue_size:
-            raise Busy(
-                f"{self.depth} requests are waiting or running"
-                f" (MAX_QUEUE_SIZE={self._settings.max_queue_size})",
-                max(1.0, self._wait_s()),
-            )
+        self.check_room()
         loop = asyncio.get_running_loop()
         ticket = Ticket(
             next(self._numbers),
@@ -149,6 +143,20 @@ class Pool:
             self._forget(ticket)
             raise
         return ticket
+
+    def check_room(self) -> None:
+        """See that one request more can be taken.
+
+        Raises:
+            Busy, Draining, NotReady: it cannot.
+        """
+        self.check_open()
+        if self.depth >= self._settings.max_queue_size:
+            raise Busy(
+                f"{self.depth} requests are waiting or running"
+                f" (MAX_QUEUE_SIZE={self._settings.max_queue_size})",
+                max(1.0, self._wait_s()),
+            )
 
     def check_open(self) -> None:
         """See that requests can be taken.

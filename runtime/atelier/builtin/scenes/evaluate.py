@@ -74,7 +74,8 @@ def answers(
         add_special_tokens=False,
     )
     batch = batch.to(model.device)
-    generated: Any = model.generate(**batch, max_new_tokens=LONGEST, do_sample=False)  # type: ignore[misc]
+    generate: Any = model.generate
+    generated: Any = generate(**batch, max_new_tokens=LONGEST, do_sample=False)
     texts = tokenizer.batch_decode(
         generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=False
     )

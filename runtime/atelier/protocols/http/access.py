@@ -18,7 +18,8 @@ from atelier.settings import Settings
 # What anybody may read: probes, metrics, lists of models, and pictures, whose names cannot be
 # guessed. The rest needs a key.
 OPEN = re.compile(
-    r"/|/health|/metrics|/openapi\.json|/docs|(/openai)?/v1/models(/[^/:]+)?|/v2|/v2/health/(live|ready)"
+    r"/|/health|/metrics|/openapi\.json|/docs|(/openai)?/v1/models(/[^/:]+)?"
+    r"|/v2|/v2/health/(live|ready)"
     r"|/v2/models(/[^/]+(/(ready|config))?)?|/v1/images/files/[^/]+|/images/[^/]+"
 )
 

@@ -12,12 +12,19 @@ Result = TypeVar("Result")
 # Reading a body may fetch a picture from a host in ALLOWED_IMAGE_HOSTS, which takes up to ten
 # seconds of doing nothing.
 _reading = ThreadPoolExecutor(16, thread_name_prefix="reading")
+# A large picture takes hundreds of megabytes while it is decoded.
+_decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
 _writing = ThreadPoolExecutor(2, thread_name_prefix="writing")
 
 
 async def reading(work: Callable[..., Result], *arguments: object) -> Result:
     """`work(*arguments)` in a thread for bodies that come in."""
     return await asyncio.get_running_loop().run_in_executor(_reading, work, *arguments)
+
+
+async def decoding(work: Callable[..., Result], *arguments: object) -> Result:
+    """`work(*arguments)` in a thread for pictures that have to be decoded here."""
+    return await asyncio.get_running_loop().run_in_executor(_decoding, work, *arguments)
 
 
 async def writing(work: Callable[..., Result], *arguments: object) -> Result:

@@ -85,6 +85,7 @@ class KServeImageModel(kserve.Model):
 
     async def _predict_v1(self, payload: Any, headers: dict[str, str]) -> dict[str, Any]:
         with self._model.refusals("v1"):
+            self._model.check_room()
             parsed = await reading(parse_v1, payload, self._settings)
             requests = [timed(one, headers) for one in parsed]
         drawn = await draw_all(self._model, requests, "v1")
@@ -101,6 +102,7 @@ async def infer(
     """
     protocol = "grpc-v2" if payload.from_grpc else "v2"
     with model.refusals(protocol):
+        model.check_room()
         parsed = await reading(parse_v2, payload, settings)
         requests = [timed(one, headers) for one in parsed]
         check_outputs(payload, ("image", "seed"))

@@ -56,6 +56,7 @@ def router(model: PictureService, jobs: Jobs, settings: Settings) -> APIRouter:
         """One prediction for each instance, in order. With `Prefer: respond-async`, a job."""
         check_name(model, model_name)
         with model.refusals("v1"):
+            model.check_room()
             requests = await reading(parse_v1, await request.body(), settings)
             requests = [timed(one, request.headers) for one in requests]
         if wants_job(request):

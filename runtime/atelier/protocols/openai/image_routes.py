@@ -14,14 +14,14 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from atelier.errors import InvalidRequest
+from atelier.errors import InvalidRequest, shown
 from atelier.events import Failed, Image, Preview, Warned
 from atelier.images.codec import MEDIA_TYPES
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.openapi import answers, form_or_json_body, json_body
-from atelier.protocols.http.pools import reading, writing
+from atelier.protocols.http.pools import decoding, reading, writing
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.http.sse import EventStreamResponse, frame
 from atelier.protocols.jobs.job import Jobs
@@ -71,6 +71,7 @@ class ImagesApi:
     async def generations(self, request: Request) -> Response:
         """Draw pictures from a prompt."""
         with self.model.refusals(PROTOCOL):
+            self.model.check_room()
             upload = await read(request, self.settings)
             if upload.pictures or upload.mask:
                 raise InvalidRequest(
@@ -83,6 +84,7 @@ class ImagesApi:
         """Redraw one or several pictures as the prompt says; with a mask, only where it is
         transparent."""
         with self.model.refusals(PROTOCOL):
+            self.model.check_room()
             upload = await read(request, self.settings)
             if not upload.pictures:
                 raise InvalidRequest("image: is missing", "image")
@@ -92,6 +94,7 @@ class ImagesApi:
     async def variations(self, request: Request) -> Response:
         """Draw variations of one picture."""
         with self.model.refusals(PROTOCOL):
+            self.model.check_room()
             upload = await read(request, self.settings)
             if len(upload.pictures) != 1 or upload.mask:
                 raise InvalidRequest(
@@ -114,9 +117,10 @@ class ImagesApi:
         self, request: Request, body: ImagesBody, upload: Upload, kind: str
     ) -> Response:
         if who := body.user or body.safety_identifier:
-            log.info("the request is from user %.64r", who)
+            log.info("the request is from user %s", shown(who))
         with self.model.refusals(PROTOCOL):
-            call = await reading(
+            inside = decoding if upload.mask else reading  # a mask is compared with its picture
+            call = await inside(
                 translate, body, upload.pictures, upload.mask, self.model, self.settings
             )
             requests = [timed(call.request, request.headers)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from atelier.errors import InvalidRequest, NotFound
+from atelier.errors import InvalidRequest, NotFound, shown
 from atelier.events import Usage
 from atelier.protocols.anthropic.messages import count_tokens, messages
 from atelier.protocols.http.bodies import json_response, read_object
@@ -172,7 +172,7 @@ async def detokenize(model: TextService, request: Request) -> Response:
 
 def _log_user(body: dict[str, Any]) -> None:
     if who := body.get("user") or body.get("safety_identifier"):
-        log.info("the request is from user %.64r", who)
+        log.info("the request is from user %s", shown(who))
 
 
 def _named(model: TextService) -> Named:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from atelier.errors import CheckpointError
+from atelier.sources.checkpoint.adapter_kind import is_adapter
 from atelier.sources.checkpoint.contents import PICKLES, Checkpoint, Component
 from atelier.sources.checkpoint.headers import Header, StoredTensor, read_header
 
 ADAPTER_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 ADAPTER_PICKLES = ("pytorch_lora_weights.bin", "adapter_model.bin")
-ADAPTER_MARKS = ("lora_", ".lora.", "lokr_", "hada_", "oft_", "dora_scale")
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
@@ -80,7 +80,7 @@ def inspect_file(path: Path, allow_pickle: bool) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is no checkpoint: a single file must be .safetensors")
     header = read_header(path)
-    if _is_adapter(header.tensors):
+    if is_adapter(header.tensors):
         return Checkpoint("adapter", path, "", (_part("adapter", header),))
     components = tuple(_parts(header))
     family = _family(header.tensors)
@@ -107,7 +107,7 @@ def is_adapter_folder(path: Path) -> bool:
     weights = [one for one in path.iterdir() if one.suffix == ".safetensors"]
     if len(weights) != 1 or "config.json" in names:
         return False
-    return _is_adapter(read_header(weights[0]).tensors)
+    return is_adapter(read_header(weights[0]).tensors)
 
 
 def inspect_adapter(path: Path, allow_pickle: bool) -> Checkpoint:
@@ -134,11 +134,6 @@ def inspect_adapter(path: Path, allow_pickle: bool) -> Checkpoint:
         " set ALLOW_PICKLE=true"
     )
     return Checkpoint("adapter", path, "", (part,), problems=() if allow_pickle else (fault,))
-
-
-def _is_adapter(tensors: Mapping[str, StoredTensor]) -> bool:
-    marked = sum(any(mark in name for mark in ADAPTER_MARKS) for name in tensors)
-    return bool(tensors) and marked * 2 > len(tensors)
 
 
 def _family(tensors: Mapping[str, StoredTensor]) -> str:

@@ -19,11 +19,13 @@ from atelier.sources.checkpoint.headers import Header, read_header
 
 STEMS = "diffusion_pytorch_model|pytorch_model|model"
 WEIGHTS = re.compile(
-    rf"(?:{STEMS})(?:\.(?P<variant>[^.]+?))?(?:-\d{{5}}-of-(?P<shards>\d{{5}}))?(?:\.(?P<old>[^.]+))?"
+    rf"(?:{STEMS})(?:\.(?P<variant>[^.]+?))?"
+    r"(?:-\d{5}-of-(?P<shards>\d{5}))?(?:\.(?P<old>[^.]+))?"
     r"\.(?P<kind>safetensors|bin)"
 )
 INDEX = re.compile(
-    rf"(?:{STEMS})\.(?P<kind>safetensors|bin)(?:\.(?P<old>[^.]+))?\.index(?:\.(?P<variant>[^.]+))?\.json"
+    rf"(?:{STEMS})\.(?P<kind>safetensors|bin)(?:\.(?P<old>[^.]+))?"
+    r"\.index(?:\.(?P<variant>[^.]+))?\.json"
 )
 
 
