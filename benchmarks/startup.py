@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import free_port
+from atelier.children import free_port
 
 IMPORTS = "import torch, diffusers, kserve"
 

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
+
+from atelier.children import free_port
 
 ROOT = Path(__file__).parents[1]
 PROMPT, ANSWER = 64, 128
@@ -163,13 +164,6 @@ def measure_generate(model: Path, rounds: int) -> dict[int, tuple[float, float]]
         ).stdout
         results[streams] = statistics.median(json.loads(out)), 0.0
     return results
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ PLACES = {"runtime": ROOT / "runtime", "pipelines": ROOT / "pipelines", ".": ROO
 # From the ground up. A module may import its own room and those below it.
 FLOORS = [
     {"atelier", "atelier.errors", "atelier.units", "atelier_training"},
-    {"atelier.profiles", "atelier.events", "atelier.bounds", "atelier.caller"},
+    {"atelier.profiles", "atelier.events", "atelier.bounds", "atelier.caller", "atelier.children"},
     {"atelier.settings"},
     {"atelier.streams", "atelier.logs", "atelier.tracing"},
     {"atelier.hardware", "atelier.sources", "atelier.builtin", "atelier.deploy"},

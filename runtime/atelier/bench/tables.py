@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich import box
 from rich.console import Console
@@ -47,9 +47,20 @@ def _latencies(levels: list[Measured]) -> Table:
     table = Table("load", "latency, ms", box=box.SIMPLE_HEAD)
     for name in SHARES:
         table.add_column(name, justify="right")
+    return _filled(table, levels, latencies)
+
+
+def _rates(levels: list[Measured]) -> Table:
+    return _filled(Table("load", "what", "", box=box.SIMPLE_HEAD), levels, rates)
+
+
+def _filled(
+    table: Table, levels: list[Measured], rows: Callable[[Measured], Iterable[Iterable[str]]]
+) -> Table:
+    """The table with the rows of each level, whose title stands before the first of them."""
     for level in levels:
         told = level.title
-        for row in latencies(level):
+        for row in rows(level):
             table.add_row(told, *row)
             told = ""
     return table
@@ -61,16 +72,6 @@ def latencies(level: Measured) -> Iterator[list[str]]:
         found: Distribution | None = getattr(level.figures, metric)
         if found:
             yield [TITLES[metric], *(f"{1000 * getattr(found, name):.2f}" for name in SHARES)]
-
-
-def _rates(levels: list[Measured]) -> Table:
-    table = Table("load", "what", "", box=box.SIMPLE_HEAD)
-    for level in levels:
-        told = level.title
-        for name, value in rates(level):
-            table.add_row(told, name, value)
-            told = ""
-    return table
 
 
 def rates(level: Measured) -> Iterator[tuple[str, str]]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 
+from atelier.children import end_with_parent, free_port
 from atelier.errors import AtelierError
 from atelier.tune.space import Value
 
@@ -61,7 +61,7 @@ def serving(
     Raises:
         TrialFailed: it ended or was not ready in time; says why.
     """
-    http, grpc = _free_port(), _free_port()
+    http, grpc = free_port(), free_port()
     variables = {name.upper(): text(value) for name, value in settings.items()}
     command = [*PROGRAM, "serve", f"--http_port={http}", f"--grpc_port={grpc}"]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def serving(
             env=os.environ | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     server = TrialServer(f"http://127.0.0.1:{http}", process, log)
     try:
@@ -116,15 +116,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _end_with_parent() -> None:
-    """A search that is killed leaves no server behind: Linux sends it SIGTERM (prctl
-    PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,7 +8,6 @@ What the engine says passes through unread. Which engines there are, and their o
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import json
 import logging
@@ -20,8 +19,10 @@ import tempfile
 import threading
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 
+from atelier.children import end_with_parent, free_port
 from atelier.errors import Busy, Draining, NotReady, StartError
 from atelier.settings import Settings
 from atelier.streams import EventStream
@@ -55,7 +56,7 @@ class ProcessEngine:
         self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix="atelier-"))
         self._socket = self._folder / "engine.sock"
-        self._port = 0 if self.spec.socket else _free_port()
+        self._port = 0 if self.spec.socket else free_port()
         self._command = command_line(settings, model, self._socket, self._port)
         self._cache = compile_cache(settings, model)
         self._process: subprocess.Popen[bytes] | None = None
@@ -195,7 +196,7 @@ class ProcessEngine:
             env=environment,
             cwd=self._folder,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGKILL),
         )
 
     def _wait_healthy(self) -> bool:
@@ -289,15 +290,3 @@ class _Connection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
-
-
-def _die_with_parent() -> None:
-    """Linux sends the child SIGKILL should this process die without closing it (prctl
-    PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
