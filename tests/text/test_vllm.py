@@ -241,16 +241,19 @@ def test_a_drain_lets_running_work_end_and_refuses_new(vllm: Server) -> None:
     body = {
         "model": "scenes",
         "prompt": "long",
-        "max_tokens": 400,
+        "max_tokens": 480,
+        "n": 8,  # so that a quick machine is at it for a while
         "ignore_eos": True,
         "stream": True,
     }
+    short = {"model": "scenes", "prompt": "x", "max_tokens": 1}
     with httpx.stream("POST", f"{vllm.url}/v1/completions", json=body, timeout=60) as stream:
         chunks = stream.iter_lines()
         next(chunks)
         vllm.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        refused = httpx.post(f"{vllm.url}/v1/completions", json={"model": "scenes", "prompt": "x"})
+        refused = httpx.post(f"{vllm.url}/v1/completions", json=short)
+        while refused.status_code == 200:  # the signal is on its way
+            refused = httpx.post(f"{vllm.url}/v1/completions", json=short)
         rest = list(chunks)
     assert refused.status_code == 503
     assert rest[-1] == "data: [DONE]" or rest[-2] == "data: [DONE]"
