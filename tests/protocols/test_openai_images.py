@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import openai
 import pytest
@@ -287,3 +289,14 @@ def test_the_user_is_written_into_the_log(server: Server) -> None:
     )
     [line] = [line for line in server.log.read_text().splitlines() if "somebody-17" in line]
     assert answer.headers["x-request-id"] in line
+
+
+def test_json_that_curl_calls_a_form_is_read_as_json(server: Server) -> None:
+    body = json.dumps({"prompt": "a red circle", "size": SIZE, **FAST})
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    url = f"{server.url}/v1/images/generations"
+    answer = httpx.post(url, content=body, headers=form, timeout=60)
+    assert answer.status_code == 200, answer.text
+    plain = {"prompt": "a red circle", "size": SIZE} | {k: str(v) for k, v in FAST.items()}
+    again = httpx.post(url, data=plain, timeout=60)
+    assert again.json()["data"][0]["b64_json"] == answer.json()["data"][0]["b64_json"]

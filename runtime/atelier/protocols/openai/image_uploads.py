@@ -42,7 +42,9 @@ async def read(request: Request, settings: Settings) -> Upload:
         InvalidRequest: not JSON, not an object, or a picture that cannot be read.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind in FORMS:
+    # `curl -d` calls whatever it sends a form
+    plain = kind == FORMS[1] and (await request.body()).lstrip()[:1] == b"{"
+    if kind in FORMS and not plain:
         fields, pictures, masks = await _form(request, settings)
     else:
         fields = json_object(await request.body(), MAX_PICTURE_VALUES)
