@@ -4,6 +4,7 @@ what the pictures are."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -354,6 +355,25 @@ async def test_a_full_queue_refuses_with_an_estimate(folder: Path) -> None:
     assert refused.value.retry_after_s >= 1
     for stream in streams:
         stream.cancel()
+    studio.engine.close()
+
+
+async def test_the_place_of_a_cancelled_request_is_free_before_its_step_is_done(
+    folder: Path,
+) -> None:
+    studio = Studio(folder, queue=1)
+    stepping, go_on = threading.Event(), threading.Event()
+    studio.before(studio.denoiser, lambda *_: (stepping.set(), go_on.wait(30)))
+    left = studio.engine.submit(studio.job(steps=100))
+    try:
+        assert await asyncio.to_thread(stepping.wait, 30)
+        with pytest.raises(Busy):
+            studio.engine.submit(studio.job())
+        left.cancel()
+        taken = studio.engine.submit(studio.job())
+    finally:
+        go_on.set()
+    assert isinstance((await watch(taken))[-1], Finished)
     studio.engine.close()
 
 

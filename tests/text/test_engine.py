@@ -169,6 +169,19 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(engine: Transformer
     await asyncio.gather(*tasks)
 
 
+async def test_the_place_of_a_cancelled_request_is_free_at_once(engine: TransformersEngine) -> None:
+    streams = [ask(engine, prompt_of(seed, 10), 200) for seed in range(10)]
+    with pytest.raises(Busy):
+        ask(engine, prompt_of(1, 10))
+    with engine._wake:  # no step between the end of one and the next
+        streams[0].cancel()
+        taken = ask(engine, prompt_of(1, 10), 2)
+    said = await read(taken)
+    assert said.order[-1] == "Finished"
+    for stream in streams:
+        stream.cancel()
+
+
 async def test_what_does_not_fit_is_refused_at_once_with_the_numbers(
     engine: TransformersEngine,
 ) -> None:

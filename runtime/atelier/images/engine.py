@@ -103,10 +103,11 @@ class ImageEngine:
         with self._wake:
             if self._draining or self._closed:
                 raise Draining("the server is shutting down; send the request to another replica")
-            if self.depth >= self._limits.queue:
+            # One that was cancelled is dropped before the next step; its place is free already.
+            held = sum(drawing.must_go is None for drawing in self._all())
+            if held >= self._limits.queue:
                 raise Busy(
-                    f"{self.depth} requests are waiting or running"
-                    f" (MAX_QUEUE_SIZE={self._limits.queue})",
+                    f"{held} requests are waiting or running (MAX_QUEUE_SIZE={self._limits.queue})",
                     max(1.0, self.scheduler.free_place_s()),
                 )
             stream = EventStream(lambda: self._cancel(drawing))
@@ -316,5 +317,5 @@ class ImageEngine:
             self.scheduler.finished(drawing, time.monotonic())
 
     def _all(self) -> list[Drawing]:
-        with self._wake:
+        with self._wake:  # a lock that its own thread may take again
             return [*self.scheduler.running, *self.scheduler.waiting]

@@ -166,10 +166,11 @@ class TransformersEngine:
             raise NotReady(f"the engine stopped: {self.dead}")
         if self._draining:
             raise Draining("the server is shutting down and takes no new requests")
-        if len(self._jobs) + more >= self.limits.queue:
+        # One that has ended stays until the next step; its place is free already.
+        held = sum(not job.ended for job in self._jobs) + more
+        if held >= self.limits.queue:
             raise Busy(
-                f"{len(self._jobs) + more} requests are waiting or running, the limit is"
-                f" {self.limits.queue}",
+                f"{held} requests are waiting or running, the limit is {self.limits.queue}",
                 max(1.0, self._wait_s()),
             )
 
