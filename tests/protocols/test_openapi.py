@@ -3,8 +3,10 @@ server."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, status_c
 
 from tests.conftest import Server, StartServer
 
+SOUND = {"prompt": "a", "width": 32, "height": 32, "num_inference_steps": 3}
 EXAMPLES = 12
 """Requests for each operation."""
 
@@ -68,6 +71,55 @@ def test_no_request_made_from_the_document_is_a_fault(small: Server) -> None:
 
         ask()
     assert tried > 100
+
+
+def test_walks_from_a_job_to_its_state_events_and_end_meet_no_fault(small: Server) -> None:
+    """Schemathesis follows the document's links: a job that another call has begun, ended or
+    forgotten is asked for in any order."""
+    checks = [no_fault, status_code_conformance, content_type_conformance]
+    # Links that it guesses come from answers that depend on how far a job is: no walk could be
+    # repeated.
+    declared = {"phases": {"stateful": {"inference": {"algorithms": []}}}}
+    document = schemathesis.openapi.from_url(
+        f"{small.url}/openapi.json", config=schemathesis.Config.from_dict(declared)
+    )
+    asked: Counter[tuple[str, int]] = Counter()
+
+    class Walk(document.include(path_regex="images|jobs|predict").as_state_machine()):  # type: ignore[misc]
+        """Steps of one walk, each answer checked."""
+
+        def before_call(self, case: schemathesis.Case) -> None:
+            if "model_name" in (case.path_parameters or {}):
+                case.path_parameters["model_name"] = small.model
+            sound = {
+                "/v1/images/generations": SOUND,
+                "/v1/models/{model_name}:predict": {"instances": [SOUND]},
+            }.get(case.operation.path)
+            if sound and len(repr(case.body)) % 3:  # a random body seldom starts a job
+                case.body, case.media_type = sound, "application/json"
+                case.headers = {"Prefer": "respond-async"}
+
+        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
+            return {"timeout": 30}
+
+        def validate_response(
+            self, response: schemathesis.Response, case: schemathesis.Case, **_: Any
+        ) -> None:
+            asked[case.operation.label, response.status_code] += 1
+            case.validate_response(response, checks=checks)
+
+    Walk.run(
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=6,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+    )
+    job = "/v1/jobs/{job_id}"
+    for operation in (f"GET {job}", f"GET {job}/events", f"DELETE {job}"):
+        assert asked[operation, 200] > 2, asked
 
 
 def test_every_route_is_described_once(small: Server) -> None:

@@ -72,6 +72,20 @@ PREDICT_BODY = {
 }
 
 
+JOB_LINKS = {
+    operation: {"operationId": operation, "parameters": {"job_id": "$response.body#/id"}}
+    for operation in ("get_job", "follow_job", "cancel_job")
+}
+"""What can be asked about a job, for clients that walk the document."""
+
+PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "respond-async starts a job and answers at once (RFC 7240).",
+    "schema": {"type": "string", "enum": ["respond-async"]},
+}
+
+
 def answers(*media_types: str, job: bool = False) -> dict[str, Any]:
     """Options of a route that makes its own responses: what a 200 holds, and whether the route can
     start a job."""
@@ -82,6 +96,7 @@ def answers(*media_types: str, job: bool = False) -> dict[str, Any]:
         accepted = {
             "description": "A job, because of Prefer: respond-async",
             "content": {"application/json": {}},
+            "links": JOB_LINKS,
         }
         responses[202] = accepted
     return {"response_class": Response, "responses": responses}
@@ -167,5 +182,7 @@ def _with_errors(document: dict[str, Any]) -> dict[str, Any]:
                 p for p in operation.get("parameters", []) if p["name"] != "model_version"
             ]
             operation["responses"].pop("422", None)
+            if "202" in operation["responses"]:
+                operation["parameters"].append(PREFER)
             operation["responses"] |= errors
     return document

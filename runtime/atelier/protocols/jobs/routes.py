@@ -35,13 +35,13 @@ def router(jobs: Jobs) -> APIRouter:
     """Status and result, events, cancellation."""
     routes = APIRouter(tags=["Jobs"])
 
-    @routes.get("/v1/jobs/{job_id}", **answers("application/json"))
+    @routes.get("/v1/jobs/{job_id}", operation_id="get_job", **answers("application/json"))
     async def status(job_id: str) -> Response:
         """State, progress and, once it has succeeded, the result of a job."""
         job = jobs.get(job_id)
         return Response(await jobs.body(job), media_type="application/json")
 
-    @routes.delete("/v1/jobs/{job_id}")
+    @routes.delete("/v1/jobs/{job_id}", operation_id="cancel_job")
     async def cancel(job_id: str) -> JSONResponse:
         """Cancel a job that runs: its work is dropped before the next step. Forget one that has
         ended."""
@@ -49,7 +49,9 @@ def router(jobs: Jobs) -> APIRouter:
         await jobs.cancel(job)
         return JSONResponse(job.describe())
 
-    @routes.get("/v1/jobs/{job_id}/events", **answers("text/event-stream"))
+    @routes.get(
+        "/v1/jobs/{job_id}/events", operation_id="follow_job", **answers("text/event-stream")
+    )
     async def events(job_id: str) -> EventStreamResponse:
         """The state after every change, each event named by its status; `preview` events carry
         pictures."""
