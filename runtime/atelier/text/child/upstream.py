@@ -19,6 +19,8 @@ from atelier.errors import (
 )
 from atelier.events import Failed, Finished, Queued, Started, Token, Usage
 from atelier.streams import EventStream
+from atelier.text.child.bodies import salt
+from atelier.text.child.specs import EngineSpec
 from atelier.text.child.wire import Connection, Wire
 from atelier.text.parsing import THINK, UNTHINK
 from atelier.text.request import TextRequest
@@ -39,6 +41,7 @@ class Child(Protocol):
     """What is asked of a supervised engine here; `process.ProcessEngine` is one."""
 
     name: str
+    spec: EngineSpec
     seconds: float
     wire: Wire
 
@@ -81,11 +84,14 @@ def body_of(engine: Child, request: TextRequest) -> tuple[str, dict[str, Any]]:
     """The OpenAI path and body that ask for the same."""
     given = request.model_dump(exclude_defaults=True)
     body = {name: given[name] for name in SENT if name in given} | {"model": engine.name}
+    path = "/v1/completions" if request.messages is None else "/v1/chat/completions"
+    if request.cache_salt and path in engine.spec.salted:
+        body["cache_salt"] = salt(request.cache_salt)
     if request.response_format.type != "text":
         body["response_format"] = request.response_format.model_dump(exclude_none=True)
     if request.messages is not None:
-        return "/v1/chat/completions", body | {"messages": list(request.messages)}
-    return "/v1/completions", body | {
+        return path, body | {"messages": list(request.messages)}
+    return path, body | {
         "prompt": request.prompt if request.prompt is not None else request.prompt_ids
     }
 
