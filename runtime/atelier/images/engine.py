@@ -103,7 +103,7 @@ class ImageEngine:
         with self._wake:
             if self._draining or self._closed:
                 raise Draining("the server is shutting down; send the request to another replica")
-            # One that was cancelled is dropped before the next step; its place is free already.
+            # A cancelled one is dropped before the next step; its place is free already.
             held = sum(drawing.must_go is None for drawing in self._all())
             if held >= self._limits.queue:
                 raise Busy(
@@ -111,13 +111,10 @@ class ImageEngine:
                     max(1.0, self.scheduler.free_place_s()),
                 )
             stream = EventStream(lambda: self._cancel(drawing))
-            listeners = (
-                self._observer.request(protocol, str(job.arguments.get("prompt", ""))),
-                stream.put,
-            )
+            watch = self._observer.request(protocol, str(job.arguments.get("prompt", "")))
             drawing = Drawing(
                 job=job,
-                listeners=listeners,
+                listeners=(watch, stream.put),
                 preview=self._preview,
                 delivery=self._delivery,
                 number=next(self._numbers),
@@ -317,5 +314,5 @@ class ImageEngine:
             self.scheduler.finished(drawing, time.monotonic())
 
     def _all(self) -> list[Drawing]:
-        with self._wake:  # a lock that its own thread may take again
+        with self._wake:
             return [*self.scheduler.running, *self.scheduler.waiting]
