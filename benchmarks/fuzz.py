@@ -2,7 +2,8 @@
 benchmarks.fuzz URL MODEL --seconds 600`.
 
 A 5xx, but for 503 and 504, or an answer later than `LATE_SECONDS` is a finding; the body is printed
-with its seed. Growth of memory and of open files is printed too, given the server's process.
+with its seed. Growth of memory and of open files is printed too, given the server's process: from
+the beginning, and over the second half, when caches are full.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Findings:
     faults: list[str] = field(default_factory=list)
     grown_bytes: int = 0
     grown_files: int = 0
+    late_bytes: int = 0
+    late_files: int = 0
 
 
 def picture() -> str:
@@ -171,8 +174,11 @@ def fuzz(
     bodies = corpus(model, language)
     with httpx.Client(base_url=url, timeout=LATE_SECONDS) as client:
         before = _held(pid)
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
+        half = before
+        began = time.monotonic()
+        while (spent := time.monotonic() - began) < seconds:
+            if half is before and spent > seconds / 2:
+                half = _held(pid)
             path, body = chance.choice(bodies)
             raw = json.dumps(changed(body, chance)).encode()
             if chance.random() < 0.2:
@@ -195,6 +201,7 @@ def fuzz(
                 )
         after = _held(pid)
     found.grown_bytes, found.grown_files = after[0] - before[0], after[1] - before[1]
+    found.late_bytes, found.late_files = after[0] - half[0], after[1] - half[1]
     return found
 
 
@@ -223,6 +230,8 @@ def main() -> None:
         "faults": len(found.faults),
         "grown_MiB": found.grown_bytes / 2**20,
         "grown_files": found.grown_files,
+        "second_half_MiB": found.late_bytes / 2**20,
+        "second_half_files": found.late_files,
     }
     print(json.dumps(told))
     for fault in found.faults:
