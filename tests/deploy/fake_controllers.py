@@ -52,6 +52,10 @@ def reconcile(store: Store, moment: Moment, rules: Object) -> None:
         store.delete(key)
     for key in wanted:
         _service(store, key, moment, rules)
+    for key in [k for k in store.objects if k[0] == "llminferenceservices"]:
+        state = {"type": "Ready", "status": "True" if moment.ready else "False"}
+        url = {"url": f"https://gateway.example.com/{key[1]}/{key[2]}"} if moment.ready else {}
+        store.objects[key] = {**store.objects[key], "status": {"conditions": [state], **url}}
     for _, namespace, name in [key for key in store.objects if key[0] == "jobs"]:
         _job(store, namespace, name)
 

@@ -86,11 +86,21 @@ ROWS: dict[str, dict[str, list[str]]] = {
         ],
         POLICY: ["test_overlays_live_side_by_side_in_one_namespace"],
     },
-    "14 jobs of several nodes, Kueue's version, Pod Security": {
+    "14 TLS and token behind the gateway, jobs of several nodes, Kueue's version, Pod Security": {
+        "manifests/test_platform.py": [
+            "test_what_stands_behind_the_inference_gateway_speaks_tls",
+        ],
+        "protocols/test_tls.py": [
+            "test_pictures_come_over_tls_and_in_no_other_way",
+            "test_a_renewed_certificate_is_taken_without_a_restart",
+        ],
         "dreambooth/test_pipeline.py": [
             "test_the_multi_node_jobs_are_valid_and_run_the_same_command"
         ],
-        SETUP: ["test_an_older_version_that_is_served_beside_the_preferred_one_is_found"],
+        SETUP: [
+            "test_the_command_for_the_inference_gateway_has_a_token",
+            "test_an_older_version_that_is_served_beside_the_preferred_one_is_found",
+        ],
         SERVER: ["test_every_pod_template_passes_restricted"],
     },
 }

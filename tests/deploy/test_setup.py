@@ -488,6 +488,16 @@ def test_a_new_image_reaches_the_runtime_and_the_jobs(cluster: Cluster) -> None:
         assert spec["containers"][0]["image"] == "registry.example/me/atelier:2"
 
 
+def test_the_command_for_the_inference_gateway_has_a_token(cluster: Cluster) -> None:
+    """Who may get the LLMInferenceService may ask it; the gateway looks at every token."""
+    cluster.api.add("v1", "PersistentVolumeClaim", "atelier-models", "atelier")
+    done = cluster.setup("--overlay", "llm-inference-service")
+    assert done.returncode == 0, done.stdout + done.stderr
+    curl = done.stdout.strip().splitlines()[-1]
+    assert '-H "Authorization: Bearer $(oc whoami -t)"' in curl
+    assert "https://gateway.example.com/atelier/glm-4-7-flash/v1/chat/completions" in curl
+
+
 def test_an_older_version_that_is_served_beside_the_preferred_one_is_found(
     cluster: Cluster,
 ) -> None:
@@ -536,8 +546,10 @@ def test_an_endpoint_asks_for_a_key_unless_it_is_to_be_open(cluster: Cluster) ->
     assert "API_KEYS" not in {entry["name"] for entry in opened}
 
 
-def test_an_image_of_ones_own_reaches_the_air_gapped_overlay(cluster: Cluster) -> None:
-    image = "registry.example/me/atelier:2"
+@pytest.mark.parametrize(
+    "image", ["registry.example/me/atelier:2", f"registry.example/me/atelier@sha256:{'a' * 64}"]
+)
+def test_an_image_of_ones_own_reaches_the_air_gapped_overlay(cluster: Cluster, image: str) -> None:
     assert cluster.setup("--overlay", "air-gapped", "--image", image).returncode == 0
     runtime = cluster.objects["servingruntime/atelier-air-gapped"]
     assert runtime["spec"]["containers"][0]["image"] == image

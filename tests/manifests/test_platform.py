@@ -56,6 +56,18 @@ def test_a_projects_cache_holds_what_the_endpoint_reads(tmp_path: Path) -> None:
     assert validation.with_client_models([cache]) == ([], set())
 
 
+def test_what_stands_behind_the_inference_gateway_speaks_tls() -> None:
+    """KServe mounts its certificate there, and renews it."""
+    (service,) = of_kind(objects("overlays/llm-inference-service"), "LLMInferenceService")
+    (container,) = service["spec"]["template"]["containers"]
+    assert container["name"] == "main"  # the one that KServe's preset mounts it in
+    mounted = "/var/run/kserve/tls"
+    assert f"--ssl_certfile={mounted}/tls.crt" in container["args"]
+    assert f"--ssl_keyfile={mounted}/tls.key" in container["args"]
+    probes = [container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")]
+    assert {probe["httpGet"]["scheme"] for probe in probes} == {"HTTPS"}
+
+
 def test_every_endpoint_gives_a_request_ten_minutes() -> None:
     predictor = of_kind(objects("base"), "InferenceService")[0]["spec"]["predictor"]
     assert predictor["timeout"] == 600 == Settings.model_fields["request_timeout"].default

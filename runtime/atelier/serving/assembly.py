@@ -28,7 +28,7 @@ Load = Callable[[], Awaitable[None]]
 PICTURE_HINT = """
 Try it:
 
-  curl -s localhost:{port}/v1/models/{name}:predict -H 'Content-Type: application/json' \\
+  curl -s {origin}/v1/models/{name}:predict -H 'Content-Type: application/json' \\
     -d '{{"instances": [{{"prompt": "a red circle on a blue background", "seed": 7}}]}}' \\
     | python3 -c 'import json, sys
 print(json.load(sys.stdin)["predictions"][0]["image"]["b64"])' \\
@@ -38,7 +38,7 @@ print(json.load(sys.stdin)["predictions"][0]["image"]["b64"])' \\
 TEXT_HINT = """
 Try it:
 
-  curl -s localhost:{port}/v1/chat/completions -H 'Content-Type: application/json' \\
+  curl -s {origin}/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}",
          "messages": [{{"role": "user", "content": "something round and red"}}]}}'
 """

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -82,7 +83,10 @@ class AtelierServer(ModelServer):
 
     def _hint(self) -> str:
         """A command to paste, which ends with a picture on disk or an answer on the screen."""
-        return self._served.hint.format(port=self.http_port, name=self._model.name)
+        origin = f"localhost:{self.http_port}"
+        if self.ssl_certfile:
+            origin = f"--cacert {self.ssl_certfile} https://{origin}"
+        return self._served.hint.format(origin=origin, name=self._model.name)
 
     def register_signal_handler(self) -> None:
         """Until uvicorn takes the signals over, nothing runs that would need a drain."""
@@ -151,7 +155,7 @@ def _kserve_options(arguments: Sequence[str], max_body_bytes: int) -> Namespace:
 
     Raises:
         StartError: an option that KServe does not know and would pass over in silence, more than
-            one worker, or a port that cannot be had.
+            one worker, a certificate that cannot be used, or a port that cannot be had.
     """
     unknown = kserve_server.parser.parse_known_args(arguments)[1]
     if unknown:
@@ -164,6 +168,7 @@ def _kserve_options(arguments: Sequence[str], max_body_bytes: int) -> Namespace:
         raise StartError(
             "--workers must be 1: one process owns the device; run more replicas instead"
         )
+    _check_certificate(options.ssl_certfile, options.ssl_keyfile)
     _check_port("--http_port", options.http_port)
     if options.enable_grpc:
         _check_port("--grpc_port", options.grpc_port)
@@ -177,6 +182,26 @@ def _kserve_options(arguments: Sequence[str], max_body_bytes: int) -> Namespace:
     ):  # its 8 MiB are fewer than eight pictures need
         options.grpc_max_send_message_length = UNLIMITED
     return options
+
+
+def _check_certificate(certificate: str | None, key: str | None) -> None:
+    """Find out whether the server can speak TLS, if it is to.
+
+    Raises:
+        StartError: it cannot; the message has the system's reason.
+    """
+    if bool(certificate) != bool(key):
+        missing = "--ssl_keyfile" if certificate else "--ssl_certfile"
+        raise StartError(f"{missing} is missing: TLS needs a certificate and its key")
+    if not certificate:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or error
+        raise StartError(
+            f"--ssl_certfile={certificate} --ssl_keyfile={key} cannot be used: {reason}"
+        ) from None
 
 
 def _check_port(option: str, port: int) -> None:
