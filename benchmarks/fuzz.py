@@ -194,6 +194,9 @@ def fuzz(
             except httpx.TimeoutException:
                 found.faults.append(f"{path}: no answer within {LATE_SECONDS:g} s: {raw[:2000]!r}")
                 continue
+            except httpx.TransportError as error:
+                found.faults.append(f"{path}: {error!r}: {raw[:2000]!r}")
+                continue
             found.codes[answer.status_code] += 1
             if answer.status_code >= 500 and answer.status_code not in (503, 504):
                 found.faults.append(

@@ -238,6 +238,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"clip_skip": 3}, "clip_skip: 3 of the text encoder's 3 layers"),
     ({"format": "TIFF"}, "instances[0].format"),
     ({"strength": 0.5}, "strength"),
+    ({"strength": 0.1, "image": text(encoded((1, 2, 3)))}, "strength"),
+    ({"strength": 1e-300, "image": text(encoded((1, 2, 3)))}, "strength"),
     ({"strength": 2.0, "image": text(encoded((1, 2, 3)))}, "instances[0].strength"),
     ({"mask_image": text(white_box((0, 0, 8, 8)))}, "instances[0].image"),
     ({"mask_image": [], "image": text(encoded((1, 2, 3)))}, "instances[0].mask_image"),

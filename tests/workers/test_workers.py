@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.conftest import ROOT, Server, free_port
@@ -115,6 +116,12 @@ def test_requests_are_spread_over_the_workers(pair: Server) -> None:
     }
     assert busy == {"0", "1"}
     assert "atelier_workers_ready 2.0" in metrics(pair)
+
+
+def test_memory_that_two_workers_share_is_counted_once(pair: Server) -> None:
+    told = {line.split("{")[0].split()[0]: line.split()[-1] for line in metrics(pair)}
+    seen = sum(float(told[f"atelier_device_memory_{kind}_bytes"]) for kind in ("used", "free"))
+    assert 0 < seen <= psutil.virtual_memory().total
 
 
 def test_the_metadata_lists_workers_with_device_and_state(pair: Server) -> None:

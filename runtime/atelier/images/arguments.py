@@ -129,6 +129,7 @@ def build(
     for name, value in request.extra.items():
         check_argument(name, _parameters(pipeline)[name], value, max_steps, drawable.pixels)
     _check_clip_skip(pipeline, request)
+    _check_strength(pipeline, wanted)
     if sizes:
         native = native_size(pipeline)
         drawable.check(sizes.get("width", native[0]), sizes.get("height", native[1]), "width")
@@ -153,6 +154,23 @@ def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
     if request.clip_skip is not None and layers is not None and request.clip_skip >= layers:
         raise InvalidRequest(
             f"clip_skip: {request.clip_skip} of the text encoder's {layers} layers", "clip_skip"
+        )
+
+
+def _check_strength(pipeline: Any, wanted: Mapping[str, Any]) -> None:
+    """A share of less than one step draws nothing; some pipelines fail at that, others return no
+    picture."""
+    strength = wanted.get("strength")
+    if strength is None:
+        return
+    chosen = wanted.get("sigmas") or wanted.get("timesteps")
+    steps = len(chosen) if chosen else wanted.get("num_inference_steps")
+    steps = steps or _parameters(pipeline)["num_inference_steps"].default
+    if strength * steps < 1:
+        raise InvalidRequest(
+            f"strength: {strength:g} of {steps} steps is less than one; {1 / steps:.2g} is the"
+            " least, or take more num_inference_steps",
+            "strength",
         )
 
 

@@ -305,6 +305,8 @@ def _pixels(output: Any) -> torch.Tensor:
         pixels = torch.from_numpy(images).float()
     else:
         raise GenerationFailed(f"the pipeline returned {type(images).__name__}, not pictures")
+    if not len(pixels):
+        raise GenerationFailed("the pipeline returned no picture")
     return pixels
 
 

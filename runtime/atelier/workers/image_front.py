@@ -131,9 +131,9 @@ class ImageFront:
         return self._pool.depth if self._pool else 0
 
     def device_memory(self) -> tuple[int, int]:
-        """Bytes of all workers' devices used and free."""
-        used = sum(worker.memory[0] for worker in self.workers)
-        return used, sum(worker.memory[1] for worker in self.workers)
+        """Bytes of all workers' devices used and free; workers on a processor share one."""
+        devices = {worker.device: worker.memory for worker in self.workers if any(worker.memory)}
+        return sum(used for used, _ in devices.values()), sum(free for _, free in devices.values())
 
     async def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and end the workers."""
