@@ -326,6 +326,29 @@ def test_a_time_limit_in_the_header_holds(client: openai.OpenAI) -> None:
     assert (refused.value.status_code, refused.value.code) == (504, "deadline_exceeded")
 
 
+LONG = {"max_tokens": 400, "ignore_eos": True}
+LATE = {
+    "/v1/chat/completions": {"messages": ASK} | LONG,
+    "/v1/completions": {"prompt": "a"} | LONG,
+    "/v1/embeddings": {"input": ["a"] * 2000},
+    "/v1/messages": {"messages": ASK, "max_tokens": 400},
+    "/v1/models/tiny:predict": {"instances": [{"prompt": "a"}], "parameters": LONG},
+    "/v2/models/tiny/generate": {"text_input": "a", "parameters": LONG},
+    "/v2/models/tiny/infer": {
+        "inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a"]}],
+        "parameters": LONG,
+    },
+}
+
+
+@pytest.mark.parametrize("path", LATE)
+def test_a_time_limit_in_the_header_holds_on_every_route(server: Server, path: str) -> None:
+    hurry = {"X-Request-Timeout": "0.03"}
+    answer = httpx.post(server.url + path, json=LATE[path], headers=hurry, timeout=30)
+    # 408: on a busy machine not even the body was there in time
+    assert answer.status_code in (504, 408), answer.text
+
+
 def test_refused_bodies_are_counted(server: Server) -> None:
     def count() -> float:
         told = 'atelier_requests_total{outcome="invalid_value",protocol="openai"}'

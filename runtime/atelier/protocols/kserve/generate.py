@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from atelier.errors import AtelierError, InvalidRequest, ModelUnknown, shown
 from atelier.events import Finished
 from atelier.protocols.http.bodies import json_response, read_object
+from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.sse import frame, when_begun
 from atelier.protocols.openai.text_bodies import SAME
 from atelier.protocols.text_requests import complete, pieces, running
@@ -26,7 +27,8 @@ def router(model: TextService) -> APIRouter:
 
     @routes.post("/v2/models/{name}/generate")
     async def generate(name: str, request: Request) -> Response:
-        answer = await complete(model, _parse(model, name, await read_object(request)), "v2")
+        wanted = timed(_parse(model, name, await read_object(request)), request.headers)
+        answer = await complete(model, wanted, "v2")
         choice = answer.choices[0]
         return json_response(
             {
@@ -38,7 +40,7 @@ def router(model: TextService) -> APIRouter:
 
     @routes.post("/v2/models/{name}/generate_stream")
     async def generate_stream(name: str, request: Request) -> Response:
-        wanted = _parse(model, name, await read_object(request))
+        wanted = timed(_parse(model, name, await read_object(request)), request.headers)
         return await when_begun(_chunks(model, wanted), _error_frame)
 
     return routes

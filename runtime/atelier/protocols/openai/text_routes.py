@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import struct
@@ -11,11 +12,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from atelier.errors import InvalidRequest, NotFound, shown
+from atelier.errors import DeadlineExceeded, InvalidRequest, NotFound, shown
 from atelier.events import Usage
 from atelier.protocols.anthropic.messages import count_tokens, messages
 from atelier.protocols.http.bodies import json_response, read_object
-from atelier.protocols.http.deadlines import timed
+from atelier.protocols.http.deadlines import seconds_allowed, timed
 from atelier.protocols.http.models import check_name
 from atelier.protocols.http.sse import when_begun
 from atelier.protocols.openai.idle_fields import warnings
@@ -122,10 +123,14 @@ async def embeddings(model: TextService, request: Request) -> Response:
     body = await read_object(request)
     check_name(model, body.get("model", model.name))
     _log_user(body)
-    vectors: list[tuple[list[float], int]] = []
-    for text in embedding_inputs(body):
-        vectors.append(await model.embed(text))
-        check_dimensions(body, len(vectors[0][0]))
+    seconds = seconds_allowed(request.headers)
+    try:
+        async with asyncio.timeout(seconds):
+            vectors = await _vectors(model, body)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the embeddings took longer than the {seconds:g} s that they may take"
+        ) from None
     packed = body.get("encoding_format") == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
@@ -133,6 +138,15 @@ async def embeddings(model: TextService, request: Request) -> Response:
     ]
     usage = usage_object([Usage(sum(count for _, count in vectors), 0, 0)])
     return json_response({"object": "list", "data": data, "model": model.name, "usage": usage})
+
+
+async def _vectors(model: TextService, body: dict[str, Any]) -> list[tuple[list[float], int]]:
+    """The embedding of each input, and its tokens."""
+    vectors: list[tuple[list[float], int]] = []
+    for text in embedding_inputs(body):
+        vectors.append(await model.embed(text))
+        check_dimensions(body, len(vectors[0][0]))
+    return vectors
 
 
 async def responses(model: TextService, request: Request) -> Response:
