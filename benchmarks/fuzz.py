@@ -115,6 +115,20 @@ def corpus(model: str, language: bool) -> list[tuple[str, Any]]:
                 },
             },
         ),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 2, "instructions": "b"}),
+        (
+            "/v1/responses",
+            {
+                "input": [
+                    {"type": "message", "role": "user", "content": "a"},
+                    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                    {"type": "function_call_output", "call_id": "c", "output": "1"},
+                ],
+                "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}],
+                "max_output_tokens": 2,
+                "stream": True,
+            },
+        ),
         ("/v1/completions", {"prompt": ["a", "b"], **short, "logprobs": 2, "n": 2, "seed": 1}),
         ("/v1/completions", {"prompt": [1, 2, 3], **short, "logit_bias": {"5": 1}}),
         ("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "float"}),

@@ -24,7 +24,7 @@ SETTINGS = {
     "max_images_per_request": ("The queue: instances and pictures of one request.", "400"),
     "max_queue_size": ("Memory and waiting time.", "429 with Retry-After"),
     "request_timeout": ("Everyone behind a request; queue and body included.", "504, or 408"),
-    "result_seconds": ("Memory: pictures behind URLs, finished jobs.", "404"),
+    "result_seconds": ("Memory: pictures behind URLs, finished jobs, responses.", "404"),
     "result_bytes": ("The same; the oldest give way.", "404"),
     "max_model_len": ("The key-value cache: prompt and answer together.", "400"),
     "drain_seconds": ("The cluster's grace at the end of a pod.", "503"),

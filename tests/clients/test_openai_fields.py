@@ -19,6 +19,7 @@ from openai.types import (
     image_generate_params,
 )
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from atelier.protocols.openai import idle_fields, image_bodies
 from tests.conftest import Server
@@ -26,6 +27,7 @@ from tests.protocols.pictures import encoded, mask
 
 TEXT, PICTURES = "scenes", "shapes"
 TOOL = {"type": "function", "function": {"name": "generate_image", "parameters": {}}}
+FLAT = {"type": "function", "name": "generate_image", "parameters": {}}
 TURN = {"role": "user", "content": "something round and red"}
 IMAGE, MASK = encoded((128, 128, 128)), mask((0, 0, 32, 64))
 SMALL = {"prompt": "a star", "size": "64x64", "steps": 1}
@@ -42,6 +44,12 @@ ROUTES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
         "completions",
         completion_create_params.CompletionCreateParamsBase,
         {"prompt": "a red", "max_tokens": 1},
+    ),
+    "responses": (
+        TEXT,
+        "responses",
+        response_create_params.ResponseCreateParamsBase,
+        {"input": "a red circle", "max_output_tokens": 1},
     ),
     "embeddings": (
         TEXT,
@@ -71,12 +79,15 @@ ROUTES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
 """Which server, which route, the package's type of its body, and the least that it needs."""
 
 SAMPLES: dict[str, list[Any]] = {
+    "access_programs": [{}, {"cyber": "standard"}],
     "audio": [{"voice": "alloy", "format": "wav"}],
     "background": ["auto", "opaque", "transparent"],
     "best_of": [1, 2],
     "chat.moderation": [{"model": "omni-moderation-latest"}],
     "chat.response_format": [{"type": "text"}, {"type": "json_object"}],
     "completions.logprobs": [0, 2],
+    "context_management": [[], [{"type": "compaction", "compact_threshold": 1000}]],
+    "conversation": ["conv_1", {"id": "conv_1"}],
     "dimensions": [256, 128],
     "echo": [False, True],
     "frame_count": [2],
@@ -85,12 +96,16 @@ SAMPLES: dict[str, list[Any]] = {
     "function_call": ["none", "auto", {"name": "generate_image"}],
     "functions": [[], [{"name": "generate_image"}]],
     "image": [IMAGE],
+    "include": [[], ["message.output_text.logprobs"], ["reasoning.encrypted_content"]],
     "input": ["a red circle", ["a red circle", "a star"], [1, 2], [[1, 2], [3]]],
+    "instructions": ["", "Answer in JSON."],
     "logit_bias": [{}, {"5": 1}],
     "markup": [MASK],
     "mask": [MASK],
     "max_completion_tokens": [2],
+    "max_output_tokens": [2],
     "max_tokens": [2],
+    "max_tool_calls": [3],
     "messages": [[TURN], [{"role": "developer", "content": "Answer in JSON."}, TURN]],
     "metadata": [{}, {"run": "7"}],
     "modalities": [["text"], ["text", "audio"]],
@@ -100,9 +115,17 @@ SAMPLES: dict[str, list[Any]] = {
     "partial_images": [0, 2],
     "prediction": [{"type": "content", "content": "a red circle"}],
     "presence_penalty": [0, 0.5],
+    "previous_response_id": [None, ""],
     "prompt": ["a star"],
     "prompt_cache_key": ["someone"],
     "prompt_cache_options": [{}, {"mode": "implicit"}],
+    "reasoning": [{}, {"effort": "low"}, {"effort": "high", "summary": "auto"}],
+    "responses.background": [False, True],
+    "responses.image": [{}, {"context_compression": "auto"}],
+    "responses.input": ["a red circle", [TURN], [{"type": "message", **TURN}]],
+    "responses.moderation": [{"model": "omni-moderation-latest"}],
+    "responses.prompt": [{"id": "pmpt_1"}],
+    "responses.tools": [[], [FLAT], [{"type": "web_search"}]],
     "safety_identifier": ["someone"],
     "seed": [7],
     "stop": ["blue", ["blue", "green"]],
@@ -110,6 +133,7 @@ SAMPLES: dict[str, list[Any]] = {
     "suffix": ["", "the end"],
     "svg": [{"model": "x"}],
     "temperature": [0, 1],
+    "text": [{}, {"format": {"type": "json_object"}}, {"verbosity": "low"}],
     "tool_choice": ["none", "auto", "required"],
     "tools": [[TOOL]],
     "top_logprobs": [0, 2],
@@ -121,8 +145,9 @@ SAMPLES: dict[str, list[Any]] = {
 
 REFUSED: dict[str, list[Any]] = {
     "audio": SAMPLES["audio"],
-    "background": ["transparent"],
+    "background": ["transparent", True],
     "best_of": [2],
+    "conversation": SAMPLES["conversation"],
     "dimensions": [128],
     "echo": [True],
     "frame_count": [2],
@@ -132,6 +157,7 @@ REFUSED: dict[str, list[Any]] = {
     "markup": [MASK],
     "modalities": [["text", "audio"]],
     "output_format": ["gif", "svg"],
+    "prompt": SAMPLES["responses.prompt"],
     "suffix": ["the end"],
     "svg": [{"model": "x"}],
     "web_search_options": SAMPLES["web_search_options"],
@@ -141,6 +167,7 @@ REFUSED: dict[str, list[Any]] = {
 NEEDED: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
     "tool_choice": {"tools": [TOOL]},
+    "responses.tool_choice": {"tools": [FLAT]},
 }
 """Fields that say something only beside another."""
 
@@ -192,7 +219,8 @@ def test_a_documented_field_is_taken_or_refused_by_name(
     kind, path, _, least = ROUTES[route]
     server = request.getfixturevalue(kind)
     for value in values(route, field, hint):
-        answer = send(server, path, least | NEEDED.get(field, {}) | {field: value})
+        needed = NEEDED.get(f"{route}.{field}", NEEDED.get(field, {}))
+        answer = send(server, path, least | needed | {field: value})
         if value in REFUSED.get(field, []):
             assert answer.status_code == 400, f"{field}={value!r:.60}"
             assert field in answer.json()["error"]["message"]
@@ -201,15 +229,20 @@ def test_a_documented_field_is_taken_or_refused_by_name(
             assert answer.status_code == 200, f"{field}={value!r:.60}: {answer.text}"
 
 
-@pytest.mark.parametrize("field", idle_fields.TAKEN)
-def test_a_chat_field_without_effect_is_named_once(field: str, scenes: Server) -> None:
-    _, path, body, least = ROUTES["chat"]
-    hint = get_type_hints(body)[field]
-    telling = [v for v in values("chat", field, hint) if v not in idle_fields.TAKEN[field]]
+IDLE = {"chat": idle_fields.TAKEN, "responses": idle_fields.TAKEN_BY_RESPONSES}
+
+
+@pytest.mark.parametrize(
+    ("route", "field"), [(route, field) for route, fields in IDLE.items() for field in fields]
+)
+def test_a_field_without_effect_is_named_once(route: str, field: str, scenes: Server) -> None:
+    _, path, body, least = ROUTES[route]
+    hint, harmless = get_type_hints(body)[field], IDLE[route][field]
+    telling = [v for v in values(route, field, hint) if v not in (*harmless, None)]
     for value in telling:
         told = send(scenes, path, least | {field: value}).json()["warnings"]
         assert [one.partition(":")[0] for one in told] == [field]
-    for value in idle_fields.TAKEN[field]:
+    for value in harmless:
         assert "warnings" not in send(scenes, path, least | {field: value}).json()
 
 

@@ -176,6 +176,11 @@ def test_a_field_of_a_chat_or_completion_beyond_its_bound(scenes: Server, name: 
     if name == "prompt":
         chat = {"messages": [{"role": "user", "content": value}]}
     refuse(scenes, "/v1/chat/completions", chat)
+    spelled = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
+    response = {"input": "x", spelled.get(name, name): value}
+    refuse(
+        scenes, "/v1/responses", response | ({"text": value} if name == "response_format" else {})
+    )
     if name in ("messages", "tools", "tool_choice", "parallel_tool_calls", "top_logprobs"):
         return
     refuse(scenes, "/v1/completions", {"prompt": "x", name: value})
@@ -199,6 +204,14 @@ TEXT_BODIES: dict[str, tuple[str, Any]] = {
     "a system text of Anthropic": (
         "/v1/messages",
         {"max_tokens": 4, "system": LONG, "messages": [{"role": "user", "content": "x"}]},
+    ),
+    "items of a response": (
+        "/v1/responses",
+        {"input": [{"role": "user", "content": "x"}] * 50_000},
+    ),
+    "a schema of a response": (
+        "/v1/responses",
+        {"input": "x", "text": {"format": {"type": "json_schema", "schema": SCHEMA}}},
     ),
     "generate": ("/v2/models/scenes/generate", {"text_input": LONG}),
     "a schema": (
@@ -234,6 +247,29 @@ TEXT_BODIES: dict[str, tuple[str, Any]] = {
 def test_a_body_of_text_beyond_its_bound(scenes: Server, what: str) -> None:
     path, body = TEXT_BODIES[what]
     refuse(scenes, path, {"model": "scenes"} | body)
+
+
+RESPONSE_FIELDS: dict[str, Any] = {
+    "background": LONG,
+    "conversation": LONG,
+    "include": ["x"] * 100_000,
+    "instructions": LONG,
+    "metadata": {str(index): "x" for index in range(100_000)},
+    "previous_response_id": LONG,
+    "prompt": LONG,
+    "reasoning": LONG,
+    "store": LONG,
+    "text": {"format": LONG},
+    "top_logprobs": 10**9,
+    "truncation": LONG,
+}
+"""Fields that only a response has; those without effect may hold what they like."""
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", RESPONSE_FIELDS)
+def test_a_field_of_a_response_beyond_its_bound(scenes: Server, name: str) -> None:
+    refuse(scenes, "/v1/responses", {"input": "x", name: RESPONSE_FIELDS[name]})
 
 
 @contextmanager

@@ -270,6 +270,7 @@ ROUTES = {
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/tokenize",
         "/detokenize", "/v1/models/scenes:predict", "/v2/models/scenes/infer",
         "/v2/models/scenes/generate", "/v1/messages/count_tokens",
+        "/v1/responses",
     ),
 }  # fmt: skip
 

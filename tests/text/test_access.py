@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx
@@ -73,6 +74,34 @@ def test_without_a_key_the_header_that_is_missing_is_named(guarded: Server) -> N
 )
 def test_anthropics_header_opens_no_other_route(guarded: Server, path: str) -> None:
     answer = httpx.post(guarded.url + path, json={}, headers={"x-api-key": "first-key"})
+    assert answer.status_code == 401
+
+
+def test_a_kept_response_is_there_for_its_own_key_alone(guarded: Server) -> None:
+    mine, other = (
+        openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0)
+        for key in ("first-key", "second-key")
+    )
+    wanted: dict[str, Any] = {"model": "tiny", "input": "hello", "max_output_tokens": 2}
+    whole = mine.responses.create(**wanted)
+    streamed = list(mine.responses.create(**wanted, stream=True))[-1].response
+    for kept in (whole, streamed):
+        assert mine.responses.retrieve(kept.id).id == kept.id
+        for call in (
+            other.responses.retrieve,
+            other.responses.delete,
+            other.responses.cancel,
+            other.responses.input_items.list,
+        ):
+            with pytest.raises(openai.NotFoundError):
+                call(kept.id)
+        with pytest.raises(openai.NotFoundError, match=kept.id):
+            other.responses.create(**wanted, previous_response_id=kept.id)
+        item = {"type": "item_reference", "id": kept.output[0].id}
+        with pytest.raises(openai.NotFoundError):
+            other.responses.create(**wanted | {"input": [item]})
+        assert mine.responses.create(**wanted, previous_response_id=kept.id).id != kept.id
+    answer = httpx.get(f"{guarded.url}/v1/responses/{whole.id}")
     assert answer.status_code == 401
 
 

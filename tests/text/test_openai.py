@@ -332,6 +332,7 @@ LATE = {
     "/v1/completions": {"prompt": "a"} | LONG,
     "/v1/embeddings": {"input": ["a"] * 2000},
     "/v1/messages": {"messages": ASK, "max_tokens": 400},
+    "/v1/responses": {"input": "a", "max_output_tokens": 400},
     "/v1/models/tiny:predict": {"instances": [{"prompt": "a"}], "parameters": LONG},
     "/v2/models/tiny/generate": {"text_input": "a", "parameters": LONG},
     "/v2/models/tiny/infer": {

@@ -9,7 +9,7 @@ import pytest
 from atelier import profiles
 from atelier.errors import PlanError, SettingsError, StartError
 from atelier.settings import Settings, load_settings
-from atelier.text.child.specs import check_embedded, command_line
+from atelier.text.child.specs import check_embedded, command_line, served_paths
 from atelier.text.compile_cache import compile_cache
 from atelier.text.embedded.capacity import plan_capacity
 
@@ -104,6 +104,12 @@ def test_llamacpp_takes_the_gguf_file_of_a_folder(environment: Path, tmp_path: P
     assert str(tmp_path / "weights.gguf") in command_line(settings, tmp_path, Path("/s"), 9)
     with pytest.raises(StartError, match="gguf"):
         command_line(settings, environment / "bin", Path("/s"), 9)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp"])
+def test_responses_are_handed_to_every_engine(engine: str) -> None:
+    assert "/v1/responses" in served_paths(Settings(engine=engine))  # type: ignore[arg-type]
+    assert "/v1/responses" not in served_paths(Settings(engine=engine, task="image"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

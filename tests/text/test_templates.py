@@ -109,6 +109,46 @@ def test_a_forced_call_is_a_block_of_a_message(served: Server, choice: Any) -> N
     assert message.stop_reason == "tool_use"
 
 
+def test_a_response_has_the_form_and_the_reasoning_apart(
+    served: Server, client: openai.OpenAI
+) -> None:
+    form = {"format": {"type": "json_schema", "name": "size", "schema": SCHEMA}}
+    wanted = {"model": "tiny", "input": "hello", "temperature": 0, "max_output_tokens": 100}
+    answer = client.responses.create(**wanted, text=form)
+    assert fits(answer.output_text)
+    events = list(client.responses.create(**wanted, text=form, stream=True))
+    assert events[-1].response.output_text == answer.output_text
+    if "THINKING" not in str(served.log):
+        return
+    letter = httpx.post(f"{served.url}/tokenize", json={"prompt": "a"}).json()["tokens"][0]
+    wanted |= {"max_output_tokens": 8, "extra_body": {"logit_bias": {letter: 100}}}
+    events = list(client.responses.create(**wanted, stream=True))
+    kinds = list(dict.fromkeys(event.type.removeprefix("response.") for event in events))
+    assert kinds == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
+        "output_item.done",
+        "incomplete",
+    ]
+    (reasoning,) = events[-1].response.output
+    assert (reasoning.type, reasoning.content[0].text) == ("reasoning", "a" * 8)
+    assert events[-1].response.usage.output_tokens_details.reasoning_tokens == 8
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "draw"}], ids=str)
+def test_a_forced_call_is_an_item_of_a_response(client: openai.OpenAI, choice: Any) -> None:
+    tool = {"type": "function", "name": "draw", "parameters": SCHEMA}
+    wanted = {"model": "tiny", "input": "hello", "temperature": 0, "max_output_tokens": 150}
+    answer = client.responses.create(**wanted, tools=[tool], tool_choice=choice)
+    (call,) = [item for item in answer.output if item.type == "function_call"]
+    assert fits(call.arguments)
+
+
 def test_a_history_whose_call_was_cut_off_is_answered(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="tiny", messages=CUT_OFF, tools=[TOOL], max_tokens=4

@@ -40,11 +40,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a streamed answer: what one event, or the end of one choice, added."""
+    """Part of a streamed answer: what one event, or the end of one choice, added, and how many
+    tokens it was."""
 
     choice: int
     parts: list[AnswerPart]
     likelihoods: tuple[Likelihood, ...] = ()
+    tokens: int = 0
 
 
 @asynccontextmanager
@@ -103,7 +105,7 @@ async def pieces(
     async for event in events:
         if isinstance(event, Token):
             parts = wanted(event.choice, parsers[event.choice].add(event.text))
-            yield Piece(event.choice, parts, event.likelihoods)
+            yield Piece(event.choice, parts, event.likelihoods, len(event.ids))
         elif isinstance(event, Finished):
             for choice, parser in enumerate(parsers):
                 if rest := wanted(choice, parser.end()):

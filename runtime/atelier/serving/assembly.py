@@ -127,6 +127,7 @@ async def in_thread(blocking: Callable[..., None], *arguments: Any) -> None:
 
 
 def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.protocols.http.results import ResultStore
     from atelier.protocols.kserve.generate import router as generate_router
     from atelier.protocols.kserve.infer import router as infer_router
     from atelier.protocols.kserve.text import OUTPUTS, KServeTextModel, infer
@@ -137,7 +138,8 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
 
     embedded = settings.engine == "transformers"
     model = TextFront(settings, metrics) if embedded else TextModel(settings, metrics)
-    app.include_router(router(model))
+    results = ResultStore(settings.result_seconds, settings.result_bytes)
+    app.include_router(router(model, results))
     app.include_router(generate_router(model))
     app.include_router(infer_router(model, partial(infer, model)))
     outputs = dict.fromkeys(OUTPUTS, "BYTES")

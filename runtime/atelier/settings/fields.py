@@ -194,10 +194,10 @@ class Settings(AssistantSettings):
         600, "Seconds a request may take, queue included; then 504.", gt=0
     )
     result_seconds: float = REQUESTS(
-        3600, "Seconds that a picture URL or a finished job stays.", PICTURES, gt=0
+        3600, "Seconds that a picture URL, a finished job or a response stays.", OWN, gt=0
     )
     result_bytes: int = REQUESTS(
-        512 * 2**20, "Memory for them, or room in a store; the oldest give way.", PICTURES, ge=2**16
+        512 * 2**20, "Memory for them, or room in a store; the oldest give way.", OWN, ge=2**16
     )
     public_url: str = REQUESTS(
         "", "Base of picture URLs, such as https://host; empty: the request's Host.", PICTURES

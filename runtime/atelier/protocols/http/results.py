@@ -39,8 +39,9 @@ class ResultStore:
         self._entries: dict[str, Entry] = {}
         self._bytes = 0
 
-    def put(self, data: bytes, media_type: str, suffix: str = "") -> str:
-        """Keep `data` and return its name: a random word and `suffix`. The oldest entries give way.
+    def put(self, data: bytes, media_type: str, suffix: str = "", name: str = "") -> str:
+        """Keep `data` and return its name: `name`, or else a random word and `suffix`. The oldest
+        entries give way.
 
         Raises:
             GenerationFailed: it is larger than the whole store.
@@ -54,7 +55,7 @@ class ResultStore:
         self.expire()
         while self._bytes + entry.cost > self._max_bytes:
             self.remove(next(iter(self._entries)))
-        name = secrets.token_urlsafe(24) + suffix
+        name = name or secrets.token_urlsafe(24) + suffix
         self._entries[name] = entry
         self._bytes += entry.cost
         return name

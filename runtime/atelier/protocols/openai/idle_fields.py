@@ -1,4 +1,4 @@
-"""OpenAI's documented fields of the chat route that nothing here acts on.
+"""OpenAI's documented fields of the routes of text that nothing here acts on.
 
 Some are taken: the answer's `warnings` name them, unless the value asks for what is done anyway.
 Some are refused, since the answer would not be what they ask for.
@@ -6,11 +6,17 @@ Some are refused, since the answer would not be what they ask for.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from atelier.errors import InvalidRequest, shown
 
-TAKEN: dict[str, tuple[Any, ...]] = {
+log = logging.getLogger(__name__)
+
+Taken = dict[str, tuple[Any, ...]]
+Refused = dict[str, tuple[tuple[Any, ...], str]]
+
+TAKEN: Taken = {
     "metadata": ({},),
     "moderation": (),
     "prediction": (),
@@ -22,35 +28,56 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "verbosity": ("medium",),
 }
-"""Fields without effect, with the values that need no warning."""
+"""Fields of a chat without effect, with the values that need no warning."""
 
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+TAKEN_BY_RESPONSES: Taken = {
+    "access_programs": ({},),
+    "context_management": ([],),
+    "image": ({},),
+    "max_tool_calls": (),
+    "moderation": (),
+    "prompt_cache_key": (),
+    "prompt_cache_options": ({},),
+    "prompt_cache_retention": ("in_memory",),
+    "service_tier": ("auto", "default"),
+    "stream_options": ({}, {"include_obfuscation": False}),
+}
+"""The same of a response."""
+
+REFUSED: Refused = {
     "audio": ((), "answers are text; leave it out"),
     "modalities": (([], ["text"]), 'answers are text; send ["text"] or leave it out'),
     "web_search_options": ((), "this server does not search the web; leave it out"),
     "functions": (([],), "this is the older form of tools; send tools"),
     "function_call": (("none", "auto"), "this is the older form of tool_choice; send that"),
 }
-"""Fields that are refused, with the values that ask for nothing, and the remedy."""
+"""Fields of a chat that are refused, with the values that ask for nothing, and the remedy."""
+
+REFUSED_BY_RESPONSES: Refused = {
+    "background": ((False,), "an answer is given at once or streamed; leave it out"),
+    "conversation": ((), "conversations are not kept; send previous_response_id or the items"),
+    "prompt": ((), "prompts are not kept; send instructions and input"),
+}
+"""The same of a response."""
 
 
-def refuse(body: dict[str, Any]) -> None:
-    """See that a chat body asks for nothing that this server cannot do at all.
+def refuse(body: dict[str, Any], refused: Refused = REFUSED) -> None:
+    """See that a body asks for nothing that this server cannot do at all.
 
     Raises:
         InvalidRequest: names the field, its value and what to send instead.
     """
-    for name, (harmless, remedy) in REFUSED.items():
+    for name, (harmless, remedy) in refused.items():
         value = body.get(name)
         if value is not None and value not in harmless:
             raise InvalidRequest(f"{name}={shown(value)} is not offered here: {remedy}", name)
 
 
-def warnings(body: dict[str, Any]) -> list[str]:
+def warnings(body: dict[str, Any], taken: Taken = TAKEN) -> list[str]:
     """What the answer says of the fields that were taken and do nothing."""
     return [
         without_effect(name)
-        for name, harmless in TAKEN.items()
+        for name, harmless in taken.items()
         if body.get(name) is not None and body[name] not in harmless
     ]
 
@@ -58,3 +85,9 @@ def warnings(body: dict[str, Any]) -> list[str]:
 def without_effect(name: str) -> str:
     """The warning for one field."""
     return f"{name}: taken and without effect: this server has no such thing"
+
+
+def log_user(body: dict[str, Any]) -> None:
+    """Who the client says it asks for goes to the log."""
+    if who := body.get("user") or body.get("safety_identifier"):
+        log.info("the request is from user %s", shown(who))

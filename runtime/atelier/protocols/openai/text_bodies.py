@@ -60,7 +60,7 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
             tool_choice=tool_choice(body.get("tool_choice")),
             parallel_tool_calls=body.get("parallel_tool_calls"),
             template_arguments=body.get("chat_template_kwargs"),
-            **_shared(body),
+            **shared_fields(body),
         )
     except InvalidRequest as error:
         if error.field != "max_tokens":
@@ -87,7 +87,7 @@ def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
         )
     _check_rows(many, "prompt")
     limit = body.get("max_tokens")
-    shared = _shared(body) | {
+    shared = shared_fields(body) | {
         "logprobs": body.get("logprobs"),
         "max_tokens": 16 if limit is None else limit,
     }
@@ -184,7 +184,12 @@ def check_dimensions(body: dict[str, Any], have: int) -> None:
         )
 
 
-def _shared(body: dict[str, Any]) -> dict[str, Any]:
+def shared_fields(body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `SAME` that a body has.
+
+    Raises:
+        InvalidRequest: it has one of `REFUSED`.
+    """
     for name, harmless in REFUSED.items():
         if body.get(name, harmless) not in (harmless, None):
             raise InvalidRequest(

@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from atelier.errors import DeadlineExceeded, InvalidRequest, NotFound, shown
+from atelier.errors import DeadlineExceeded, InvalidRequest, NotFound
 from atelier.events import Usage
 from atelier.protocols.anthropic.messages import count_tokens, messages
 from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.deadlines import seconds_allowed, timed
 from atelier.protocols.http.models import check_name
+from atelier.protocols.http.results import ResultStore
 from atelier.protocols.http.sse import when_begun
-from atelier.protocols.openai.idle_fields import warnings
+from atelier.protocols.openai.idle_fields import log_user, warnings
+from atelier.protocols.openai.response_routes import create as create_response
+from atelier.protocols.openai.response_routes import router as kept_responses
+from atelier.protocols.openai.response_store import ResponseStore
 from atelier.protocols.openai.text_answers import (
     Named,
     chat_answer,
@@ -40,19 +44,18 @@ from atelier.protocols.text_requests import complete, complete_all
 from atelier.text.request import make_request
 from atelier.text.service import TextService
 
-log = logging.getLogger(__name__)
-
 Handler = Callable[[TextService, Request], Awaitable[Response]]
 
 
-def router(model: TextService) -> APIRouter:
-    """All routes of a language model; mount it before KServe's own."""
+def router(model: TextService, results: ResultStore) -> APIRouter:
+    """All routes of a language model; mount it before KServe's own. `results` keeps responses."""
+    store = ResponseStore(results)
     routes = APIRouter()
     handlers: dict[str, Handler] = {
         "/v1/chat/completions": chat,
         "/v1/completions": completions,
         "/v1/embeddings": embeddings,
-        "/v1/responses": responses,
+        "/v1/responses": partial(create_response, store),
         "/v1/messages": messages,
         "/v1/messages/count_tokens": count_tokens,
         "/tokenize": tokenize,
@@ -64,6 +67,8 @@ def router(model: TextService) -> APIRouter:
         endpoint = _endpoint(model, path, handler)
         routes.add_api_route(path, endpoint, methods=["POST"], include_in_schema=not model.forwards)
         routes.add_api_route(f"/openai{path}", endpoint, methods=["POST"], include_in_schema=False)
+    if not model.forwards:
+        routes.include_router(kept_responses(store))
     return routes
 
 
@@ -88,7 +93,7 @@ async def chat(model: TextService, request: Request) -> Response:
         check_name(model, body.get("model", model.name))
         wanted = timed(chat_request(body), request.headers)
         streaming = streaming_of(body)
-    _log_user(body)
+    log_user(body)
     named = _named(model)
     idle = warnings(body)
     told = {"warnings": idle} if idle else {}
@@ -109,7 +114,7 @@ async def completions(model: TextService, request: Request) -> Response:
             raise InvalidRequest(
                 f"prompt: {len(wanted)} prompts cannot be streamed in one request", "prompt"
             )
-    _log_user(body)
+    log_user(body)
     named = _named(model)
     if streaming:
         return await when_begun(
@@ -122,7 +127,7 @@ async def embeddings(model: TextService, request: Request) -> Response:
     """`/v1/embeddings`, as lists of numbers or base64 of 32-bit floats."""
     body = await read_object(request)
     check_name(model, body.get("model", model.name))
-    _log_user(body)
+    log_user(body)
     seconds = seconds_allowed(request.headers)
     try:
         async with asyncio.timeout(seconds):
@@ -147,13 +152,6 @@ async def _vectors(model: TextService, body: dict[str, Any]) -> list[tuple[list[
         vectors.append(await model.embed(text))
         check_dimensions(body, len(vectors[0][0]))
     return vectors
-
-
-async def responses(model: TextService, request: Request) -> Response:
-    """`/v1/responses` exists only where a child engine has it."""
-    raise NotFound(
-        "the embedded engine has no /v1/responses: use /v1/chat/completions, or set ENGINE=vllm"
-    )
 
 
 async def tokenize(model: TextService, request: Request) -> Response:
@@ -182,11 +180,6 @@ async def detokenize(model: TextService, request: Request) -> Response:
             f"tokens must be a list of ids from 0 to {model.vocabulary_size - 1}", "tokens"
         )
     return json_response({"prompt": model.encoder.decode(ids)})
-
-
-def _log_user(body: dict[str, Any]) -> None:
-    if who := body.get("user") or body.get("safety_identifier"):
-        log.info("the request is from user %s", shown(who))
 
 
 def _named(model: TextService) -> Named:

@@ -159,7 +159,7 @@ LLAMACPP = EngineSpec(
         "max_num_seqs": "--parallel",
         "max_num_batched_tokens": "--batch-size",
     },
-    paths=(*TEXT_PATHS, *ANTHROPIC_PATHS),
+    paths=(*TEXT_PATHS, *ANTHROPIC_PATHS, "/v1/responses"),
     metrics_prefix="llamacpp:",
     dtypes=False,
 )
