@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from atelier.images.encoder import PictureEncoder
 from atelier.images.model import ImageModel
 from atelier.images.observer import SilentImageObserver
 from atelier.protocols.http.error_bodies import add_error_handlers
@@ -97,11 +98,11 @@ def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     model = ImageModel(chosen, tally)
     model.load()
     batch_always(model)
+    encoder = PictureEncoder(chosen)
+    store = ResultStore(chosen.result_seconds, chosen.result_bytes)
     app = FastAPI()
     add_error_handlers(app)
-    app.include_router(
-        router(model, Jobs(model, ResultStore(chosen.result_seconds, chosen.result_bytes)), chosen)
-    )
+    app.include_router(router(model, encoder, Jobs(model, encoder, store), chosen))
     server = uvicorn.Server(
         uvicorn.Config(front(app, chosen), host="127.0.0.1", port=0, log_level="warning")
     )

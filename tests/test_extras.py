@@ -29,6 +29,8 @@ LIGHT = (
     "atelier.logs",
     "atelier.settings",
     "atelier.deploy",
+    "atelier.provenance.containers",
+    "atelier.provenance.marks",
     "atelier.cli.deploy",
     "atelier.cli.extras",
     "atelier.cli.main",
@@ -207,13 +209,17 @@ def test_a_command_names_the_extra_that_it_needs(command: str, tmp_path: Path) -
     ), line
 
 
+BROUGHT = {"opentelemetry", "cryptography"}
+"""Modules that packages of the extra `mcp` bring with them."""
+
+
 def test_the_mcp_server_needs_its_own_extra_alone(tmp_path: Path) -> None:
     own = declared("mcp")
     others = [
         name
         for names in MODULES.values()
         for name in names
-        if name in INSTALLED and name != "opentelemetry" and not distributions(name) & own
+        if name in INSTALLED and name not in BROUGHT and not distributions(name) & own
     ]
     assert {"torch", "numpy", "kserve"} <= set(others)
     program = WITHOUT_EXTRAS.replace(repr(BLOCKED), repr(sorted(others)))

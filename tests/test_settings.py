@@ -286,10 +286,10 @@ def test_the_bad_value_of_an_old_name_is_told_with_all_others(
     ]
 
 
-def test_settings_come_in_nine_groups_each_in_one_piece() -> None:
+def test_settings_come_in_ten_groups_each_in_one_piece() -> None:
     titles = [group.title for group in GROUPS]
     assert [title for title, _ in groupby(row.group for row in rows())] == titles
-    assert len(titles) == 9
+    assert len(titles) == 10
 
 
 def test_what_the_server_does_not_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

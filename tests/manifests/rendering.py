@@ -51,7 +51,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "overlays/sdxl": ("autoscaling/keda", "monitoring", "model-cache/prefetch"),
     "overlays/flux": ("auth/openshift-token", "autoscaling/keda-openshift", "network-policy"),
     "overlays/air-gapped": ("model-cache/local-model-cache", "monitoring", "oci-native"),
-    "overlays/glm-image": ("canary",),
+    "overlays/glm-image": ("canary", "provenance"),
     "overlays/sd35-medium": ("dra",),
     "overlays/gemma-3": ("engine-vllm", "expose", "tracing", "hardware-profile", "queue"),
 }

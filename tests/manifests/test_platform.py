@@ -42,6 +42,18 @@ def test_several_sources_are_mounted_where_the_server_reads_them(tmp_path: Path)
     assert Settings(model_id="builtin/shapes", lora_paths=env["LORA_PATHS"]).lora_paths
 
 
+def test_the_signing_keys_are_mounted_where_the_server_reads_them(tmp_path: Path) -> None:
+    predictor = service_of(tmp_path, "base", "provenance")["spec"]["predictor"]
+    env = {entry["name"]: entry["value"] for entry in predictor["model"]["env"]}
+    (mount,) = predictor["model"]["volumeMounts"]
+    (volume,) = predictor["volumes"]
+    assert mount["name"] == volume["name"] and mount["readOnly"]
+    settings = Settings(**{name.lower(): env[name] for name in ("PROVENANCE", "C2PA_CERTIFICATE")})
+    assert settings.provenance == "c2pa"
+    assert settings.c2pa_certificate == f"{mount['mountPath']}/tls.crt"
+    assert env["C2PA_KEY"] == f"{mount['mountPath']}/tls.key"
+
+
 def test_an_image_volume_is_given_by_digest(tmp_path: Path) -> None:
     service = service_of(tmp_path, "overlays/air-gapped", "oci-native")
     uri = service["spec"]["predictor"]["model"]["storageUri"]

@@ -35,6 +35,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "train": ("prodigyopt",),
     "gpu": ("bitsandbytes",),
     "mcp": ("anyio", "fastmcp", "mcp"),
+    "provenance": ("c2pa", "cryptography"),
     "crt": ("awscrt",),
     "tracing": ("opentelemetry",),
     "bench": ("aiohttp", "optuna"),

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from atelier.errors import InvalidRequest
 from atelier.events import Failed, Image, Step, Warned
-from atelier.images import codec
+from atelier.images.encoder import PictureEncoder
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.settings import Settings
@@ -35,6 +35,7 @@ def draw_to_file(settings: Settings, fields: dict[str, Any], output: Path) -> in
             f"{output}: the folder {output.absolute().parent} does not exist", "output"
         )
     request = ImageRequest.parse(fields | {"format": FORMATS[output.suffix.lower()]}, settings)
+    encoder = PictureEncoder(settings)
     model = ImageModel(settings)
     with Progress() as bar:
         task = bar.add_task("loading", total=None)
@@ -42,7 +43,7 @@ def draw_to_file(settings: Settings, fields: dict[str, Any], output: Path) -> in
         picture = asyncio.run(_draw(model, request, lambda step: bar.update(
             task, description="drawing", completed=step.index, total=step.total)))  # fmt: skip
     model.close()
-    _write(output, codec.encode(picture, request.format, request.compression))
+    _write(output, encoder.encode(picture, request))
     return picture.seed
 
 

@@ -1,4 +1,4 @@
-"""The command line: serve, generate, doctor, fetch, settings, mcp."""
+"""The command line: serve, generate, doctor, fetch, settings, inspect, mcp."""
 
 from __future__ import annotations
 
@@ -153,6 +153,24 @@ def _print_settings() -> None:
     console = Console()
     console.width = max(console.width, 140) if not console.is_terminal else console.width
     console.print(table)
+
+
+@app.command()
+def inspect(
+    picture: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP.")],
+    trust: Annotated[
+        Path | None, typer.Option(help="PEM file of the authorities that a signer must come from.")
+    ] = None,
+) -> None:
+    """Print a picture's marks and verify its signature.
+
+    Exit codes: 0 marks are there, and a signature holds; 1 the file cannot be read; 3 no marks;
+    4 the signature does not hold, or not by --trust; 5 it could not be verified."""
+    from atelier.provenance.inspection import inspect as look
+
+    report = look(picture, trust)
+    typer.echo(report.text())
+    raise typer.Exit(report.code)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from atelier.events import Event, Failed, Finished, Image, Preview, Warned
-from atelier.images import codec
+from atelier.images.encoder import PictureEncoder
 from atelier.images.request import Format, ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.pools import writing
@@ -46,10 +46,13 @@ class DrawnRequest:
 
 
 async def draw_all(
-    model: PictureService, requests: Sequence[ImageRequest], protocol: str
+    model: PictureService,
+    encoder: PictureEncoder,
+    requests: Sequence[ImageRequest],
+    protocol: str,
 ) -> list[DrawnRequest]:
     """Draw every request, side by side; one that fails or is refused takes the others back."""
-    return await collect_all(requests, await submit_all(model, requests, protocol))
+    return await collect_all(encoder, requests, await submit_all(model, requests, protocol))
 
 
 async def submit_all(
@@ -72,6 +75,7 @@ async def submit_all(
 
 
 async def collect_all(
+    encoder: PictureEncoder,
     requests: Sequence[ImageRequest],
     streams: Sequence[EventStream],
     watch: Watch = lambda index, event: None,
@@ -82,7 +86,7 @@ async def collect_all(
         AtelierError: what the first request failed with; the others are cancelled.
     """
     tasks = [
-        asyncio.create_task(collect(request, stream, partial(watch, index)))
+        asyncio.create_task(collect(encoder, request, stream, partial(watch, index)))
         for index, (request, stream) in enumerate(zip(requests, streams, strict=True))
     ]
     try:
@@ -95,7 +99,10 @@ async def collect_all(
 
 
 async def collect(
-    request: ImageRequest, stream: EventStream, watch: Callable[[Event], None]
+    encoder: PictureEncoder,
+    request: ImageRequest,
+    stream: EventStream,
+    watch: Callable[[Event], None],
 ) -> DrawnRequest:
     """Follow one stream to its end, encoding pictures in threads.
 
@@ -105,14 +112,14 @@ async def collect(
     drawn = DrawnRequest(request)
     async for event in stream:
         watch(event)
-        await absorb(drawn, event)
+        await absorb(encoder, drawn, event)
     return drawn
 
 
-async def absorb(drawn: DrawnRequest, event: Event) -> None:
+async def absorb(encoder: PictureEncoder, drawn: DrawnRequest, event: Event) -> None:
     """Add what one event brings to the result; `Failed` raises its error."""
     if isinstance(event, Image):
-        drawn.pictures.append(await encode(event, drawn.request))
+        drawn.pictures.append(await encode(encoder, event, drawn.request))
     elif isinstance(event, Finished):
         drawn.timings, drawn.steps_run = event.timings, event.steps_run
     elif isinstance(event, Warned):
@@ -121,13 +128,12 @@ async def absorb(drawn: DrawnRequest, event: Event) -> None:
         raise event.error
 
 
-async def encode(image: Image, request: ImageRequest) -> EncodedPicture:
-    """The picture in the format that the request wants, encoded in a thread."""
-    data = await writing(codec.encode, image, request.format, request.compression)
+async def encode(encoder: PictureEncoder, image: Image, request: ImageRequest) -> EncodedPicture:
+    """The picture in the format that the request wants, encoded and marked in a thread."""
+    data = await writing(encoder.encode, image, request)
     return EncodedPicture(data, request.format, image.seed, image.width, image.height)
 
 
-async def encode_preview(preview: Preview, request: ImageRequest) -> bytes:
-    """A preview in the format that the request wants."""
-    image = Image(0, 0, preview.width, preview.height, 3, preview.pixels)
-    return (await encode(image, request)).data
+async def encode_preview(encoder: PictureEncoder, preview: Preview, request: ImageRequest) -> bytes:
+    """A preview in the format that the request wants, encoded in a thread."""
+    return await writing(encoder.encode_preview, preview, request)

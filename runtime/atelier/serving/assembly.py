@@ -162,6 +162,7 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
 
 
 def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
+    from atelier.images.encoder import PictureEncoder
     from atelier.protocols.http.results import ResultStore
     from atelier.protocols.jobs.job import Jobs
     from atelier.protocols.jobs.routes import router as jobs_router
@@ -172,20 +173,21 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.protocols.openai.image_routes import router as images_router
     from atelier.workers.image_front import ImageFront
 
+    encoder = PictureEncoder(settings)
     model = ImageFront(settings, metrics)
     metrics.watch_workers(lambda: len([one for one in model.workers if one.state == "ready"]))
     store = ResultStore(settings.result_seconds, settings.result_bytes)
-    jobs = Jobs(model, store)
-    app.include_router(predict_router(model, jobs, settings))
-    app.include_router(infer_router(model, partial(infer, model, settings)))
-    app.include_router(images_router(ImagesApi(model, jobs, store, settings)))
+    jobs = Jobs(model, encoder, store)
+    app.include_router(predict_router(model, encoder, jobs, settings))
+    app.include_router(infer_router(model, partial(infer, model, encoder, settings)))
+    app.include_router(images_router(ImagesApi(model, encoder, jobs, store, settings)))
     app.include_router(jobs_router(jobs))
     outputs = {"image": "BYTES", "seed": "INT64"}
     return Served(
         model,
         model.load,
         model.drain,
-        lambda load: KServeImageModel(model, settings, load),
+        lambda load: KServeImageModel(model, encoder, settings, load),
         outputs,
         PICTURE_HINT,
     )

@@ -31,6 +31,7 @@ from atelier.settings.groups import (
     SPEED,
     TEXT,
 )
+from atelier.settings.pictures import PictureSettings
 from atelier.settings.values import (
     AttentionBackend,
     DeviceName,
@@ -45,7 +46,7 @@ from atelier.settings.values import (
 )
 
 
-class Settings(AssistantSettings):
+class Settings(AssistantSettings, PictureSettings):
     """Everything that can be set. Field `model_id` is variable `MODEL_ID`, and so on."""
 
     # A variable that is there but empty, as manifests leave it, is unset.
@@ -192,15 +193,6 @@ class Settings(AssistantSettings):
     )
     request_timeout: float = REQUESTS(
         600, "Seconds a request may take, queue included; then 504.", gt=0
-    )
-    result_seconds: float = REQUESTS(
-        3600, "Seconds that a picture URL, a finished job or a response stays.", OWN, gt=0
-    )
-    result_bytes: int = REQUESTS(
-        512 * 2**20, "Memory for them, or room in a store; the oldest give way.", OWN, ge=2**16
-    )
-    public_url: str = REQUESTS(
-        "", "Base of picture URLs, such as https://host; empty: the request's Host.", PICTURES
     )
 
     data_parallel_size: int | None = PROCESSES(

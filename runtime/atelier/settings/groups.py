@@ -44,13 +44,25 @@ MODEL = Group("Model")
 MEMORY = Group("Device and memory")
 SPEED = Group("Speed and warm-up")
 REQUESTS = Group("Requests and results")
+MARKS = Group("Marks in pictures")
 PROCESSES = Group("Workers and engines")
 LANGUAGE = Group("Language models")
 ACCESS = Group("Access and logs")
 SOURCES = Group("Where weights come from")
 ASSISTANTS = Group("Assistants")
 
-GROUPS = (MODEL, MEMORY, SPEED, REQUESTS, PROCESSES, LANGUAGE, ACCESS, SOURCES, ASSISTANTS)
+GROUPS = (
+    MODEL,
+    MEMORY,
+    SPEED,
+    REQUESTS,
+    MARKS,
+    PROCESSES,
+    LANGUAGE,
+    ACCESS,
+    SOURCES,
+    ASSISTANTS,
+)
 
 
 def group_of(field: FieldInfo) -> str:

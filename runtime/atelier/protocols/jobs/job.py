@@ -18,6 +18,7 @@ import orjson
 
 from atelier.errors import AtelierError, GenerationFailed, NotFound, shown
 from atelier.events import Event, Image, Preview, Queued, Started, Step
+from atelier.images.encoder import PictureEncoder
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.error_bodies import error_object
@@ -138,8 +139,9 @@ class Job:
 class Jobs:
     """All jobs of a server."""
 
-    def __init__(self, model: PictureService, store: ResultStore) -> None:
+    def __init__(self, model: PictureService, encoder: PictureEncoder, store: ResultStore) -> None:
         self._model = model
+        self.encoder = encoder
         self._store = store
         self._jobs: dict[str, Job] = {}
 
@@ -190,7 +192,7 @@ class Jobs:
 
     async def _run(self, job: Job, streams: Sequence[EventStream], finish: Finish) -> None:
         try:
-            answer = await finish(await collect_all(job.requests, streams, job.watch))
+            answer = await finish(await collect_all(self.encoder, job.requests, streams, job.watch))
             job.end("succeeded", self._store.put(answer, "application/json"))
         except asyncio.CancelledError:
             job.end("cancelled", self._store.put(b"", ""))

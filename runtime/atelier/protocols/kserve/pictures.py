@@ -15,6 +15,7 @@ from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
 from atelier.bounds import MAX_PICTURE_VALUES, read_json
 from atelier.errors import AtelierError, InvalidRequest, report
+from atelier.images.encoder import PictureEncoder
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
@@ -31,12 +32,19 @@ MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 class KServeImageModel(kserve.Model):
     """The model as KServe's data plane sees it. A picture service does the work."""
 
-    def __init__(self, model: PictureService, settings: Settings, load: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        model: PictureService,
+        encoder: PictureEncoder,
+        settings: Settings,
+        load: Callable[[], Any],
+    ) -> None:
         super().__init__(model.name)
         # the server refuses to start otherwise; `healthy` tells whether the weights are here
         self.ready = True
         self.engine = True
         self._model = model
+        self._encoder = encoder
         self._settings = settings
         self._load = load
 
@@ -75,7 +83,7 @@ class KServeImageModel(kserve.Model):
         if not isinstance(payload, InferRequest):
             return await self._predict_v1(payload, headers)
         try:
-            return await infer(self._model, self._settings, payload, headers)
+            return await infer(self._model, self._encoder, self._settings, payload, headers)
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
@@ -88,12 +96,16 @@ class KServeImageModel(kserve.Model):
             self._model.check_room()
             parsed = await reading(parse_v1, payload, self._settings)
             requests = [timed(one, headers) for one in parsed]
-        drawn = await draw_all(self._model, requests, "v1")
+        drawn = await draw_all(self._model, self._encoder, requests, "v1")
         return {"predictions": [prediction(self._model, each) for each in drawn]}
 
 
 async def infer(
-    model: PictureService, settings: Settings, payload: InferRequest, headers: Mapping[str, str]
+    model: PictureService,
+    encoder: PictureEncoder,
+    settings: Settings,
+    payload: InferRequest,
+    headers: Mapping[str, str],
 ) -> InferResponse:
     """Answer one v2 request, in the form it asks for.
 
@@ -106,7 +118,7 @@ async def infer(
         parsed = await reading(parse_v2, payload, settings)
         requests = [timed(one, headers) for one in parsed]
         check_outputs(payload, ("image", "seed"))
-    drawn = await draw_all(model, requests, protocol)
+    drawn = await draw_all(model, encoder, requests, protocol)
     pictures = [picture for each in drawn for picture in each.pictures]
     binary = _wants_binary(payload)
     data = [picture.data if binary else picture.b64 for picture in pictures]

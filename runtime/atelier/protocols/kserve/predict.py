@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import Scope
 
+from atelier.images.encoder import PictureEncoder
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.models import check_name
@@ -42,7 +43,9 @@ class PlainRoute(APIRoute):
         return super().matches(scope)
 
 
-def router(model: PictureService, jobs: Jobs, settings: Settings) -> APIRouter:
+def router(
+    model: PictureService, encoder: PictureEncoder, jobs: Jobs, settings: Settings
+) -> APIRouter:
     """`POST /v1/models/{name}:predict`."""
     routes = APIRouter(route_class=PlainRoute, tags=["V1"])
 
@@ -61,9 +64,8 @@ def router(model: PictureService, jobs: Jobs, settings: Settings) -> APIRouter:
             requests = [timed(one, request.headers) for one in requests]
         if wants_job(request):
             return accepted(await jobs.start(requests, "v1", answer))
-        return Response(
-            await answer(await draw_all(model, requests, "v1")), media_type="application/json"
-        )
+        drawn = await draw_all(model, encoder, requests, "v1")
+        return Response(await answer(drawn), media_type="application/json")
 
     return routes
 

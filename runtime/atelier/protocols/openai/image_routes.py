@@ -14,9 +14,10 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from atelier.errors import InvalidRequest, shown
+from atelier.errors import AtelierError, InvalidRequest, shown
 from atelier.events import Failed, Image, Preview, Warned
 from atelier.images.codec import MEDIA_TYPES
+from atelier.images.encoder import PictureEncoder
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import error_object
@@ -64,6 +65,7 @@ class ImagesApi:
     """The handlers, over one model."""
 
     model: PictureService
+    encoder: PictureEncoder
     jobs: Jobs
     store: ResultStore
     settings: Settings
@@ -130,17 +132,14 @@ class ImagesApi:
                     "stream",
                 )
         if call.stream:
-            return EventStreamResponse(
-                _frames(kind, call, await self.model.submit(requests[0], PROTOCOL))
-            )
+            events = await self.model.submit(requests[0], PROTOCOL)
+            return EventStreamResponse(_frames(self.encoder, kind, call, events))
         base = self.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
         finish = partial(self._body, call, base)
         if wants_job(request):
             return accepted(await self.jobs.start(requests, PROTOCOL, finish))
-        return Response(
-            await finish(await draw_all(self.model, requests, PROTOCOL)),
-            media_type="application/json",
-        )
+        drawn = await draw_all(self.model, self.encoder, requests, PROTOCOL)
+        return Response(await finish(drawn), media_type="application/json")
 
     async def _body(self, call: ImagesCall, base: str, drawn: list[DrawnRequest]) -> bytes:
         """OpenAI's answer, and with each picture the seed that draws it again."""
@@ -188,7 +187,9 @@ def _described(call: ImagesCall, width: int, height: int) -> dict[str, str]:
     }
 
 
-async def _frames(kind: str, call: ImagesCall, stream: EventStream) -> AsyncGenerator[bytes]:
+async def _frames(
+    encoder: PictureEncoder, kind: str, call: ImagesCall, stream: EventStream
+) -> AsyncGenerator[bytes]:
     """OpenAI's events: previews as they come, then each finished picture; a failure is an `error`
     event."""
     previews = 0
@@ -198,17 +199,19 @@ async def _frames(kind: str, call: ImagesCall, stream: EventStream) -> AsyncGene
             if isinstance(event, Warned):
                 warnings.append(event.message)
             elif isinstance(event, Preview):
-                data = await encode_preview(event, call.request)
+                data = await encode_preview(encoder, event, call.request)
                 extra: dict[str, Any] = {"partial_image_index": previews}
                 yield _event(f"{kind}.partial_image", call, data, event, extra)
                 previews += 1
             elif isinstance(event, Image):
-                picture = await encode(event, call.request)
+                picture = await encode(encoder, event, call.request)
                 extra = {"usage": NO_TOKENS, "seed": event.seed}
                 extra |= {"warnings": warnings} if warnings else {}
                 yield _event(f"{kind}.completed", call, picture.data, event, extra)
             elif isinstance(event, Failed):
-                yield frame({"type": "error", "error": error_object(event.error)}, "error")
+                raise event.error
+    except AtelierError as error:  # of the engine, or of what becomes of a picture after it
+        yield frame({"type": "error", "error": error_object(error)}, "error")
     finally:
         stream.cancel()
 

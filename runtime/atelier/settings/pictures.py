@@ -1,0 +1,39 @@
+"""Settings of what becomes of a picture once it is drawn: marks, and how long it is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic_settings import BaseSettings
+
+from atelier.settings.groups import MARKS, OWN, PICTURES, REQUESTS
+
+
+class PictureSettings(BaseSettings):
+    """The part of `Settings` that finished pictures are treated by."""
+
+    provenance: Literal["off", "metadata", "c2pa"] = MARKS(
+        "off",
+        (
+            "Marks in pictures: metadata says that a model drew it, which one, with what seed;"
+            " c2pa signs that too."
+        ),
+        PICTURES,
+    )
+    provenance_prompt: bool = MARKS(False, "Write the prompt into the marks too.", PICTURES)
+    c2pa_certificate: str = MARKS(
+        "",
+        "PEM file of the signer's certificate and those above it; empty: self-made, for trials.",
+        PICTURES,
+    )
+    c2pa_key: str = MARKS("", "PEM file of the certificate's private key.", PICTURES)
+
+    result_seconds: float = REQUESTS(
+        3600, "Seconds that a picture URL, a finished job or a response stays.", OWN, gt=0
+    )
+    result_bytes: int = REQUESTS(
+        512 * 2**20, "Memory for them, or room in a store; the oldest give way.", OWN, ge=2**16
+    )
+    public_url: str = REQUESTS(
+        "", "Base of picture URLs, such as https://host; empty: the request's Host.", PICTURES
+    )
