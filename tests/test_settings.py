@@ -57,7 +57,7 @@ BAD = [
     ("REQUEST_TIMEOUT", "0", "greater than 0"),
     ("MCP_INLINE_BYTES", "1", "greater than or equal to 4096"),
     ("DRAIN_SECONDS", "-1", "greater than or equal to 0"),
-    ("ENGINE", "tgi", "'transformers', 'vllm', 'sglang' or 'llamacpp'"),
+    ("ENGINE", "tgi", "'transformers', 'vllm', 'sglang', 'vllm-omni' or 'llamacpp'"),
     ("ENGINE_FORCE", "maybe", "true or false"),
     ("TENSOR_PARALLEL_SIZE", "0", "greater than or equal to 1"),
     ("MAX_MODEL_LEN", "1", "greater than or equal to 16"),

@@ -9,7 +9,8 @@ import pytest
 from atelier import profiles
 from atelier.errors import PlanError, SettingsError, StartError
 from atelier.settings import Settings, load_settings
-from atelier.text.child.specs import check_embedded, command_line, served_paths
+from atelier.text.child.command_line import command_line
+from atelier.text.child.specs import SPECS, check_embedded, served_paths
 from atelier.text.compile_cache import compile_cache
 from atelier.text.embedded.capacity import plan_capacity
 
@@ -89,6 +90,18 @@ def test_sglang_serves_image_models_through_its_own_command(environment: Path) -
     assert "sglang.launch_server" in line(environment, engine="sglang")
     with pytest.raises(StartError, match="no image models"):
         line(environment, engine="vllm", task="image")
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_setting_says_which_engines_heed_it(name: str) -> None:
+    """One that is set and not passed on is named at start."""
+    options = {option for spec in SPECS.values() for option in spec.options}
+    heeded = {
+        option
+        for option in options
+        if name in Settings.model_fields[option].json_schema_extra["heeded_by"]  # type: ignore[index,operator]
+    }
+    assert heeded == set(SPECS[name].options)
 
 
 def test_adapters_are_not_dropped_without_a_word(environment: Path) -> None:

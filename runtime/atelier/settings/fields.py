@@ -20,6 +20,7 @@ from atelier.settings.groups import (
     ACCESS,
     CHILDREN,
     LANGUAGE,
+    LANGUAGE_CHILDREN,
     MEMORY,
     MODEL,
     OWN,
@@ -205,8 +206,8 @@ class Settings(AssistantSettings, PictureSettings):
         gt=0,
     )
     drain_seconds: float = PROCESSES(30, "Seconds that running work gets after SIGTERM.", ge=0)
-    engine: Literal["transformers", "vllm", "sglang", "llamacpp"] = PROCESSES(
-        "transformers", "What runs a language model: the embedded engine, or a child process."
+    engine: Literal["transformers", "vllm", "sglang", "vllm-omni", "llamacpp"] = PROCESSES(
+        "transformers", "What runs the model: the embedded engine, or a child process."
     )
     engine_path: str = PROCESSES(
         "", "Environment folder or program of the child engine; empty: /opt/engines.", CHILDREN
@@ -221,7 +222,7 @@ class Settings(AssistantSettings, PictureSettings):
         1, "GPUs that share each layer (child engines).", PYTHON_CHILDREN, ge=1
     )
     pipeline_parallel_size: int = PROCESSES(
-        1, "GPUs that share the stack of layers (child engines).", PYTHON_CHILDREN, ge=1
+        1, "GPUs that share the stack of layers (child engines).", LANGUAGE_CHILDREN, ge=1
     )
     enable_expert_parallel: bool = PROCESSES(
         False, "Spread experts over GPUs instead of cutting each one.", {"vllm"}
@@ -236,17 +237,17 @@ class Settings(AssistantSettings, PictureSettings):
     )
     max_num_batched_tokens: int | None = LANGUAGE(None, "Tokens of one prefill step.", TEXT, ge=16)
     kv_cache_dtype: str = LANGUAGE(
-        "auto", "Type of the key-value cache of a child engine, such as fp8.", PYTHON_CHILDREN
+        "auto", "Type of the key-value cache of a child engine, such as fp8.", LANGUAGE_CHILDREN
     )
     tool_call_parser: str = LANGUAGE(
         "auto",
         "Form of tool calls; embedded: auto, hermes, llama3_json, glm47.",
-        PYTHON_CHILDREN | {"text"},
+        LANGUAGE_CHILDREN | {"text"},
     )
     reasoning_parser: str = LANGUAGE(
         "auto",
         "Form of reasoning; embedded: auto (think tags) or none.",
-        PYTHON_CHILDREN | {"text"},
+        LANGUAGE_CHILDREN | {"text"},
     )
 
     api_keys: Secrets = ACCESS([], "Accepted keys; empty: no check.")

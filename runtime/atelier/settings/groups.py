@@ -10,13 +10,14 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-Server = Literal["image", "text", "vllm", "sglang", "llamacpp"]
+Server = Literal["image", "text", "vllm", "sglang", "vllm-omni", "llamacpp"]
 """What heeds a setting: the picture engine, the embedded text engine, or a child engine."""
 
 PICTURES: frozenset[Server] = frozenset({"image"})
 OWN: frozenset[Server] = frozenset({"image", "text"})
-CHILDREN: frozenset[Server] = frozenset({"vllm", "sglang", "llamacpp"})
-PYTHON_CHILDREN: frozenset[Server] = frozenset({"vllm", "sglang"})
+CHILDREN: frozenset[Server] = frozenset({"vllm", "sglang", "vllm-omni", "llamacpp"})
+LANGUAGE_CHILDREN: frozenset[Server] = frozenset({"vllm", "sglang"})
+PYTHON_CHILDREN: frozenset[Server] = LANGUAGE_CHILDREN | {"vllm-omni"}
 TEXT: frozenset[Server] = CHILDREN | {"text"}
 ALL: frozenset[Server] = TEXT | PICTURES
 

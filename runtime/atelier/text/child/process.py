@@ -26,7 +26,8 @@ from atelier.children import end_with_parent, free_port
 from atelier.errors import Busy, Draining, NotReady, StartError
 from atelier.settings import Settings
 from atelier.streams import EventStream
-from atelier.text.child.specs import command_line, served_paths, spec_for
+from atelier.text.child.command_line import command_line
+from atelier.text.child.specs import served_paths, spec_for
 from atelier.text.child.upstream import submit as submit_upstream
 from atelier.text.child.wire import Connection, Wire
 from atelier.text.compile_cache import compile_cache

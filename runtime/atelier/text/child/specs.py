@@ -1,20 +1,13 @@
-"""What the server knows of each child engine: how to start it, which settings become which options,
-what it answers.
-
-One row of data an engine. Options that are known to hurt are refused with the reason and the
-remedy.
-"""
+"""What the server knows of each child engine, one row of data an engine: how to start it, which
+settings become which options, what it answers. `command_line` reads them."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from atelier.errors import StartError
 from atelier.settings import Settings
-from atelier.sources.adapters import fetch_adapters
 
 TEXT_PATHS = (
     "/v1/chat/completions",
@@ -40,6 +33,7 @@ class EngineSpec:
     paths: tuple[str, ...]
     socket: bool = False
     image_command: tuple[str, ...] = ()
+    image_paths: tuple[str, ...] = IMAGE_PATHS
     health: str = "/health"
     metrics: str = "/metrics"
     metrics_prefix: str = ""
@@ -139,6 +133,39 @@ SGLANG = EngineSpec(
     harmful={"--disable-cuda-graph": "it makes decoding several times slower"},
 )
 
+_OMNI_COMMAND = (
+    "{bin}/vllm",
+    "serve",
+    "{model}",
+    "--omni",
+    "--served-model-name",
+    "{name}",
+    "--host",
+    "127.0.0.1",
+    "--port",
+    "{port}",
+)
+
+VLLM_OMNI = EngineSpec(
+    name="vllm-omni",
+    command=_OMNI_COMMAND,
+    image_command=_OMNI_COMMAND,
+    options={
+        "tensor_parallel_size": "--tensor-parallel-size",
+        "max_model_len": "--max-model-len",
+        "max_num_seqs": "--max-num-seqs",
+        "max_num_batched_tokens": "--max-num-batched-tokens",
+        "memory_fraction": "--gpu-memory-utilization",
+        "trust_remote_code": "--trust-remote-code",
+    },
+    paths=("/v1/chat/completions", "/v1/completions"),
+    image_paths=("/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"),
+    metrics_prefix="vllm:",
+    harmful={
+        "--enforce-eager": "it turns off compilation, which makes every step slower",
+    },
+)
+
 LLAMACPP = EngineSpec(
     name="llamacpp",
     command=(
@@ -164,10 +191,7 @@ LLAMACPP = EngineSpec(
     dtypes=False,
 )
 
-SPECS = {spec.name: spec for spec in (VLLM, SGLANG, LLAMACPP)}
-
-QUANTIZATIONS = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "fp8": "fp8"}
-
+SPECS = {spec.name: spec for spec in (VLLM, SGLANG, VLLM_OMNI, LLAMACPP)}
 
 def spec_for(settings: Settings) -> EngineSpec:
     """The row of the engine that ENGINE names."""
@@ -176,7 +200,8 @@ def spec_for(settings: Settings) -> EngineSpec:
 
 def served_paths(settings: Settings) -> tuple[str, ...]:
     """What the child answers for the model it serves."""
-    return IMAGE_PATHS if settings.task == "image" else spec_for(settings).paths
+    spec = spec_for(settings)
+    return spec.image_paths if settings.task == "image" else spec.paths
 
 
 CHILDREN_ONLY = (
@@ -216,88 +241,3 @@ def check_embedded(settings: Settings) -> None:
             "LORA_PATHS with a language model needs a child engine: merge the adapter, or set"
             " ENGINE=vllm"
         )
-
-
-def command_line(settings: Settings, model: Path, socket: Path, port: int) -> list[str]:
-    """The child's command; adapters are fetched for it.
-
-    Raises:
-        StartError: the engine is not installed where ENGINE_PATH says, or an option is refused.
-    """
-    spec = spec_for(settings)
-    template = spec.image_command if settings.task == "image" else spec.command
-    if not template:
-        raise StartError(
-            f"ENGINE={spec.name} serves no image models: use ENGINE=transformers or ENGINE=sglang"
-        )
-    root = Path(settings.engine_path or f"/opt/engines/{spec.name}")
-    folder = root / "bin" if (root / "bin").is_dir() else root
-    words = {
-        "bin": folder,
-        "model": _model_file(spec, model),
-        "name": settings.served_name,
-        "socket": socket,
-    }
-    command = [part.format(**words, port=port) for part in template]
-    if not Path(command[0]).exists():
-        raise StartError(
-            f"ENGINE={spec.name}, but there is no {command[0]}: install the engine into an"
-            " environment of its own and set ENGINE_PATH to it"
-        )
-    extra = shlex.split(settings.engine_args)
-    _refuse(spec, extra, settings.engine_force)
-    return [*command, *_options(spec, settings), *extra]
-
-
-def _options(spec: EngineSpec, settings: Settings) -> list[str]:
-    words: list[str] = []
-    for name, option in spec.options.items():
-        value = getattr(settings, name)
-        unset = value is None or value is False or value in ("auto", "none")
-        if unset or (
-            (name in settings.model_fields_set) is False
-            and value == type(settings).model_fields[name].default
-        ):
-            continue
-        words += [option] if value is True else [option, str(value)]
-        if name == "tool_call_parser":
-            words += spec.tool_switch
-    if spec.dtypes and settings.dtype not in ("auto", "native"):
-        words += ["--dtype", settings.dtype]
-    if spec.dtypes and settings.quantization in QUANTIZATIONS:
-        words += ["--quantization", QUANTIZATIONS[settings.quantization]]
-    if settings.lora_paths:
-        if spec is not VLLM:
-            raise StartError(
-                f"LORA_PATHS is not passed on to ENGINE={spec.name}: use ENGINE=vllm, or name the"
-                " adapters in ENGINE_ARGS"
-            )
-        words += [
-            "--enable-lora",
-            "--lora-modules",
-            *(f"{one.name}={one.path}" for one in fetch_adapters(settings)),
-        ]
-    return words
-
-
-def _refuse(spec: EngineSpec, words: list[str], force: bool) -> None:
-    given = {word.split("=")[0] for word in words}
-    for option, reason in spec.obsolete.items():
-        if option in given:
-            raise StartError(f"ENGINE_ARGS has {option}, which is obsolete: {reason}; leave it out")
-    for option, reason in spec.harmful.items():
-        if option in given and not force:
-            raise StartError(
-                f"ENGINE_ARGS has {option}: {reason}; leave it out, or set ENGINE_FORCE=true to"
-                " keep it"
-            )
-
-
-def _model_file(spec: EngineSpec, model: Path) -> Path:
-    """llama.cpp wants a GGUF file; the others want the folder."""
-    if spec.name != "llamacpp" or model.is_file():
-        return model
-    files = sorted(model.glob("*.gguf"))
-    if not files:
-        raise StartError(f"ENGINE=llamacpp needs a .gguf file, but {model} has none")
-    return files[0]

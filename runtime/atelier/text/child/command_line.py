@@ -1,0 +1,100 @@
+"""The command that starts a child engine, from its row and the settings. Options that are known to
+hurt are refused with the reason and the remedy."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from atelier.errors import StartError
+from atelier.settings import Settings
+from atelier.sources.adapters import fetch_adapters
+from atelier.text.child.specs import VLLM, EngineSpec, spec_for
+
+QUANTIZATIONS = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "fp8": "fp8"}
+
+
+def command_line(settings: Settings, model: Path, socket: Path, port: int) -> list[str]:
+    """The child's command; adapters are fetched for it.
+
+    Raises:
+        StartError: the engine is not installed where ENGINE_PATH says, or an option is refused.
+    """
+    spec = spec_for(settings)
+    template = spec.image_command if settings.task == "image" else spec.command
+    if not template:
+        raise StartError(
+            f"ENGINE={spec.name} serves no image models: use ENGINE=transformers, sglang or"
+            " vllm-omni"
+        )
+    root = Path(settings.engine_path or f"/opt/engines/{spec.name}")
+    folder = root / "bin" if (root / "bin").is_dir() else root
+    words = {
+        "bin": folder,
+        "model": _model_file(spec, model),
+        "name": settings.served_name,
+        "socket": socket,
+    }
+    command = [part.format(**words, port=port) for part in template]
+    if not Path(command[0]).exists():
+        raise StartError(
+            f"ENGINE={spec.name}, but there is no {command[0]}: install the engine into an"
+            " environment of its own and set ENGINE_PATH to it"
+        )
+    extra = shlex.split(settings.engine_args)
+    _refuse(spec, extra, settings.engine_force)
+    return [*command, *_options(spec, settings), *extra]
+
+
+def _options(spec: EngineSpec, settings: Settings) -> list[str]:
+    words: list[str] = []
+    for name, option in spec.options.items():
+        value = getattr(settings, name)
+        unset = value is None or value is False or value in ("auto", "none")
+        if unset or (
+            (name in settings.model_fields_set) is False
+            and value == type(settings).model_fields[name].default
+        ):
+            continue
+        words += [option] if value is True else [option, str(value)]
+        if name == "tool_call_parser":
+            words += spec.tool_switch
+    if spec.dtypes and settings.dtype not in ("auto", "native"):
+        words += ["--dtype", settings.dtype]
+    if spec.dtypes and settings.quantization in QUANTIZATIONS:
+        words += ["--quantization", QUANTIZATIONS[settings.quantization]]
+    if settings.lora_paths:
+        if spec is not VLLM:
+            raise StartError(
+                f"LORA_PATHS is not passed on to ENGINE={spec.name}: use ENGINE=vllm, or name the"
+                " adapters in ENGINE_ARGS"
+            )
+        words += [
+            "--enable-lora",
+            "--lora-modules",
+            *(f"{one.name}={one.path}" for one in fetch_adapters(settings)),
+        ]
+    return words
+
+
+def _refuse(spec: EngineSpec, words: list[str], force: bool) -> None:
+    given = {word.split("=")[0] for word in words}
+    for option, reason in spec.obsolete.items():
+        if option in given:
+            raise StartError(f"ENGINE_ARGS has {option}, which is obsolete: {reason}; leave it out")
+    for option, reason in spec.harmful.items():
+        if option in given and not force:
+            raise StartError(
+                f"ENGINE_ARGS has {option}: {reason}; leave it out, or set ENGINE_FORCE=true to"
+                " keep it"
+            )
+
+
+def _model_file(spec: EngineSpec, model: Path) -> Path:
+    """llama.cpp wants a GGUF file; the others want the folder."""
+    if spec.name != "llamacpp" or model.is_file():
+        return model
+    files = sorted(model.glob("*.gguf"))
+    if not files:
+        raise StartError(f"ENGINE=llamacpp needs a .gguf file, but {model} has none")
+    return files[0]
