@@ -1,8 +1,8 @@
 """What an engine says while it works on a request: small immutable events, in order, over a queue.
 
 A stream begins with `Queued`, any number of `Warned`, then `Started`, any number of `Step`,
-`Preview`, `Image` or `Token`, and ends with exactly one `Finished` or `Failed`. Events carry plain
-data only, so that an engine may live in another process.
+`Preview`, `Image`, `PromptRead` or `Token`, and ends with exactly one `Finished` or `Failed`.
+Events carry plain data only, so that an engine may live in another process.
 """
 
 from __future__ import annotations
@@ -71,11 +71,21 @@ class Image:
 @dataclass(frozen=True)
 class Likelihood:
     """Log probability of a token, and of the likeliest tokens in its place, as (id, log
-    probability), best first."""
+    probability), best first. `rank` is its place among all tokens, from 1; 0: not counted."""
 
     id: int
     logprob: float
     best: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """The prompt of a text request that asked for its log probabilities: the token ids, and the
+    likelihood of each but the first."""
+
+    ids: tuple[int, ...]
+    likelihoods: tuple[Likelihood, ...]
 
 
 @dataclass(frozen=True)
@@ -122,4 +132,4 @@ class Failed:
     error: AtelierError
 
 
-Event = Queued | Warned | Started | Step | Preview | Image | Token | Finished | Failed
+Event = Queued | Warned | Started | Step | Preview | Image | PromptRead | Token | Finished | Failed

@@ -149,7 +149,6 @@ REFUSED: dict[str, list[Any]] = {
     "best_of": [2],
     "conversation": SAMPLES["conversation"],
     "dimensions": [128],
-    "echo": [True],
     "frame_count": [2],
     "frame_duration_ms": [200],
     "function_call": [{"name": "generate_image"}],

@@ -36,7 +36,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "error": [
             400,
             "litellm.BadRequestError: OpenAIException - max_tokens=-1 is not valid: Input should be"
-            " greater than or equal to 1",
+            " greater than or equal to 0",
         ],
     },
     "langchain_cases.py": {

@@ -293,7 +293,7 @@ WRONG = [
     ),
     ("chat/completions", {"tool_choice": {"type": "function", "function": "f"}}, "tool_choice"),
     ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content"),
-    ("completions", {"max_tokens": 0}, "max_tokens"),
+    ("completions", {"max_tokens": -1}, "max_tokens"),
     ("completions", {"prompt": [1, "a"]}, "prompt"),
     ("embeddings", {"dimensions": 5}, "dimensions"),
 ]

@@ -318,7 +318,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input.0.arguments"),
     ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0.call_id"),
     ({"instructions": ["x"]}, "instructions"),
-    ({"max_output_tokens": 0}, "max_output_tokens"),
+    ({"max_output_tokens": -1}, "max_output_tokens"),
     ({"max_output_tokens": 10**9}, "max_output_tokens"),
     ({"metadata": {"a": 5}}, "metadata"),
     ({"tools": [{"type": "function"}]}, "tools.0.name"),

@@ -8,7 +8,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from atelier.errors import AtelierError
-from atelier.events import Event, Failed, Finished, Likelihood, Started, Token, Usage
+from atelier.events import (
+    Event,
+    Failed,
+    Finished,
+    Likelihood,
+    PromptRead,
+    Started,
+    Token,
+    Usage,
+)
 from atelier.text.parsing import AnswerPart
 from atelier.text.request import TextRequest
 from atelier.text.service import TextService
@@ -32,21 +41,23 @@ class AnswerChoice:
 
 @dataclass
 class Answer:
-    """A finished request."""
+    """A finished request; `prompt` has log probabilities, if it asked for them."""
 
     choices: list[AnswerChoice]
     usage: Usage
+    prompt: PromptRead | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
     """Part of a streamed answer: what one event, or the end of one choice, added, and how many
-    tokens it was."""
+    tokens it was; or the prompt that all choices go on from."""
 
     choice: int
     parts: list[AnswerPart]
     likelihoods: tuple[Likelihood, ...] = ()
     tokens: int = 0
+    prompt: PromptRead | None = None
 
 
 @asynccontextmanager
@@ -106,6 +117,8 @@ async def pieces(
         if isinstance(event, Token):
             parts = wanted(event.choice, parsers[event.choice].add(event.text))
             yield Piece(event.choice, parts, event.likelihoods, len(event.ids))
+        elif isinstance(event, PromptRead):
+            yield Piece(0, [], prompt=event)
         elif isinstance(event, Finished):
             for choice, parser in enumerate(parsers):
                 if rest := wanted(choice, parser.end()):
@@ -118,10 +131,11 @@ async def pieces(
 async def complete(model: TextService, request: TextRequest, protocol: str = "openai") -> Answer:
     """Run a request to its end."""
     choices = [AnswerChoice() for _ in range(request.n)]
-    usage = Usage(0, 0, 0)
+    usage, prompt = Usage(0, 0, 0), None
     async with running(model, request, protocol) as events:
         async for piece in pieces(model, request, events):
             if isinstance(piece, Piece):
+                prompt = piece.prompt or prompt
                 choices[piece.choice].parts += piece.parts
                 choices[piece.choice].likelihoods += piece.likelihoods
             else:
@@ -130,7 +144,7 @@ async def complete(model: TextService, request: TextRequest, protocol: str = "op
                     choice.reason = reason
                 for choice, stopped in zip(choices, piece.stopped, strict=False):
                     choice.stopped = stopped
-    return Answer(choices, usage)
+    return Answer(choices, usage, prompt)
 
 
 async def complete_all(

@@ -44,8 +44,9 @@ class ResponseFormat(BaseModel):
 class TextRequest(BaseModel):
     """One generation. Exactly one of `prompt`, `prompt_ids` and `messages` is set.
 
-    With `cut_to_context`, `max_tokens` beyond the context means as many as fit; otherwise it is
-    refused. Without `parallel_tool_calls` an answer has one tool call at most.
+    With `max_tokens` 0 the prompt is read and nothing is generated. With `cut_to_context`,
+    `max_tokens` beyond the context means as many as fit; otherwise it is refused. Without
+    `parallel_tool_calls` an answer has one tool call at most.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +59,7 @@ class TextRequest(BaseModel):
     parallel_tool_calls: bool = True
     template_arguments: dict[str, Any] = Field(default_factory=dict, max_length=MAX_ENTRIES)
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=0)
     cut_to_context: bool = False
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -75,6 +76,7 @@ class TextRequest(BaseModel):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = Field(None, ge=0, le=20)
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat = ResponseFormat()
     timeout: float | None = Field(None, gt=0)
     cache_salt: str = Field(

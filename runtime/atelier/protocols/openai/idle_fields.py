@@ -48,6 +48,7 @@ REFUSED: Refused = {
     "audio": ((), "answers are text; leave it out"),
     "modalities": (([], ["text"]), 'answers are text; send ["text"] or leave it out'),
     "web_search_options": ((), "this server does not search the web; leave it out"),
+    "echo": ((False,), "a chat's prompt is no text; leave it out or use /v1/completions"),
     "functions": (([],), "this is the older form of tools; send tools"),
     "function_call": (("none", "auto"), "this is the older form of tool_choice; send that"),
 }

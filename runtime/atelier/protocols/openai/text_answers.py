@@ -1,19 +1,19 @@
-"""Answers in the shapes of OpenAI's API: whole and in chunks, for chat and for completions."""
+"""Answers in the shapes of OpenAI's API: a chat's, whole and in chunks, and what a completion's
+share with them."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
 from atelier.errors import AtelierError
-from atelier.events import Finished, Likelihood, Usage
+from atelier.events import Finished, Likelihood, PromptRead, Usage
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.sse import DONE, frame
-from atelier.protocols.text_requests import Answer, AnswerChoice, Piece, pieces, running
+from atelier.protocols.text_requests import Answer, AnswerChoice, pieces, running
 from atelier.text.parsing import AnswerPart, ToolCall
 from atelier.text.request import TextRequest
 from atelier.text.service import TextService
@@ -37,8 +37,11 @@ def usage_object(usages: Iterable[Usage]) -> dict[str, Any]:
     }
 
 
-def chat_answer(model: TextService, answer: Answer, named: Named) -> dict[str, Any]:
-    """A `chat.completion` object."""
+def chat_answer(
+    model: TextService, answer: Answer, named: Named, prompted: int | None = None
+) -> dict[str, Any]:
+    """A `chat.completion` object; with `prompted`, as many likeliest tokens in the place of each of
+    the prompt's."""
     choices = [
         {
             "index": index,
@@ -48,27 +51,11 @@ def chat_answer(model: TextService, answer: Answer, named: Named) -> dict[str, A
         }
         for index, choice in enumerate(answer.choices)
     ]
-    return _envelope("chat.completion", model, "chatcmpl") | {
+    told = prompt_logprobs(answer.prompt, named, prompted)
+    return envelope("chat.completion", model, "chatcmpl") | {
         "choices": choices,
         "usage": usage_object([answer.usage]),
-    }
-
-
-def completion_answer(model: TextService, answers: list[Answer], named: Named) -> dict[str, Any]:
-    """A `text_completion` object; choices of the first prompt come first."""
-    choices = [choice for answer in answers for choice in answer.choices]
-    shaped = [
-        {
-            "index": index,
-            "text": choice.text("content"),
-            "finish_reason": choice.reason,
-            "logprobs": completion_logprobs(choice.likelihoods, named),
-        }
-        for index, choice in enumerate(choices)
-    ]
-    return _envelope("text_completion", model, "cmpl") | {
-        "choices": shaped,
-        "usage": usage_object(answer.usage for answer in answers),
+        **({} if told is None else {"prompt_logprobs": told}),
     }
 
 
@@ -85,7 +72,7 @@ async def chat_chunks(
     told: Mapping[str, Any],
 ) -> AsyncGenerator[bytes]:
     """A chat answer as server-sent events; the first has `told` beside its choice."""
-    envelope = _envelope("chat.completion.chunk", model, "chatcmpl")
+    about = envelope("chat.completion.chunk", model, "chatcmpl")
     calls = [0] * request.n
 
     def chunk(
@@ -96,7 +83,7 @@ async def chat_chunks(
         told: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return frame({**envelope, "choices": [choice], **told})
+        return frame({**about, "choices": [choice], **told})
 
     async with running(model, request) as events:
         for index in range(request.n):
@@ -108,42 +95,12 @@ async def chat_chunks(
                     for index, reason in enumerate(piece.reasons):
                         yield chunk(index, {}, _reason(reason, calls[index] > 0))
                     if with_usage and piece.usage is not None:
-                        yield frame(
-                            envelope | {"choices": [], "usage": usage_object([piece.usage])}
-                        )
+                        yield frame(about | {"choices": [], "usage": usage_object([piece.usage])})
                     continue
                 logprobs = chat_logprobs(piece.likelihoods, named)
                 for part in piece.parts or ([AnswerPart()] if logprobs else []):
                     yield chunk(piece.choice, _delta(part, calls, piece.choice), None, logprobs)
                     logprobs = None
-        except AtelierError as error:
-            yield error_frame(error)
-        yield DONE
-
-
-async def completion_chunks(
-    model: TextService, request: TextRequest, with_usage: bool, named: Named
-) -> AsyncGenerator[bytes]:
-    """A completion of one prompt as server-sent events."""
-    envelope = _envelope("text_completion", model, "cmpl")
-
-    def chunk(index: int, text: str, reason: str | None, logprobs: Any = None) -> bytes:
-        choice = {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}
-        return frame(envelope | {"choices": [choice]})
-
-    async with running(model, request) as events:
-        try:
-            async for piece in pieces(model, request, events):
-                if isinstance(piece, Piece):
-                    text = "".join(part.content for part in piece.parts)
-                    yield chunk(
-                        piece.choice, text, None, completion_logprobs(piece.likelihoods, named)
-                    )
-                    continue
-                for index, reason in enumerate(piece.reasons):
-                    yield chunk(index, "", reason)
-                if with_usage and piece.usage is not None:
-                    yield frame(envelope | {"choices": [], "usage": usage_object([piece.usage])})
         except AtelierError as error:
             yield error_frame(error)
         yield DONE
@@ -164,21 +121,23 @@ def chat_logprobs(likelihoods: Iterable[Likelihood], named: Named) -> dict[str, 
     return {"content": content, "refusal": None} if content else None
 
 
-def completion_logprobs(likelihoods: Iterable[Likelihood], named: Named) -> dict[str, Any] | None:
-    """The older form: parallel lists."""
-    likelihoods = list(likelihoods)
-    if not likelihoods:
+def prompt_logprobs(
+    prompt: PromptRead | None, named: Named, count: int | None
+) -> list[dict[str, Any] | None] | None:
+    """A prompt's log probabilities as vLLM tells them: by token id, each token's own and the
+    `count` likeliest; nothing of the first token. None if none were asked for."""
+    if prompt is None or count is None:
         return None
-    tokens = [named(each.id) for each in likelihoods]
-    offsets = list(accumulate(map(len, tokens[:-1]), initial=0))
-    return {
-        "tokens": tokens,
-        "token_logprobs": [each.logprob for each in likelihoods],
-        "top_logprobs": [
-            {named(token): value for token, value in each.best} for each in likelihoods
-        ],
-        "text_offset": offsets,
-    }
+
+    def entry(token: int, logprob: float, rank: int) -> dict[str, Any]:
+        return {"logprob": logprob, "rank": rank, "decoded_token": named(token)}
+
+    told: list[dict[str, Any] | None] = [None]
+    for each in prompt.likelihoods:
+        own = {str(each.id): entry(each.id, each.logprob, each.rank)}
+        best = enumerate(each.best[:count], 1)
+        told.append(own | {str(token): entry(token, value, rank) for rank, (token, value) in best})
+    return told
 
 
 def _message(choice: AnswerChoice) -> dict[str, Any]:
@@ -212,7 +171,8 @@ def _reason(reason: str, called: bool) -> str:
     return "tool_calls" if called and reason == "stop" else reason
 
 
-def _envelope(kind: str, model: TextService, prefix: str) -> dict[str, Any]:
+def envelope(kind: str, model: TextService, prefix: str) -> dict[str, Any]:
+    """What every answer and chunk of one request begins with."""
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "object": kind,

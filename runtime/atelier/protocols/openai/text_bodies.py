@@ -32,7 +32,7 @@ SAME = (
 """Fields that mean the same in both endpoints and in TextRequest; those beyond OpenAI's are vLLM's
 names."""
 
-REFUSED = {"echo": False, "suffix": "", "best_of": 1, "use_beam_search": False}
+REFUSED = {"suffix": "", "best_of": 1, "use_beam_search": False}
 """Fields that would change the answer but are not offered, with the value that changes nothing."""
 
 
@@ -56,6 +56,7 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
             messages=body["messages"],
             max_tokens=body.get(limit),
             logprobs=(0 if top is None else top) if listed else None,
+            prompt_logprobs=prompt_logprobs(body),
             tools=body.get("tools"),
             tool_choice=tool_choice(body.get("tool_choice")),
             parallel_tool_calls=body.get("parallel_tool_calls"),
@@ -68,9 +69,22 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
         raise InvalidRequest(error.message.replace("max_tokens", limit, 1), limit) from None
 
 
-def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
-    """A `/v1/completions` body: one request a prompt. `max_tokens` is 16 unless given, as in
-    OpenAI's API."""
+@dataclass(frozen=True)
+class WantedCompletions:
+    """One request a prompt; with `echo` answers begin with it. `prompt_logprobs`: as many likeliest
+    tokens are told in the place of each of the prompt's, None: nothing is."""
+
+    requests: list[TextRequest]
+    echo: bool
+    prompt_logprobs: int | None
+
+
+def read_completions(body: dict[str, Any]) -> WantedCompletions:
+    """A `/v1/completions` body. `max_tokens` is 16 unless given, as in OpenAI's API.
+
+    Raises:
+        InvalidRequest: names the field, its value and what is allowed.
+    """
     prompt = body.get("prompt")
     many: list[Any]
     if isinstance(prompt, str) or _is_ids(prompt):
@@ -87,14 +101,39 @@ def completion_requests(body: dict[str, Any]) -> list[TextRequest]:
         )
     _check_rows(many, "prompt")
     limit = body.get("max_tokens")
+    echo, asked, listed = switch(body, "echo"), prompt_logprobs(body), body.get("logprobs")
+    scored = max(asked or 0, listed) if echo and isinstance(listed, int) else asked
     shared = shared_fields(body) | {
-        "logprobs": body.get("logprobs"),
+        "logprobs": listed,
+        "prompt_logprobs": scored,
         "max_tokens": 16 if limit is None else limit,
     }
-    return [
+    requests = [
         make_request(**{"prompt" if isinstance(one, str) else "prompt_ids": one}, **shared)
         for one in many
     ]
+    return WantedCompletions(requests, echo, asked)
+
+
+def prompt_logprobs(body: dict[str, Any]) -> int | None:
+    """How many likeliest tokens are wanted in the place of each of the prompt's, as vLLM calls it.
+
+    Raises:
+        InvalidRequest: it is no number, or the answer is wanted in pieces, which have no place for
+            them.
+    """
+    wanted = body.get("prompt_logprobs")
+    if wanted is None:
+        return None
+    if type(wanted) is not int:
+        raise InvalidRequest(
+            f"prompt_logprobs={shown(wanted)} must be a whole number", "prompt_logprobs"
+        )
+    if body.get("stream"):
+        raise InvalidRequest(
+            "prompt_logprobs are told in a whole answer only: leave out stream", "prompt_logprobs"
+        )
+    return wanted
 
 
 @dataclass(frozen=True)

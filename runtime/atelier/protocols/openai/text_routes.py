@@ -7,6 +7,7 @@ import asyncio
 import base64
 import struct
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from atelier.protocols.http.deadlines import seconds_allowed, timed
 from atelier.protocols.http.models import check_name
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.http.sse import when_begun
+from atelier.protocols.openai.completion_answers import completion_answer, completion_chunks
 from atelier.protocols.openai.idle_fields import log_user, warnings
 from atelier.protocols.openai.response_routes import create as create_response
 from atelier.protocols.openai.response_routes import router as kept_responses
@@ -28,16 +30,14 @@ from atelier.protocols.openai.text_answers import (
     Named,
     chat_answer,
     chat_chunks,
-    completion_answer,
-    completion_chunks,
     error_frame,
     usage_object,
 )
 from atelier.protocols.openai.text_bodies import (
     chat_request,
     check_dimensions,
-    completion_requests,
     embedding_inputs,
+    read_completions,
     streaming_of,
 )
 from atelier.protocols.text_requests import complete, complete_all
@@ -100,7 +100,8 @@ async def chat(model: TextService, request: Request) -> Response:
     if streaming:
         events = chat_chunks(model, wanted, streaming.usage, named, told)
         return await when_begun(events, error_frame)
-    return json_response(chat_answer(model, await complete(model, wanted), named) | told)
+    answer = await complete(model, wanted)
+    return json_response(chat_answer(model, answer, named, wanted.prompt_logprobs) | told)
 
 
 async def completions(model: TextService, request: Request) -> Response:
@@ -108,19 +109,23 @@ async def completions(model: TextService, request: Request) -> Response:
     with model.refusals("openai"):
         body = await read_object(request)
         check_name(model, body.get("model", model.name))
-        wanted = [timed(each, request.headers) for each in completion_requests(body)]
+        wanted = read_completions(body)
+        requests = [timed(each, request.headers) for each in wanted.requests]
+        wanted = replace(wanted, requests=requests)
         streaming = streaming_of(body)
-        if streaming and len(wanted) > 1:
+        if streaming and len(requests) > 1:
             raise InvalidRequest(
-                f"prompt: {len(wanted)} prompts cannot be streamed in one request", "prompt"
+                f"prompt: {len(requests)} prompts cannot be streamed in one request", "prompt"
             )
     log_user(body)
     named = _named(model)
     if streaming:
         return await when_begun(
-            completion_chunks(model, wanted[0], streaming.usage, named), error_frame
+            completion_chunks(model, wanted, streaming.usage, named), error_frame
         )
-    return json_response(completion_answer(model, await complete_all(model, wanted), named))
+    return json_response(
+        completion_answer(model, wanted, await complete_all(model, requests), named)
+    )
 
 
 async def embeddings(model: TextService, request: Request) -> Response:

@@ -53,10 +53,12 @@ def check_fit(
     outside = [token for token in request.logit_bias if not 0 <= token < vocabulary.size]
     if outside:
         raise InvalidRequest(f"logit_bias holds unknown token id {outside[0]}", "logit_bias")
-    if len(prompt) >= context:
+    read_only = request.max_tokens == 0
+    if len(prompt) >= context + read_only:
         raise InvalidRequest(
-            f"the prompt has {len(prompt)} tokens, but this model's context holds {context} and"
-            " needs at least one for the answer: shorten the prompt or raise MAX_MODEL_LEN",
+            f"the prompt has {len(prompt)} tokens, but this model's context holds {context}"
+            f"{'' if read_only else ' and needs at least one for the answer'}: shorten the prompt"
+            " or raise MAX_MODEL_LEN",
             "prompt",
         )
     room = context - len(prompt)
@@ -67,4 +69,4 @@ def check_fit(
             f" {context - len(prompt)} or less",
             "max_tokens",
         )
-    return min(request.max_tokens or room, room)
+    return room if request.max_tokens is None else min(request.max_tokens, room)

@@ -15,11 +15,14 @@ from torch import Tensor
 from atelier.errors import AtelierError, GenerationFailed
 from atelier.events import Likelihood
 from atelier.text.embedded.runner import Chunk, Runner
-from atelier.text.embedded.sampling import Draw, draw
+from atelier.text.embedded.sampling import Draw, draw, likelihoods
 from atelier.text.embedded.sequence import Sequence
 
 LEAST_PREFIX = 16
 """Shorter common beginnings are computed again: copying them would gain nothing."""
+
+MOST_LOGITS = 2**25
+"""Of one prefill that keeps those of every position: 128 MiB of them."""
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Batch:
         self.waiting: list[Sequence] = []
         self._pending: list[Pending] = []
         self._overlap = runner.device.type == "cuda"
+        self._vocabulary: int = runner.model.config.get_text_config().vocab_size
+        self._scored_tokens = max(1, MOST_LOGITS // self._vocabulary)
 
     @property
     def running(self) -> list[Sequence]:
@@ -74,7 +79,7 @@ class Batch:
         slot = max(candidates, key=lambda slot: (shared[slot], -len(self.history[slot])))
         donor = max(shared, key=lambda slot: shared[slot])
         length = shared[donor]
-        if length < LEAST_PREFIX:
+        if length < LEAST_PREFIX or sequence.scored:  # what is copied is not computed
             length = 0
         elif shared[slot] < length:
             self.runner.cache.copy(donor, slot, length)
@@ -83,9 +88,7 @@ class Batch:
         if sequence.choice == 0:
             sequence.job.cached = length
         sequence.job.start()
-        sequence.row.note(
-            prompt, self.runner.model.config.get_text_config().vocab_size, self.runner.device
-        )
+        sequence.row.note(prompt, self._vocabulary, self.runner.device)
         self.waiting.append(sequence)
 
     def evict(self) -> None:
@@ -129,33 +132,53 @@ class Batch:
         return length if self.runner.cache.keeps(length, len(self.history[slot])) else 0
 
     def _prefill(self) -> None:
-        chunks: list[Chunk] = []
-        chosen: list[Sequence] = []
-        width = 0
-        for sequence in self.waiting:
-            rest = sequence.job.prompt[sequence.past : sequence.past + self.prefill_tokens]
-            wider = max(width, len(rest))
-            if chosen and wider * (len(chosen) + 1) > self.prefill_tokens:
-                break
-            width = wider
-            chosen.append(sequence)
-            chunks.append(Chunk(sequence.slot, sequence.past, rest))
-        logits = self.runner.prefill(chunks)
-        for sequence, chunk in zip(chosen, chunks, strict=True):
+        chosen, chunks = self._chunks()
+        scored = chosen[0].scored
+        logits = self.runner.prefill(chunks, every=scored)
+        for row, (sequence, chunk) in enumerate(zip(chosen, chunks, strict=True)):
             sequence.past += len(chunk.tokens)
             self.history[sequence.slot] += chunk.tokens
-        ready = [
-            i for i, sequence in enumerate(chosen) if sequence.past == len(sequence.job.prompt)
-        ]
+            if scored:
+                targets = sequence.job.prompt[chunk.past + 1 : sequence.past + 1]
+                count = sequence.job.request.prompt_logprobs or 0
+                sequence.job.likelihoods += likelihoods(logits[row], targets, count)
+        if scored:
+            logits = logits[range(len(chunks)), [len(chunk.tokens) - 1 for chunk in chunks]]
+        done = [i for i, sequence in enumerate(chosen) if sequence.past == len(sequence.job.prompt)]
+        for sequence in (chosen[i] for i in done):
+            sequence.position = sequence.past
+            self.waiting.remove(sequence)
+            if sequence.scored:
+                sequence.job.tell_prompt()
+            if not sequence.job.max_tokens:
+                sequence.close()
+        ready = [i for i in done if not chosen[i].over]
         if not ready:
             return
         begun = [chosen[i] for i in ready]
         drawn = self._draw(logits[ready], dict(enumerate(begun)))
         for sequence in begun:
-            sequence.position = sequence.past
-            self.waiting.remove(sequence)
             self.runner.join(sequence.slot, sequence.position)
         self.runner.tokens[[sequence.slot for sequence in begun]] = drawn.tokens
+
+    def _chunks(self) -> tuple[list[Sequence], list[Chunk]]:
+        """The next parts of waiting prompts that are read together: all of those whose log
+        probabilities are wanted, or none."""
+        chunks: list[Chunk] = []
+        chosen: list[Sequence] = []
+        width, scored = 0, self.waiting[0].scored
+        most = min(self.prefill_tokens, self._scored_tokens) if scored else self.prefill_tokens
+        for sequence in self.waiting:
+            if sequence.scored != scored:
+                continue
+            rest = sequence.job.prompt[sequence.past : sequence.past + most]
+            wider = max(width, len(rest))
+            if chosen and wider * (len(chosen) + 1) > most:
+                break
+            width = wider
+            chosen.append(sequence)
+            chunks.append(Chunk(sequence.slot, sequence.past, rest))
+        return chosen, chunks
 
     def _decode(self) -> None:
         rows = {sequence.slot: sequence for sequence in self.running if sequence.position}

@@ -53,9 +53,9 @@ class Runner:
         self._columns = torch.arange(cache.columns + 1, device=self.device)
 
     @torch.no_grad()
-    def prefill(self, chunks: list[Chunk]) -> Tensor:
+    def prefill(self, chunks: list[Chunk], every: bool = False) -> Tensor:
         """Compute the chunks in one padded batch; returns float logits after each chunk's last
-        token, rows x vocab."""
+        token, rows x vocab, or after `every` token, rows x width x vocab."""
         width = max(len(chunk.tokens) for chunk in chunks)
         ids = torch.tensor([chunk.tokens + [0] * (width - len(chunk.tokens)) for chunk in chunks])
         past = torch.tensor([[chunk.past] for chunk in chunks])
@@ -82,9 +82,11 @@ class Runner:
                 for kind, window in self._windows.items()
                 if window is None or width <= window
             )
-        keep = torch.tensor(kept, device=self.device)
+        keep = 0 if every else torch.tensor(kept, device=self.device)  # 0 keeps all
         within = positions.clamp(max=self.cache.columns - 1)  # padding may reach beyond the context
         logits = self._run(ids, within, view, masks, keep)
+        if every:
+            return logits.float()
         return logits[range(len(chunks)), [kept.index(index) for index in last]].float()
 
     def join(self, slot: int, position: int) -> None:

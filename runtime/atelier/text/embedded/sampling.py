@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from atelier.events import Likelihood
+
 if TYPE_CHECKING:
     from atelier.text.request import TextRequest
 
@@ -112,6 +114,28 @@ def draw(logits: Tensor, rows: list[SamplingRow | None], allowed: dict[int, Tens
         return Draw(tokens, finite, errors=errors)
     best, best_ids = raw.topk(max(max(wanted), 1), -1)
     return Draw(tokens, finite, raw.gather(-1, tokens[:, None])[:, 0], best, best_ids, errors)
+
+
+def likelihoods(logits: Tensor, targets: list[int], count: int) -> list[Likelihood]:
+    """Of each target after its row of logits (float, rows x vocab; rows beyond the targets are not
+    read), with the `count` likeliest tokens in its place."""
+    if not targets:
+        return []
+    raw = logits[: len(targets)].log_softmax(-1)
+    chosen = raw.gather(-1, torch.tensor(targets, device=raw.device)[:, None])
+    ranks = (raw > chosen).sum(-1) + 1
+    best, best_ids = raw.topk(max(count, 1), -1)
+    return [
+        Likelihood(token, value, tuple(zip(ids[:count], values[:count], strict=True)), rank)
+        for token, value, rank, ids, values in zip(
+            targets,
+            chosen[:, 0].tolist(),
+            ranks.tolist(),
+            best_ids.tolist(),
+            best.tolist(),
+            strict=True,
+        )
+    ]
 
 
 def _choose(logits: Tensor, rows: list[SamplingRow | None]) -> Tensor:

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from atelier.errors import AtelierError
-from atelier.events import Event, Failed, Finished, Likelihood, Started, Token, Usage
+from atelier.events import (
+    Event,
+    Failed,
+    Finished,
+    Likelihood,
+    PromptRead,
+    Started,
+    Token,
+    Usage,
+)
 from atelier.streams import EventStream
 from atelier.text.embedded.detokenizer import Detokenizer
 from atelier.text.embedded.grammar import Grammar
@@ -24,7 +33,8 @@ Emit = Callable[[EventStream, Event], None]
 
 @dataclass
 class RunningRequest:
-    """A request with its stream; it ends when its last sequence does, or at once when it fails."""
+    """A request with its stream; it ends when its last sequence does, or at once when it fails.
+    `likelihoods` are those of its prompt, as far as it is read."""
 
     request: TextRequest
     prompt: list[int]
@@ -41,12 +51,18 @@ class RunningRequest:
     first_token: float = 0.0
     cached: int = 0
     ended: bool = False
+    likelihoods: list[Likelihood] = field(default_factory=list)
 
     def start(self) -> None:
         """The first prefill begins."""
         if not self.started:
             self.started = time.monotonic()
             self.emit(self.stream, Started(self.seed))
+
+    def tell_prompt(self) -> None:
+        """Send the log probabilities of the prompt, which is read now."""
+        if not self.ended:
+            self.emit(self.stream, PromptRead(tuple(self.prompt), tuple(self.likelihoods)))
 
     def fail(self, error: AtelierError) -> None:
         """End the job with an error; nothing of it is sent afterwards."""
@@ -100,6 +116,16 @@ class Sequence:
     def over(self) -> bool:
         """Nothing more is to be computed for it."""
         return bool(self.reason) or self.job.ended
+
+    @property
+    def scored(self) -> bool:
+        """Whether its reading of the prompt is to give the prompt's log probabilities."""
+        return self.choice == 0 and self.job.request.prompt_logprobs is not None
+
+    def close(self) -> None:
+        """The prompt is read, and no answer is wanted."""
+        self.job.first_token = self.job.first_token or time.monotonic()
+        self._send("", likelihood=None, reason="length")
 
     def take(self, token: int, likelihood: Likelihood | None) -> None:
         """Account for a drawn token: send its text, and end the choice if this was its last."""
