@@ -23,13 +23,13 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from atelier.images.encoder import PictureEncoder
 from atelier.images.model import ImageModel
 from atelier.images.observer import SilentImageObserver
 from atelier.protocols.http.error_bodies import add_error_handlers
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.jobs.job import Jobs
 from atelier.protocols.kserve.predict import router
+from atelier.protocols.picture_writer import PictureWriter
 from atelier.serving.middleware import front
 from atelier.settings import Settings
 
@@ -98,11 +98,11 @@ def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     model = ImageModel(chosen, tally)
     model.load()
     batch_always(model)
-    encoder = PictureEncoder(chosen)
+    writer = PictureWriter(chosen)
     store = ResultStore(chosen.result_seconds, chosen.result_bytes)
     app = FastAPI()
     add_error_handlers(app)
-    app.include_router(router(model, encoder, Jobs(model, encoder, store), chosen))
+    app.include_router(router(model, writer, Jobs(model, writer, store), chosen))
     server = uvicorn.Server(
         uvicorn.Config(front(app, chosen), host="127.0.0.1", port=0, log_level="warning")
     )

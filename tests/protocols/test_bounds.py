@@ -46,6 +46,7 @@ BY_HAND: dict[str, Any] = {
     # bounded by their type
     "stream": LONG,
     "timeout": -1,
+    "output": {"s3": LONG},
     "step_cache": 2.0,
     "format": LONG,
     "size": "99999x99999",

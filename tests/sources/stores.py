@@ -58,13 +58,15 @@ def client(port: int):
 @dataclass
 class Fault:
     """What to do to a response: `status` instead of it, `cut` it after so many body bytes, `flip` a
-    byte, `delay`."""
+    byte (of what is written, if something is), `delay`; or `lose` the request: 200, and the store
+    never hears of it."""
 
     status: int = 0
     code: str = "SlowDown"
     cut: int | None = None
     flip: bool = False
     delay: float = 0.0
+    lose: bool = False
 
 
 @dataclass
@@ -100,15 +102,21 @@ def proxy(upstream: int, tls: Sequence[Path] = ()):
             state.requests.append((self.command, self.path, self.headers.get("Range", "")))
             fault = state.plan(self.command, self.path, self.headers) if state.plan else None
             fault = fault or Fault()
+            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if fault.lose:
+                return self._answer(200, b"")
+            if sent and fault.flip:
+                sent = bytes([sent[0] ^ 1]) + sent[1:]
             if fault.status:
                 return self._answer(
                     fault.status, f"<Error><Code>{fault.code}</Code></Error>".encode()
                 )
             link = http.client.HTTPConnection("127.0.0.1", state.upstream, timeout=30)
-            link.request(self.command, self.path, headers=dict(self.headers))
+            headers = {name: self.headers[name] for name in self.headers if name != "Expect"}
+            link.request(self.command, self.path, sent or None, headers)
             response = link.getresponse()
             body = response.read()
-            if fault.flip and body:
+            if fault.flip and body and not sent:
                 body = bytes([body[0] ^ 1]) + body[1:]
             self.send_response(response.status)
             for name, value in response.getheaders():
@@ -132,7 +140,7 @@ def proxy(upstream: int, tls: Sequence[Path] = ()):
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
 
-        do_HEAD = do_GET
+        do_HEAD = do_PUT = do_POST = do_GET
 
         def _answer(self, status, body):
             self.send_response(status)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from atelier.bounds import MAX_ENTRIES, MAX_INPUT_PICTURES, MAX_PICTURE_TEXT
 from atelier.errors import InvalidRequest, shown
+from atelier.images.destination import Output, check_destination
 from atelier.settings import Settings
 
 Format = Literal["PNG", "JPEG", "WEBP"]
@@ -89,6 +90,13 @@ class ImageRequest(BaseModel):
     compression: int | None = Field(
         None, ge=0, le=100, description="Quality of JPEG and WebP, 100 best."
     )
+    output: Output | None = Field(
+        None,
+        description=(
+            'Where pictures go: {"s3": "s3://bucket/prefix"}, which the answer has URLs of, or'
+            " inline; missing: OUTPUT_URL."
+        ),
+    )
     timeout: float | None = Field(
         None, gt=0, description="Seconds until the request is dropped; REQUEST_TIMEOUT caps it."
     )
@@ -120,6 +128,7 @@ class ImageRequest(BaseModel):
     def _check_limits(self, settings: Settings, where: str) -> None:
         for name, value in self.extra.items():
             _check_extra(f"{where}{name}", name, value, settings)
+        check_destination(self.output, settings, f"{where}output")
         if (self.num_inference_steps or 0) > settings.max_steps:
             name = f"{where}num_inference_steps"
             raise InvalidRequest(

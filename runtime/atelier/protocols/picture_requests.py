@@ -1,36 +1,19 @@
-"""What all picture protocols share: requests through the model, encoded pictures out."""
+"""What all picture protocols share: requests through the model, pictures out."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from atelier.events import Event, Failed, Finished, Image, Preview, Warned
-from atelier.images.encoder import PictureEncoder
-from atelier.images.request import Format, ImageRequest
+from atelier.events import Event, Failed, Finished, Image, Warned
+from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
-from atelier.protocols.http.pools import writing
+from atelier.protocols.picture_writer import EncodedPicture, PictureWriter
 from atelier.streams import EventStream
 
 Watch = Callable[[int, Event], None]
-
-
-@dataclass(frozen=True)
-class EncodedPicture:
-    """One encoded picture and the seed that draws it again."""
-
-    data: bytes
-    format: Format
-    seed: int
-    width: int
-    height: int
-
-    @property
-    def b64(self) -> str:
-        return base64.b64encode(self.data).decode()
 
 
 @dataclass
@@ -47,12 +30,12 @@ class DrawnRequest:
 
 async def draw_all(
     model: PictureService,
-    encoder: PictureEncoder,
+    writer: PictureWriter,
     requests: Sequence[ImageRequest],
     protocol: str,
 ) -> list[DrawnRequest]:
     """Draw every request, side by side; one that fails or is refused takes the others back."""
-    return await collect_all(encoder, requests, await submit_all(model, requests, protocol))
+    return await collect_all(writer, requests, await submit_all(model, requests, protocol))
 
 
 async def submit_all(
@@ -75,7 +58,7 @@ async def submit_all(
 
 
 async def collect_all(
-    encoder: PictureEncoder,
+    writer: PictureWriter,
     requests: Sequence[ImageRequest],
     streams: Sequence[EventStream],
     watch: Watch = lambda index, event: None,
@@ -83,57 +66,51 @@ async def collect_all(
     """Follow all streams to their ends; `watch` hears every event with its request's index.
 
     Raises:
-        AtelierError: what the first request failed with; the others are cancelled.
+        AtelierError: what the first request failed with; the others are cancelled, and what was
+            stored of them is removed.
     """
+    drawn = [DrawnRequest(request) for request in requests]
     tasks = [
-        asyncio.create_task(collect(encoder, request, stream, partial(watch, index)))
-        for index, (request, stream) in enumerate(zip(requests, streams, strict=True))
+        asyncio.create_task(collect(writer, one, stream, partial(watch, index)))
+        for index, (one, stream) in enumerate(zip(drawn, streams, strict=True))
     ]
     try:
-        return list(await asyncio.gather(*tasks))
-    finally:
+        await asyncio.gather(*tasks)
+    except BaseException:
         for task in tasks:
             task.cancel()
+        await asyncio.wait(tasks)
+        await writer.discard(picture for one in drawn for picture in one.pictures)
+        raise
+    finally:
         for stream in streams:
             stream.cancel()
+    return drawn
 
 
 async def collect(
-    encoder: PictureEncoder,
-    request: ImageRequest,
+    writer: PictureWriter,
+    drawn: DrawnRequest,
     stream: EventStream,
     watch: Callable[[Event], None],
-) -> DrawnRequest:
-    """Follow one stream to its end, encoding pictures in threads.
+) -> None:
+    """Follow one stream to its end, and add its pictures to the result.
 
     Raises:
         AtelierError: what the request failed with.
     """
-    drawn = DrawnRequest(request)
     async for event in stream:
         watch(event)
-        await absorb(encoder, drawn, event)
-    return drawn
+        await absorb(writer, drawn, event)
 
 
-async def absorb(encoder: PictureEncoder, drawn: DrawnRequest, event: Event) -> None:
+async def absorb(writer: PictureWriter, drawn: DrawnRequest, event: Event) -> None:
     """Add what one event brings to the result; `Failed` raises its error."""
     if isinstance(event, Image):
-        drawn.pictures.append(await encode(encoder, event, drawn.request))
+        drawn.pictures.append(await writer.write(event, drawn.request))
     elif isinstance(event, Finished):
         drawn.timings, drawn.steps_run = event.timings, event.steps_run
     elif isinstance(event, Warned):
         drawn.warnings.append(event.message)
     elif isinstance(event, Failed):
         raise event.error
-
-
-async def encode(encoder: PictureEncoder, image: Image, request: ImageRequest) -> EncodedPicture:
-    """The picture in the format that the request wants, encoded and marked in a thread."""
-    data = await writing(encoder.encode, image, request)
-    return EncodedPicture(data, request.format, image.seed, image.width, image.height)
-
-
-async def encode_preview(encoder: PictureEncoder, preview: Preview, request: ImageRequest) -> bytes:
-    """A preview in the format that the request wants, encoded in a thread."""
-    return await writing(encoder.encode_preview, preview, request)

@@ -162,7 +162,6 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
 
 
 def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
-    from atelier.images.encoder import PictureEncoder
     from atelier.protocols.http.results import ResultStore
     from atelier.protocols.jobs.job import Jobs
     from atelier.protocols.jobs.routes import router as jobs_router
@@ -171,23 +170,24 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.protocols.kserve.predict import router as predict_router
     from atelier.protocols.openai.image_routes import ImagesApi
     from atelier.protocols.openai.image_routes import router as images_router
+    from atelier.protocols.picture_writer import PictureWriter
     from atelier.workers.image_front import ImageFront
 
-    encoder = PictureEncoder(settings)
+    writer = PictureWriter(settings)
     model = ImageFront(settings, metrics)
     metrics.watch_workers(lambda: len([one for one in model.workers if one.state == "ready"]))
     store = ResultStore(settings.result_seconds, settings.result_bytes)
-    jobs = Jobs(model, encoder, store)
-    app.include_router(predict_router(model, encoder, jobs, settings))
-    app.include_router(infer_router(model, partial(infer, model, encoder, settings)))
-    app.include_router(images_router(ImagesApi(model, encoder, jobs, store, settings)))
+    jobs = Jobs(model, writer, store)
+    app.include_router(predict_router(model, writer, jobs, settings))
+    app.include_router(infer_router(model, partial(infer, model, writer, settings)))
+    app.include_router(images_router(ImagesApi(model, writer, jobs, store, settings)))
     app.include_router(jobs_router(jobs))
     outputs = {"image": "BYTES", "seed": "INT64"}
     return Served(
         model,
         model.load,
         model.drain,
-        lambda load: KServeImageModel(model, encoder, settings, load),
+        lambda load: KServeImageModel(model, writer, settings, load),
         outputs,
         PICTURE_HINT,
     )

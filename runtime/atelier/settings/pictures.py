@@ -1,4 +1,5 @@
-"""Settings of what becomes of a picture once it is drawn: marks, and how long it is kept."""
+"""Settings of what becomes of a picture once it is drawn: marks, where it goes, how long it is
+kept."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Literal
 from pydantic_settings import BaseSettings
 
 from atelier.settings.groups import MARKS, OWN, PICTURES, REQUESTS
+from atelier.settings.values import ObjectPrefix, ObjectPrefixes
 
 
 class PictureSettings(BaseSettings):
@@ -28,6 +30,27 @@ class PictureSettings(BaseSettings):
     )
     c2pa_key: str = MARKS("", "PEM file of the certificate's private key.", PICTURES)
 
+    output_url: ObjectPrefix = REQUESTS(
+        "",
+        (
+            "s3://bucket/prefix that pictures go to, and answers have URLs; empty: answers hold the"
+            " pictures."
+        ),
+        PICTURES,
+    )
+    allowed_outputs: ObjectPrefixes = REQUESTS(
+        [],
+        "Further s3://bucket/prefix that requests may name in output; comma-separated.",
+        PICTURES,
+    )
+    output_public_url: str = REQUESTS(
+        "",
+        (
+            "Base of the URLs of stored pictures, before an object's key; {bucket} in it is the"
+            " bucket; empty: presigned, for RESULT_SECONDS."
+        ),
+        PICTURES,
+    )
     result_seconds: float = REQUESTS(
         3600, "Seconds that a picture URL, a finished job or a response stays.", OWN, gt=0
     )

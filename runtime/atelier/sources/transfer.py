@@ -275,20 +275,25 @@ class _Landing:
         return done
 
 
-def retried(act: Callable[[], Result], what: str, stop: threading.Event | None = None) -> Result:
+def retried(
+    act: Callable[[], Result],
+    what: str,
+    stop: threading.Event | None = None,
+    tries: int = ATTEMPTS,
+) -> Result:
     """Do something with the store, again after each passing fault, with growing random delays
-    between."""
-    for attempt in range(1, ATTEMPTS + 1):
+    between; `tries` times in all."""
+    for attempt in range(1, tries + 1):
         try:
             return act()
         except Exception as error:
-            if attempt == ATTEMPTS or not _passing(error) or (stop and stop.is_set()):
+            if attempt == tries or not _passing(error) or (stop and stop.is_set()):
                 raise
             delay = min(
                 LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (attempt - 1)
             ) * random.uniform(0.5, 1.5)
             log.warning(
-                "%s: %s; attempt %d of %d in %.1f s", what, error, attempt + 1, ATTEMPTS, delay
+                "%s: %s; attempt %d of %d in %.1f s", what, error, attempt + 1, tries, delay
             )
             time.sleep(delay)
     raise AssertionError("the last attempt returns or raises")

@@ -14,6 +14,8 @@ Result = TypeVar("Result")
 _reading = ThreadPoolExecutor(16, thread_name_prefix="reading")
 # A large picture takes hundreds of megabytes while it is decoded.
 _decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
+# Storing waits for another server, and for a second try.
+_storing = ThreadPoolExecutor(16, thread_name_prefix="storing")
 _writing = ThreadPoolExecutor(2, thread_name_prefix="writing")
 
 
@@ -25,6 +27,11 @@ async def reading(work: Callable[..., Result], *arguments: object) -> Result:
 async def decoding(work: Callable[..., Result], *arguments: object) -> Result:
     """`work(*arguments)` in a thread for pictures that have to be decoded here."""
     return await asyncio.get_running_loop().run_in_executor(_decoding, work, *arguments)
+
+
+async def storing(work: Callable[..., Result], *arguments: object) -> Result:
+    """`work(*arguments)` in a thread for pictures that go to object storage."""
+    return await asyncio.get_running_loop().run_in_executor(_storing, work, *arguments)
 
 
 async def writing(work: Callable[..., Result], *arguments: object) -> Result:

@@ -18,13 +18,13 @@ import orjson
 
 from atelier.errors import AtelierError, GenerationFailed, NotFound, shown
 from atelier.events import Event, Image, Preview, Queued, Started, Step
-from atelier.images.encoder import PictureEncoder
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.pools import writing
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.picture_requests import DrawnRequest, collect_all, submit_all
+from atelier.protocols.picture_writer import PictureWriter
 from atelier.streams import EventStream
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -139,9 +139,9 @@ class Job:
 class Jobs:
     """All jobs of a server."""
 
-    def __init__(self, model: PictureService, encoder: PictureEncoder, store: ResultStore) -> None:
+    def __init__(self, model: PictureService, writer: PictureWriter, store: ResultStore) -> None:
         self._model = model
-        self.encoder = encoder
+        self.writer = writer
         self._store = store
         self._jobs: dict[str, Job] = {}
 
@@ -192,7 +192,7 @@ class Jobs:
 
     async def _run(self, job: Job, streams: Sequence[EventStream], finish: Finish) -> None:
         try:
-            answer = await finish(await collect_all(self.encoder, job.requests, streams, job.watch))
+            answer = await finish(await collect_all(self.writer, job.requests, streams, job.watch))
             job.end("succeeded", self._store.put(answer, "application/json"))
         except asyncio.CancelledError:
             job.end("cancelled", self._store.put(b"", ""))

@@ -10,11 +10,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from atelier.events import Preview
-from atelier.images.encoder import PictureEncoder
 from atelier.protocols.http.openapi import answers
 from atelier.protocols.http.sse import EventStreamResponse, frame
 from atelier.protocols.jobs.job import Job, Jobs
-from atelier.protocols.picture_requests import encode_preview
+from atelier.protocols.picture_writer import PictureWriter
 
 
 def wants_job(request: Request) -> bool:
@@ -56,17 +55,17 @@ def router(jobs: Jobs) -> APIRouter:
     async def events(job_id: str) -> EventStreamResponse:
         """The state after every change, each event named by its status; `preview` events carry
         pictures."""
-        return EventStreamResponse(_frames(jobs.encoder, jobs.get(job_id)))
+        return EventStreamResponse(_frames(jobs.writer, jobs.get(job_id)))
 
     return routes
 
 
-async def _frames(encoder: PictureEncoder, job: Job) -> AsyncGenerator[bytes]:
+async def _frames(writer: PictureWriter, job: Job) -> AsyncGenerator[bytes]:
     shown: Preview | None = None
     async for state in job.states():
         if job.preview and job.preview[1] is not shown:
             index, shown = job.preview
-            data = await encode_preview(encoder, shown, job.requests[index])
+            data = await writer.preview(shown, job.requests[index])
             picture = base64.b64encode(data).decode()
             yield frame(
                 {"id": job.id, "index": index, "step": shown.step, "b64_json": picture}, "preview"

@@ -4,7 +4,7 @@ pictures back."""
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kserve
@@ -15,7 +15,6 @@ from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
 from atelier.bounds import MAX_PICTURE_VALUES, read_json
 from atelier.errors import AtelierError, InvalidRequest, report
-from atelier.images.encoder import PictureEncoder
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
@@ -23,6 +22,7 @@ from atelier.protocols.http.pools import reading
 from atelier.protocols.http.remote import picture_bytes
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
 from atelier.protocols.picture_requests import DrawnRequest, draw_all
+from atelier.protocols.picture_writer import PictureWriter
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")
@@ -35,7 +35,7 @@ class KServeImageModel(kserve.Model):
     def __init__(
         self,
         model: PictureService,
-        encoder: PictureEncoder,
+        writer: PictureWriter,
         settings: Settings,
         load: Callable[[], Any],
     ) -> None:
@@ -44,7 +44,7 @@ class KServeImageModel(kserve.Model):
         self.ready = True
         self.engine = True
         self._model = model
-        self._encoder = encoder
+        self._writer = writer
         self._settings = settings
         self._load = load
 
@@ -83,7 +83,7 @@ class KServeImageModel(kserve.Model):
         if not isinstance(payload, InferRequest):
             return await self._predict_v1(payload, headers)
         try:
-            return await infer(self._model, self._encoder, self._settings, payload, headers)
+            return await infer(self._model, self._writer, self._settings, payload, headers)
         except AtelierError as error:
             if not payload.from_grpc:
                 raise
@@ -96,13 +96,13 @@ class KServeImageModel(kserve.Model):
             self._model.check_room()
             parsed = await reading(parse_v1, payload, self._settings)
             requests = [timed(one, headers) for one in parsed]
-        drawn = await draw_all(self._model, self._encoder, requests, "v1")
+        drawn = await draw_all(self._model, self._writer, requests, "v1")
         return {"predictions": [prediction(self._model, each) for each in drawn]}
 
 
 async def infer(
     model: PictureService,
-    encoder: PictureEncoder,
+    writer: PictureWriter,
     settings: Settings,
     payload: InferRequest,
     headers: Mapping[str, str],
@@ -117,13 +117,14 @@ async def infer(
         model.check_room()
         parsed = await reading(parse_v2, payload, settings)
         requests = [timed(one, headers) for one in parsed]
-        check_outputs(payload, ("image", "seed"))
-    drawn = await draw_all(model, encoder, requests, protocol)
+        check_outputs(payload, ("image", "seed", "url"))
+    drawn = await draw_all(model, writer, requests, protocol)
     pictures = [picture for each in drawn for picture in each.pictures]
     binary = _wants_binary(payload)
     data = [picture.data if binary else picture.b64 for picture in pictures]
-    image = InferOutput("image", [len(pictures)], "BYTES")
-    image.set_data_from_numpy(np.array(data, dtype=object), binary_data=binary)
+    image = _texts("image", data, binary)
+    urls = [picture.stored.url if picture.stored else "" for picture in pictures]
+    outputs = [image, _texts("url", urls, binary)] if any(urls) else [image]
     seed = InferOutput("seed", [len(pictures)], "INT64")
     seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
     steps_run = [str(each.steps_run) for each in drawn if each.steps_run is not None]
@@ -133,11 +134,18 @@ async def infer(
     return InferResponse(
         payload.id or str(uuid.uuid4()),
         model.name,
-        [image, seed],
+        [*outputs, seed],
         parameters=told or None,
         use_binary_outputs=payload.use_binary_outputs,
         requested_outputs=payload.request_outputs,
     )
+
+
+def _texts(name: str, values: Sequence[str | bytes], binary: bool) -> InferOutput:
+    output = InferOutput(name, [len(values)], "BYTES")
+    encoded = [one.encode() if binary and isinstance(one, str) else one for one in values]
+    output.set_data_from_numpy(np.array(encoded, dtype=object), binary_data=binary)
+    return output
 
 
 def _wants_binary(payload: InferRequest) -> bool:
@@ -183,7 +191,9 @@ def prediction(model: PictureService, drawn: DrawnRequest) -> dict[str, Any]:
     """One v1 prediction; `images` holds all pictures if there are several, `steps_run` says how
     many steps the step cache left to compute, `warnings` what was changed in what was asked."""
     images = [
-        {"format": picture.format, "b64": picture.b64, "seed": picture.seed}
+        {"format": picture.format}
+        | (picture.stored.told() if picture.stored else {"b64": picture.b64})
+        | {"seed": picture.seed}
         for picture in drawn.pictures
     ]
     first = {key: value for key, value in images[0].items() if key != "seed"}

@@ -16,7 +16,6 @@ from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import Scope
 
-from atelier.images.encoder import PictureEncoder
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.models import check_name
@@ -26,6 +25,7 @@ from atelier.protocols.jobs.job import Jobs
 from atelier.protocols.jobs.routes import accepted, wants_job
 from atelier.protocols.kserve.pictures import parse_v1, prediction
 from atelier.protocols.picture_requests import DrawnRequest, draw_all
+from atelier.protocols.picture_writer import PictureWriter
 from atelier.settings import Settings
 
 OPTIONS = answers("application/json", job=True)
@@ -44,7 +44,7 @@ class PlainRoute(APIRoute):
 
 
 def router(
-    model: PictureService, encoder: PictureEncoder, jobs: Jobs, settings: Settings
+    model: PictureService, writer: PictureWriter, jobs: Jobs, settings: Settings
 ) -> APIRouter:
     """`POST /v1/models/{name}:predict`."""
     routes = APIRouter(route_class=PlainRoute, tags=["V1"])
@@ -64,7 +64,7 @@ def router(
             requests = [timed(one, request.headers) for one in requests]
         if wants_job(request):
             return accepted(await jobs.start(requests, "v1", answer))
-        drawn = await draw_all(model, encoder, requests, "v1")
+        drawn = await draw_all(model, writer, requests, "v1")
         return Response(await answer(drawn), media_type="application/json")
 
     return routes

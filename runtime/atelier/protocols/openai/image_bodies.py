@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from atelier.errors import InvalidRequest, shown
 from atelier.images import codec
+from atelier.images.destination import INLINE, Output, destination
 from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound
 from atelier.images.service import PictureService
 from atelier.protocols.http.models import check_name
@@ -102,6 +103,9 @@ class ImagesBody(BaseModel):
     lora: dict[str, float] | None = Field(None, description="Adapter name to weight.")
     step_cache: StepCacheBound | None = Field(
         None, description="Error bound of skipped steps: off, low, medium, high or a number."
+    )
+    output: Output | None = Field(
+        None, description="Object storage that pictures go to, or inline; missing: OUTPUT_URL."
     )
     timeout: float | None = Field(None, gt=0, description="Seconds until the request is dropped.")
 
@@ -208,7 +212,9 @@ def translate(
     fields |= {"format": body.output_format or "png", "compression": _compression(body)}
     fields["previews"] = (body.partial_images or 0) if body.stream else 0
     _check_background(body, model)
-    if body.stream and body.response_format == "url":
+    fields["output"] = _output(body)
+    stored = destination(fields["output"], settings) is not None
+    if body.stream and body.response_format == "url" and not stored:
         raise InvalidRequest(
             "response_format: a stream carries its pictures; leave it out or send b64_json",
             "response_format",
@@ -228,6 +234,18 @@ def translate(
             without_effect(name) for name in WITHOUT_EFFECT if getattr(body, name) is not None
         ),
     )
+
+
+def _output(body: ImagesBody) -> Any:
+    """Whoever asks for the pictures as text gets them, whatever OUTPUT_URL says."""
+    if body.response_format != "b64_json":
+        return body.output
+    if body.output not in (None, INLINE):
+        raise InvalidRequest(
+            "output: response_format asks for the pictures themselves; leave one of them out",
+            "output",
+        )
+    return INLINE
 
 
 def _one_of(body: ImagesBody, name: str, alias: str) -> Any:

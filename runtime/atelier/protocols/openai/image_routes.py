@@ -17,7 +17,6 @@ from fastapi.responses import Response
 from atelier.errors import AtelierError, InvalidRequest, shown
 from atelier.events import Failed, Image, Preview, Warned
 from atelier.images.codec import MEDIA_TYPES
-from atelier.images.encoder import PictureEncoder
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import error_object
@@ -37,13 +36,8 @@ from atelier.protocols.openai.image_bodies import (
     translate,
 )
 from atelier.protocols.openai.image_uploads import Upload, read
-from atelier.protocols.picture_requests import (
-    DrawnRequest,
-    EncodedPicture,
-    draw_all,
-    encode,
-    encode_preview,
-)
+from atelier.protocols.picture_requests import DrawnRequest, draw_all
+from atelier.protocols.picture_writer import EncodedPicture, PictureWriter
 from atelier.settings import Settings
 from atelier.streams import EventStream
 
@@ -65,7 +59,7 @@ class ImagesApi:
     """The handlers, over one model."""
 
     model: PictureService
-    encoder: PictureEncoder
+    writer: PictureWriter
     jobs: Jobs
     store: ResultStore
     settings: Settings
@@ -133,23 +127,21 @@ class ImagesApi:
                 )
         if call.stream:
             events = await self.model.submit(requests[0], PROTOCOL)
-            return EventStreamResponse(_frames(self.encoder, kind, call, events))
+            return EventStreamResponse(_frames(self.writer, kind, call, events))
         base = self.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
         finish = partial(self._body, call, base)
         if wants_job(request):
             return accepted(await self.jobs.start(requests, PROTOCOL, finish))
-        drawn = await draw_all(self.model, self.encoder, requests, PROTOCOL)
+        drawn = await draw_all(self.model, self.writer, requests, PROTOCOL)
         return Response(await finish(drawn), media_type="application/json")
 
     async def _body(self, call: ImagesCall, base: str, drawn: list[DrawnRequest]) -> bytes:
         """OpenAI's answer, and with each picture the seed that draws it again."""
-        if not call.as_url:
+        pictures = drawn[0].pictures
+        if not call.as_url or any(picture.stored for picture in pictures):
             return await writing(_json, call, drawn[0])
-        return _json(
-            call,
-            drawn[0],
-            [self._link(call, base, picture) for picture in drawn[0].pictures],
-        )
+        links = [self._link(call, base, picture) for picture in pictures]
+        return _json(call, drawn[0], links)
 
     def _link(self, call: ImagesCall, base: str, picture: EncodedPicture) -> dict[str, Any]:
         name = self.store.put(picture.data, MEDIA_TYPES[picture.format], f".{call.output_format}")
@@ -162,9 +154,10 @@ class ImagesApi:
 def _json(
     call: ImagesCall, drawn: DrawnRequest, links: list[dict[str, Any]] | None = None
 ) -> bytes:
-    """The whole answer: links, or else the pictures as text, which is work for a thread."""
+    """The whole answer: links, where the pictures are stored, or else the pictures as text, which
+    is work for a thread."""
     pictures = drawn.pictures
-    contents = links or [{"b64_json": picture.b64} for picture in pictures]
+    contents = links or [_content(picture) for picture in pictures]
     data = [
         content | {"seed": picture.seed}
         for content, picture in zip(contents, pictures, strict=True)
@@ -178,6 +171,10 @@ def _json(
     return orjson.dumps(created | {"data": data} | described | steps | told)
 
 
+def _content(picture: EncodedPicture) -> dict[str, Any]:
+    return picture.stored.told() if picture.stored else {"b64_json": picture.b64}
+
+
 def _described(call: ImagesCall, width: int, height: int) -> dict[str, str]:
     return {
         "background": call.background,
@@ -188,7 +185,7 @@ def _described(call: ImagesCall, width: int, height: int) -> dict[str, str]:
 
 
 async def _frames(
-    encoder: PictureEncoder, kind: str, call: ImagesCall, stream: EventStream
+    writer: PictureWriter, kind: str, call: ImagesCall, stream: EventStream
 ) -> AsyncGenerator[bytes]:
     """OpenAI's events: previews as they come, then each finished picture; a failure is an `error`
     event."""
@@ -199,15 +196,16 @@ async def _frames(
             if isinstance(event, Warned):
                 warnings.append(event.message)
             elif isinstance(event, Preview):
-                data = await encode_preview(encoder, event, call.request)
+                data = await writer.preview(event, call.request)
                 extra: dict[str, Any] = {"partial_image_index": previews}
-                yield _event(f"{kind}.partial_image", call, data, event, extra)
+                content = {"b64_json": base64.b64encode(data).decode()}
+                yield _event(f"{kind}.partial_image", call, content, event, extra)
                 previews += 1
             elif isinstance(event, Image):
-                picture = await encode(encoder, event, call.request)
+                picture = await writer.write(event, call.request)
                 extra = {"usage": NO_TOKENS, "seed": event.seed}
                 extra |= {"warnings": warnings} if warnings else {}
-                yield _event(f"{kind}.completed", call, picture.data, event, extra)
+                yield _event(f"{kind}.completed", call, _content(picture), event, extra)
             elif isinstance(event, Failed):
                 raise event.error
     except AtelierError as error:  # of the engine, or of what becomes of a picture after it
@@ -217,13 +215,13 @@ async def _frames(
 
 
 def _event(
-    name: str, call: ImagesCall, data: bytes, size: Preview | Image, extra: dict[str, Any]
+    name: str,
+    call: ImagesCall,
+    content: dict[str, Any],
+    size: Preview | Image,
+    extra: dict[str, Any],
 ) -> bytes:
-    body = {
-        "type": name,
-        "b64_json": base64.b64encode(data).decode(),
-        "created_at": int(time.time()),
-    }
+    body = {"type": name} | content | {"created_at": int(time.time())}
     return frame(body | _described(call, size.width, size.height) | extra, name)
 
 
