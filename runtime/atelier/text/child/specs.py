@@ -193,6 +193,7 @@ LLAMACPP = EngineSpec(
 
 SPECS = {spec.name: spec for spec in (VLLM, SGLANG, VLLM_OMNI, LLAMACPP)}
 
+
 def spec_for(settings: Settings) -> EngineSpec:
     """The row of the engine that ENGINE names."""
     return SPECS[settings.engine]
