@@ -94,7 +94,12 @@ class DeviceOutOfMemory(AtelierError):
 
 
 class NotReady(AtelierError):
-    """The model is still loading, or failed to load."""
+    """The model is still loading, or failed to load. `retry_after_s` is when it is expected, if
+    that is known."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Draining(AtelierError):

@@ -19,6 +19,7 @@ from atelier.hardware.choice import OptimizationManager
 from atelier.hardware.container import Cgroup, host_memory, usable_cpus
 from atelier.hardware.machine import Device, DeviceManager
 from atelier.settings import Settings
+from atelier.sources.checkpoint import gguf
 from atelier.sources.checkpoint.folder import Checkpoint, inspect
 from atelier.sources.local import BUILT_IN
 from atelier.units import gib
@@ -97,6 +98,9 @@ def _checkpoint(settings: Settings, report: Examination) -> Checkpoint | None:
         path = _place(settings, report)
         if path is None:
             return None
+        if settings.engine == "llamacpp":
+            report.sections.append((f"Checkpoint {path}", _gguf(settings, path, report)))
+            return None
         found = inspect(
             path,
             variant=settings.variant,
@@ -121,6 +125,24 @@ def _checkpoint(settings: Settings, report: Examination) -> Checkpoint | None:
         report.problems.append(f"TASK=text, but {path} is not a language model")
     report.problems += _unknown_classes(found, settings)
     return found
+
+
+def _gguf(settings: Settings, path: Path, report: Examination) -> list[str]:
+    """The model that llama.cpp would be given; its weights are not read."""
+    folder = path.parent if path.is_file() else path
+    names = [path.name] if path.is_file() else [one.name for one in path.iterdir()]
+    try:
+        files = [folder / name for name in gguf.chosen(names, settings.variant)]
+    except ValueError as error:
+        report.problems.append(f"{path}: {error}")
+        return sorted(gguf.models_of(names))
+    if not files:
+        report.problems.append(f"ENGINE=llamacpp needs a .gguf file, but {path} has none")
+        return ["nothing in GGUF"]
+    report.problems += [fault for one in files if (fault := gguf.fault_in(one))]
+    parts = f" in {len(files)} parts" if len(files) > 1 else ""
+    size = sum(one.stat().st_size for one in files)
+    return [f"GGUF model {files[0].name}{parts}, {gib(size)}, for llama.cpp"]
 
 
 def _place(settings: Settings, report: Examination) -> Path | None:

@@ -50,7 +50,7 @@ class Served:
     outputs, and a command to try it with.
 
     With a child engine also what stands before the web framework to forward requests, the engine's
-    metrics, and its paths.
+    metrics, its paths, and in how many seconds it is expected while it is down.
     """
 
     model: Any
@@ -61,7 +61,8 @@ class Served:
     hint: str
     door: Callable[[ASGIApp], ASGIApp] | None = None
     child_metrics: ChildMetrics | None = None
-    forwards: tuple[str, ...] = ()
+    forwards: Callable[[], tuple[str, ...]] = tuple
+    expected: Callable[[], float | None] = lambda: None
 
 
 def kind_of(settings: Settings) -> Kind:
@@ -157,7 +158,8 @@ def _text_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
         served,
         door=lambda inner: Door(inner, model, settings.request_timeout),
         child_metrics=model.child_metrics,
-        forwards=model.forwards,
+        forwards=lambda: model.forwards,
+        expected=lambda: model.expected_s,
     )
 
 

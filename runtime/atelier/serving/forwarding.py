@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier.caller import CALLER
-from atelier.errors import AtelierError, Cancelled, DeadlineExceeded, NotReady
+from atelier.errors import AtelierError, Cancelled, DeadlineExceeded, InvalidRequest
 from atelier.events import Event, Failed, Finished
 from atelier.protocols.http.deadlines import seconds_allowed
 from atelier.protocols.http.error_bodies import ANTHROPIC, error_body, error_response
 from atelier.protocols.http.pools import reading
 from atelier.protocols.http.sse import frame
+from atelier.text.child import tokens
 from atelier.text.child.bodies import prepared
 from atelier.text.child.process import ProcessEngine
 from atelier.text.child.wire import Broken, Connection
@@ -35,6 +36,15 @@ KEPT = ("content-type", "content-length", "cache-control", "retry-after")
 """Headers of the engine's answer that mean something to the client; connections are our own."""
 
 
+NO_PARSER = b"--tool-call-parser"
+"""In what vLLM says of a request with tools when it has no parser for their calls."""
+
+HOW_TO_CALL = (
+    "tools: this server reads no tool calls of its model: set TOOL_CALL_PARSER to the form in which"
+    " the model writes them, such as hermes or qwen3_coder, and start it again"
+)
+
+
 class Door:
     """Answers POSTs to the child engine's paths with what the engine says; everything else goes on
     to `app`."""
@@ -43,15 +53,11 @@ class Door:
         self._app = app
         self._model = model
         self._seconds = seconds
-        self._paths = {prefix + path: path for path in model.forwards for prefix in ("", "/openai")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = (
-            self._paths.get(scope["path"])
-            if scope["type"] == "http" and scope["method"] == "POST"
-            else None
-        )
-        if path is None:
+        post = scope["type"] == "http" and scope["method"] == "POST"
+        path = scope["path"].removeprefix("/openai") if post else ""
+        if path not in self._model.forwards:
             await self._app(scope, receive, send)
             return
         answer = _Answer(scope, send)
@@ -90,7 +96,8 @@ class Door:
             last = Failed(late)
             raise late from None
         except Broken as lost:
-            broken = NotReady(f"the engine failed during the answer and is being restarted: {lost}")
+            assert model.child is not None
+            broken = model.child.gone(f"failed during the answer and is being restarted: {lost}")
             last = Failed(broken)
             raise broken from lost
         except AtelierError as refused:
@@ -124,6 +131,15 @@ class _Answer:
             {"type": "http.response.start", "status": reply.status, "headers": headers}
         )
 
+    async def whole(self, body: bytes) -> None:
+        """An answer of our own, in JSON."""
+        response = Response(body, media_type="application/json")
+        self._begun = True
+        await self._send(
+            {"type": "http.response.start", "status": 200, "headers": response.raw_headers}
+        )
+        await self._send({"type": "http.response.body", "body": body})
+
     async def add(self, data: bytes) -> None:
         """More of the body; nothing ends it."""
         await self._send({"type": "http.response.body", "body": data, "more_body": bool(data)})
@@ -142,11 +158,23 @@ class _Answer:
 
 
 async def _pass(engine: ProcessEngine, path: str, body: bytes, answer: _Answer) -> None:
-    reply = await engine.post(
-        path, body, answer.request.headers.get("content-type", "application/json")
-    )
+    translated = False
+    if engine.spec.own_tokens and path in tokens.PATHS:
+        body, translated = tokens.asked(path, body)
+    kind = answer.request.headers.get("content-type", "application/json")
+    reply = await engine.post(path, body, kind)
     try:
+        if translated and reply.status == 200:
+            told = tokens.answered(path, await reply.rest(), engine.context)
+            await answer.whole(told)
+            return
+        lacking = reply.status == 400 and engine.spec.tool_switch
+        said = await reply.rest() if lacking else b""
+        if NO_PARSER in said:
+            raise InvalidRequest(HOW_TO_CALL, "tools")
         await answer.begin(reply)
+        if said:
+            await answer.add(said)
         while data := await reply.chunk():
             await answer.add(data)
     finally:

@@ -139,7 +139,7 @@ def serve(settings: Settings, arguments: Sequence[str]) -> int:
     add_error_handlers(app)
     served = serve_kind(settings, app, metrics)
     metrics.watch(lambda: served.model.depth, served.model.device_memory)
-    app.include_router(models_router(served.model, served.outputs))
+    app.include_router(models_router(served.model, served.outputs, served.expected))
     app.include_router(metrics_router(served.child_metrics))
     describe(app, served.forwards)
     server = AtelierServer(

@@ -69,7 +69,7 @@ class Settings(AssistantSettings, PictureSettings):
         "", "Folder with a pipeline's configs, for a single .safetensors file.", PICTURES
     )
     variant: str = MODEL(
-        "", "Weight file variant, such as fp16; empty: plain files, else the only one."
+        "", "Weight variant, such as fp16 or GGUF's Q4_K_M; empty: plain files, else the only one."
     )
     scheduler: str = MODEL(
         "", "diffusers scheduler class that replaces the checkpoint's.", PICTURES
@@ -241,7 +241,7 @@ class Settings(AssistantSettings, PictureSettings):
     )
     tool_call_parser: str = LANGUAGE(
         "auto",
-        "Form of tool calls; embedded: auto, hermes, llama3_json, glm47.",
+        "Form of tool calls; auto: by the chat template; embedded: hermes, llama3_json, glm47.",
         LANGUAGE_CHILDREN | {"text"},
     )
     reasoning_parser: str = LANGUAGE(

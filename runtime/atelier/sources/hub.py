@@ -14,6 +14,7 @@ from typing import Any
 from atelier.errors import SourceError
 from atelier.settings import Settings
 from atelier.sources import local
+from atelier.sources.checkpoint import gguf
 from atelier.sources.checkpoint.weight_files import WEIGHTS
 from atelier.sources.landing import FULL, land
 from atelier.sources.progress import Progress
@@ -119,6 +120,20 @@ def needed(files: Iterable[str], variant: str, allow_pickle: bool) -> list[str]:
     return sorted(kept)
 
 
+def _gguf(settings: Settings, names: list[str]) -> list[str]:
+    """The files of the one model in llama.cpp's form, and what lies beside it."""
+    try:
+        models = gguf.chosen(names, settings.variant)
+    except ValueError as error:
+        raise SourceError(f"MODEL_ID={settings.model_id}: {error}") from None
+    if not models:
+        raise SourceError(
+            f"MODEL_ID={settings.model_id}: the repository has no .gguf files, which"
+            " ENGINE=llamacpp needs"
+        )
+    return sorted([*models, *(name for name in names if SIDE_FILES.fullmatch(name))])
+
+
 def _set(sets: dict[tuple[bool, str], list[str]], variant: str, allow_pickle: bool) -> list[str]:
     for pickle in (False, True) if allow_pickle else (False,):
         for name in (variant, ""):
@@ -170,12 +185,15 @@ def _listing(settings: Settings, name: str, revision: str) -> tuple[str, list[st
         raise SourceError(
             f"MODEL_ID={settings.model_id} is no path here, and {text}: {error}"
         ) from None
-    files = needed(
-        [one.rfilename for one in info.siblings or ()], settings.variant, settings.allow_pickle
-    )
-    if not any(file.endswith((".safetensors", ".bin")) for file in files):
+    names = [one.rfilename for one in info.siblings or ()]
+    if settings.engine == "llamacpp":
+        files = _gguf(settings, names)
+    else:
+        files = needed(names, settings.variant, settings.allow_pickle)
+    if not any(file.endswith((".safetensors", ".bin", ".gguf")) for file in files):
+        hint = ", but in GGUF, which ENGINE=llamacpp serves" if gguf.models_of(names) else ""
         raise SourceError(
-            f"MODEL_ID={settings.model_id}: the repository has no weights in safetensors"
+            f"MODEL_ID={settings.model_id}: the repository has no weights in safetensors{hint}"
         )
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     return str(info.sha), files, {file: sizes[file] for file in files}

@@ -45,10 +45,9 @@ class TextModel:
     def __init__(self, settings: Settings, observer: TextObserver | None = None) -> None:
         self.observer = observer or SilentTextObserver()
         self.name = settings.served_name
-        self.progress = "not started"
+        self._progress = "not started"
         self.stages: dict[str, float] = {}
         self.child: ProcessEngine | None = None
-        self.forwards = served_paths(settings) if settings.engine != "transformers" else ()
         self._settings = settings
         self._engine: TransformersEngine | None = None
         self._loaded: Loaded | None = None
@@ -59,6 +58,23 @@ class TextModel:
         self._tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenizing")
         self._embedding = ThreadPoolExecutor(1, thread_name_prefix="embedding")
         self._encoded = 0  # requests on their way to the engine
+
+    @property
+    def forwards(self) -> tuple[str, ...]:
+        """Paths that the child engine answers itself."""
+        if self.child is not None:
+            return self.child.paths
+        return served_paths(self._settings) if self._settings.engine != "transformers" else ()
+
+    @property
+    def progress(self) -> str:
+        """What the start, or a restart, is doing."""
+        return "ready" if self.ready else self._trouble()
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds until a child engine that is down serves again, if that is known."""
+        return self.child.expected_s if self.child is not None and not self.ready else None
 
     @property
     def ready(self) -> bool:
@@ -81,22 +97,12 @@ class TextModel:
 
     def gauges(self) -> dict[str, float]:
         """What the embedded engine counts: sequences running and waiting, share of cache in use."""
-        engine = self._engine
-        if engine is None:
-            return {}
-        counts = {"running": engine.running, "waiting": engine.waiting}
-        return counts | {"cache_use": engine.cache_use}
+        return self._engine.gauges() if self._engine is not None else {}
 
     def device_memory(self) -> tuple[int, int]:
         """Used and free bytes of the device; (0, 0) where there is nothing to ask, or a child owns
         it."""
-        import torch
-
-        device = self._loaded.runner.device if self._loaded is not None else None
-        if device is None or device.type != "cuda":
-            return 0, 0
-        free, total = torch.cuda.mem_get_info(device)
-        return total - free, free
+        return self._loaded.runner.device_memory() if self._loaded is not None else (0, 0)
 
     @property
     def vocabulary_size(self) -> int:
@@ -126,7 +132,7 @@ class TextModel:
             ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items()),
         )
         self._up = True
-        self.progress = "ready"
+        self._progress = "ready"
 
     async def submit(self, request: TextRequest) -> EventStream:
         """Encode the prompt in a thread and hand the request to the engine.
@@ -218,7 +224,9 @@ class TextModel:
     def check_ready(self) -> None:
         """Raise NotReady unless `ready`, with what is going on."""
         if not self.ready:
-            raise NotReady(f"the model {self.name} is not ready: {self._trouble()}")
+            raise NotReady(
+                f"the model {self.name} is not ready: {self._trouble()}", self.expected_s
+            )
 
     def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and stop. Blocks."""
@@ -234,17 +242,7 @@ class TextModel:
     def metadata(self) -> dict[str, Any]:
         """What the model's metadata endpoint adds."""
         shared = {"engine": self._settings.engine, "stages": self.stages}
-        if self._loaded is None:
-            return shared
-        capacity, runner = self._loaded.capacity, self._loaded.runner
-        return shared | {
-            "architecture": type(self._loaded.model).__name__,
-            "dtype": str(runner.dtype).removeprefix("torch."),
-            "device": str(runner.device),
-            "context": capacity.context,
-            "slots": capacity.slots,
-            "cache_bytes": capacity.bytes,
-        }
+        return shared | (self._loaded.described() if self._loaded is not None else {})
 
     def _load_embedded(self) -> None:
         with self._stage("weights", f"loading {self._path}"):
@@ -306,12 +304,16 @@ class TextModel:
     def _trouble(self) -> str:
         if self._engine is not None and self._engine.dead:
             return self._engine.dead
-        return self.child.trouble if self.child is not None and self._up else self.progress
+        if self.child is None or not self._up:
+            return self._progress
+        expected = self.child.expected_s
+        soon = "" if expected is None else f", expected in about {expected:.0f} s"
+        return self.child.trouble + soon
 
     @contextmanager
     def _stage(self, name: str, progress: str) -> Iterator[None]:
         """Time one stage of the start."""
-        self.progress = progress
+        self._progress = progress
         begun = time.monotonic()
         yield
         self.stages[name] = time.monotonic() - begun

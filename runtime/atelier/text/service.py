@@ -22,12 +22,14 @@ class Names(Protocol):
 
 
 class TextService(Protocol):
-    """`TextModel` and `workers.text_front.TextFront` are two. `forwards` are paths that a child
-    engine answers itself."""
+    """`TextModel` and `workers.text_front.TextFront` are two."""
 
     name: str
     observer: TextObserver
-    forwards: tuple[str, ...]
+
+    @property
+    def forwards(self) -> tuple[str, ...]:
+        """Paths that a child engine answers itself."""
 
     @property
     def ready(self) -> bool:

@@ -19,6 +19,7 @@ from atelier.errors import (
     ErrorReport,
     InvalidRequest,
     NotFound,
+    NotReady,
     Unauthorized,
     report,
 )
@@ -74,14 +75,19 @@ def error_body(path: str, error: AtelierError, row: ErrorReport | None = None) -
     }
 
 
+def retry_after(seconds: float | None) -> dict[str, str]:
+    """The header that says when to ask again, if that is known."""
+    return {} if seconds is None else {"Retry-After": str(math.ceil(seconds))}
+
+
 def error_response(
     request: Request, error: AtelierError, row: ErrorReport | None = None
 ) -> JSONResponse:
     """The error as the route's protocol says it."""
     row = row or report(error)
     headers = {}
-    if isinstance(error, Busy):
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Busy | NotReady):
+        headers = retry_after(error.retry_after_s)
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(request.url.path, error, row), row.status, headers)

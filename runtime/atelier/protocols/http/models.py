@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from atelier.errors import ModelUnknown, shown
+from atelier.protocols.http.error_bodies import retry_after
 
 TRITON_TYPES = {"BYTES": "STRING"}
 """Types of the v2 protocol that Triton's model configuration calls otherwise."""
@@ -31,9 +33,14 @@ class ServedModel(Protocol):
         """What the metadata route adds about this model."""
 
 
-def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
+def router(
+    model: ServedModel,
+    outputs: dict[str, str],
+    expected: Callable[[], float | None] = lambda: None,
+) -> APIRouter:
     """Routes that must match before KServe's own: lists in both conventions, readiness that tells
-    what is going on. `outputs` maps the v2 output tensors to their types."""
+    what is going on. `outputs` maps the v2 output tensors to their types; `expected` says in how
+    many seconds a model that is not ready will be, if that is known."""
     routes = APIRouter()
     created = int(time.time())
 
@@ -44,9 +51,8 @@ def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
         check_name(model, name)
         if model.ready:
             return JSONResponse(entry() | {"name": name, "ready": True})
-        return JSONResponse(
-            {"name": name, "ready": False, "error": f"not ready: {model.progress}"}, 503
-        )
+        said = {"name": name, "ready": False, "error": f"not ready: {model.progress}"}
+        return JSONResponse(said, 503, retry_after(expected()))
 
     @routes.get("/v1/models")
     @routes.get("/openai/v1/models")
@@ -86,9 +92,9 @@ def router(model: ServedModel, outputs: dict[str, str]) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse(
-            {"status": "ready" if model.ready else model.progress}, 200 if model.ready else 503
-        )
+        if model.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": model.progress}, 503, retry_after(expected()))
 
     return routes
 

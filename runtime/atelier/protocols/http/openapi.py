@@ -4,6 +4,7 @@ answer with."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -125,15 +126,18 @@ def form_or_json_body(schema: dict[str, Any], mask: bool) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def describe(app: FastAPI, forwards: tuple[str, ...] = ()) -> None:
+def describe(app: FastAPI, forwards: Callable[[], tuple[str, ...]] = tuple) -> None:
     """Make `/openapi.json` tell what really answers: of several routes for one path the first, the
-    paths that a child engine answers, and our errors."""
+    paths that a child engine answers, which are known for certain once it runs, and our errors."""
     app.title, app.version = "Atelier", __version__
+    described: tuple[str, ...] = ()
 
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        nonlocal described
+        if app.openapi_schema is None or described != forwards():
+            described = forwards()
             document = get_openapi(title=app.title, version=app.version, routes=_first(app))
-            document["paths"] |= {path: {"post": _forwarded(path)} for path in forwards}
+            document["paths"] |= {path: {"post": _forwarded(path)} for path in described}
             app.openapi_schema = _with_errors(document)
         return app.openapi_schema
 

@@ -100,7 +100,8 @@ def weigh(
             f" {names}"
         ]
     here = ", ".join(sorted(one.name for one in folder.iterdir())) or "nothing"
-    return nothing, [f"{name}: no weights in {folder}; it holds {here}"]
+    hint = "; GGUF is for ENGINE=llamacpp" if any(folder.glob("*.gguf")) else ""
+    return nothing, [f"{name}: no weights in {folder}; it holds {here}{hint}"]
 
 
 def _pipeline(path: Path, variant: str, allow_pickle: bool, trust_remote_code: bool) -> Checkpoint:
@@ -272,6 +273,8 @@ def _language_model(path: Path, variant: str, allow_pickle: bool) -> Checkpoint:
 
 
 def _unrecognised(path: Path) -> str:
+    if any(path.glob("*.gguf")):
+        return f"{path} holds weights in GGUF, which ENGINE=llamacpp serves"
     below = sorted(one.parent.name for one in path.glob("*/model_index.json"))
     if below:
         return (

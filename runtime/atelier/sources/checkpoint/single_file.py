@@ -77,6 +77,8 @@ def inspect_file(path: Path, allow_pickle: bool) -> Checkpoint:
         return Checkpoint(
             "single_file", path, "", (part,), problems=() if allow_pickle else (fault,)
         )
+    if path.suffix == ".gguf":
+        raise CheckpointError(f"{path} is weights in GGUF, which ENGINE=llamacpp serves")
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is no checkpoint: a single file must be .safetensors")
     header = read_header(path)

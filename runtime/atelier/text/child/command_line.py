@@ -3,13 +3,18 @@ hurt are refused with the reason and the remedy."""
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 
 from atelier.errors import StartError
 from atelier.settings import Settings
 from atelier.sources.adapters import fetch_adapters
+from atelier.sources.checkpoint.gguf import chosen
 from atelier.text.child.specs import VLLM, EngineSpec, spec_for
+from atelier.text.child.tool_parsers import parser_for
+
+log = logging.getLogger(__name__)
 
 QUANTIZATIONS = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "fp8": "fp8"}
 
@@ -31,7 +36,7 @@ def command_line(settings: Settings, model: Path, socket: Path, port: int) -> li
     folder = root / "bin" if (root / "bin").is_dir() else root
     words = {
         "bin": folder,
-        "model": _model_file(spec, model),
+        "model": _model_file(spec, settings, model),
         "name": settings.served_name,
         "socket": socket,
     }
@@ -43,7 +48,7 @@ def command_line(settings: Settings, model: Path, socket: Path, port: int) -> li
         )
     extra = shlex.split(settings.engine_args)
     _refuse(spec, extra, settings.engine_force)
-    return [*command, *_options(spec, settings), *extra]
+    return [*command, *_options(spec, settings), *_parser(spec, settings, model, extra), *extra]
 
 
 def _options(spec: EngineSpec, settings: Settings) -> list[str]:
@@ -56,6 +61,8 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
             and value == type(settings).model_fields[name].default
         ):
             continue
+        if name == "max_model_len" and spec.divides_context:
+            value *= settings.max_num_seqs or 1
         words += [option] if value is True else [option, str(value)]
         if name == "tool_call_parser":
             words += spec.tool_switch
@@ -77,6 +84,19 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
     return words
 
 
+def _parser(spec: EngineSpec, settings: Settings, model: Path, extra: list[str]) -> list[str]:
+    """The tool parser that the chat template asks for, unless one is set or switched off."""
+    option = spec.options.get("tool_call_parser", "")
+    given = any(word.split("=")[0] == option for word in extra)
+    if settings.task == "image" or settings.tool_call_parser != "auto" or not option or given:
+        return []
+    parser = parser_for(model, spec.parsers)
+    if not parser:
+        return []
+    log.info("TOOL_CALL_PARSER=auto: %s, by the chat template", parser)
+    return [option, parser, *spec.tool_switch]
+
+
 def _refuse(spec: EngineSpec, words: list[str], force: bool) -> None:
     given = {word.split("=")[0] for word in words}
     for option, reason in spec.obsolete.items():
@@ -90,11 +110,14 @@ def _refuse(spec: EngineSpec, words: list[str], force: bool) -> None:
             )
 
 
-def _model_file(spec: EngineSpec, model: Path) -> Path:
-    """llama.cpp wants a GGUF file; the others want the folder."""
+def _model_file(spec: EngineSpec, settings: Settings, model: Path) -> Path:
+    """llama.cpp wants a GGUF file, of several parts the first; the others want the folder."""
     if spec.name != "llamacpp" or model.is_file():
         return model
-    files = sorted(model.glob("*.gguf"))
+    try:
+        files = chosen([one.name for one in model.iterdir() if one.is_file()], settings.variant)
+    except ValueError as error:
+        raise StartError(f"{model}: {error}") from None
     if not files:
         raise StartError(f"ENGINE=llamacpp needs a .gguf file, but {model} has none")
-    return files[0]
+    return model / files[0]

@@ -28,6 +28,7 @@ from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.child.command_line import command_line
 from atelier.text.child.specs import served_paths, spec_for
+from atelier.text.child.start_clock import StartClock
 from atelier.text.child.upstream import submit as submit_upstream
 from atelier.text.child.wire import Connection, Wire
 from atelier.text.compile_cache import compile_cache
@@ -54,6 +55,7 @@ class ProcessEngine:
         self.trouble = "not started"
         self.inflight = 0
         self.seconds = settings.request_timeout
+        self.context = settings.max_model_len
         self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix="atelier-"))
         self._socket = self._folder / "engine.sock"
@@ -63,6 +65,7 @@ class ProcessEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._draining = self._closed = False
+        self._clock = StartClock()
         self.wire = Wire(self._socket if self.spec.socket else None, self._port)
         self._watcher = threading.Thread(target=self._watch, name="engine-watch", daemon=True)
 
@@ -73,6 +76,8 @@ class ProcessEngine:
             StartError: it exited, or was not healthy in time.
         """
         self._cache.prepare()
+        self._clock.begin()
+        self.trouble = "starting"
         self._spawn()
         if not self._wait_healthy():
             self._kill()
@@ -89,7 +94,7 @@ class ProcessEngine:
         if "/v1/completions" not in self.paths:
             return
         body = json.dumps({"model": self.name, "prompt": "warm-up", "max_tokens": 4}).encode()
-        status = self._request("POST", "/v1/completions", body, timeout=WARM_UP_SECONDS)
+        status, _ = self._request("POST", "/v1/completions", body, timeout=WARM_UP_SECONDS)
         if status != 200:
             self.close()
             raise StartError(
@@ -111,9 +116,7 @@ class ProcessEngine:
         try:
             return await self.wire.ask("POST", path, body, content_type)
         except OSError as error:
-            raise NotReady(
-                f"the engine {self.spec.name} cannot be reached and is being restarted: {error}"
-            ) from error
+            raise self.gone(f"cannot be reached and is being restarted: {error}") from error
 
     async def metrics(self) -> str:
         """The child's own metrics, without those of its Python process, which would clash with
@@ -148,7 +151,7 @@ class ProcessEngine:
         if self._draining:
             raise Draining("the server is shutting down and takes no new requests")
         if not self.healthy:
-            raise NotReady(f"the engine {self.spec.name} is not ready: {self.trouble}")
+            raise self.gone(f"is not ready: {self.trouble}")
         if self.inflight >= self._settings.max_queue_size:
             raise Busy(
                 f"{self.inflight} requests are running, MAX_QUEUE_SIZE is"
@@ -156,6 +159,15 @@ class ProcessEngine:
                 1,
             )
         self.inflight += 1
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds until it serves again, if it is to and that is known."""
+        return None if self._closed else self._clock.remaining_s
+
+    def gone(self, what: str) -> NotReady:
+        """The error of a request that it cannot serve, or not any more."""
+        return NotReady(f"the engine {self.spec.name} {what}", self.expected_s)
 
     def release(self) -> None:
         """Count a request out."""
@@ -207,8 +219,9 @@ class ProcessEngine:
             if code is not None:
                 self.trouble = f"it exited with code {code}; its log says why"
                 return False
-            self.trouble = "starting"
             if self._check():
+                self.paths = self._told_paths()
+                self._clock.done()
                 self.healthy, self.trouble = True, ""
                 return True
             time.sleep(0.1)
@@ -224,6 +237,7 @@ class ProcessEngine:
             missed = 0 if not exited and self._check() else missed + 1
             if (exited or missed >= MISSED_CHECKS) and not self._closed:
                 self.healthy = False
+                self._clock.begin()
                 self._restart()
                 missed = 0
             elif not missed:
@@ -253,19 +267,31 @@ class ProcessEngine:
 
     def _check(self) -> bool:
         try:
-            return self._request("GET", self.spec.health, None, timeout=5) == 200
+            return self._request("GET", self.spec.health, None, timeout=5)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 
-    def _request(self, method: str, path: str, body: bytes | None, timeout: float) -> int:
+    def _told_paths(self) -> tuple[str, ...]:
+        """Of the engine's paths those that it has for this model, if it tells."""
+        if not self.spec.tells_paths:
+            return self.paths
+        try:
+            status, raw = self._request("GET", "/openapi.json", None, timeout=30)
+            told = json.loads(raw)["paths"] if status == 200 else self.paths
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            return self.paths
+        return tuple(path for path in self.paths if path in told)
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, timeout: float
+    ) -> tuple[int, bytes]:
         connection = _Connection(self._socket if self.spec.socket else None, self._port, timeout)
         try:
             connection.request(
                 method, path, body, {"Content-Type": "application/json"} if body else {}
             )
             reply = connection.getresponse()
-            reply.read()
-            return reply.status
+            return reply.status, reply.read()
         finally:
             connection.close()
 

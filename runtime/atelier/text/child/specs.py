@@ -25,7 +25,10 @@ class EngineSpec:
     """One engine. In `command`, {bin} is its environment's program folder, {model} the checkpoint,
     {name} the served name, {socket} and {port} where it listens. `options` maps settings to option
     names; `harmful` and `obsolete` map refused options to the reason. Prompts of `salted` paths are
-    cached by the body's `cache_salt`."""
+    cached by the body's `cache_salt`. `parsers` are its tool parsers by the form of calls. With
+    `tells_paths` its OpenAPI document says which paths it has; paths that it `needs` an option for
+    are served with one of them. With `divides_context` its slots share the context that its option
+    sets; with `own_tokens` it tokenizes in words of its own, which `tokens` translates."""
 
     name: str
     command: tuple[str, ...]
@@ -40,6 +43,11 @@ class EngineSpec:
     tool_switch: tuple[str, ...] = ()
     dtypes: bool = True
     salted: tuple[str, ...] = ()
+    parsers: Mapping[str, str] = field(default_factory=dict)
+    tells_paths: bool = False
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    divides_context: bool = False
+    own_tokens: bool = False
     harmful: Mapping[str, str] = field(default_factory=dict)
     obsolete: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,6 +84,14 @@ VLLM = EngineSpec(
     salted=("/v1/chat/completions", "/v1/completions", "/v1/responses"),
     metrics_prefix="vllm:",
     tool_switch=("--enable-auto-tool-choice",),
+    parsers={
+        "glm47": "glm47",
+        "hermes": "hermes",
+        "llama3_json": "llama3_json",
+        "mistral": "mistral",
+        "qwen3_coder": "qwen3_coder",
+    },
+    tells_paths=True,
     harmful={
         "--enforce-eager": (
             "it turns off CUDA graphs and compilation, which makes decoding several times slower"
@@ -130,6 +146,13 @@ SGLANG = EngineSpec(
     paths=(*TEXT_PATHS, *ANTHROPIC_PATHS, "/v1/responses"),
     salted=("/v1/chat/completions", "/v1/completions"),
     metrics_prefix="sglang:",
+    parsers={
+        "glm47": "glm47",
+        "hermes": "qwen25",
+        "llama3_json": "llama3",
+        "mistral": "mistral",
+        "qwen3_coder": "qwen3_coder",
+    },
     harmful={"--disable-cuda-graph": "it makes decoding several times slower"},
 )
 
@@ -189,6 +212,9 @@ LLAMACPP = EngineSpec(
     paths=(*TEXT_PATHS, *ANTHROPIC_PATHS, "/v1/responses"),
     metrics_prefix="llamacpp:",
     dtypes=False,
+    needs={"/v1/embeddings": ("--embedding", "--embeddings")},
+    divides_context=True,
+    own_tokens=True,
 )
 
 SPECS = {spec.name: spec for spec in (VLLM, SGLANG, VLLM_OMNI, LLAMACPP)}
@@ -200,9 +226,14 @@ def spec_for(settings: Settings) -> EngineSpec:
 
 
 def served_paths(settings: Settings) -> tuple[str, ...]:
-    """What the child answers for the model it serves."""
+    """What the child answers for the model it serves, as far as that is known before it runs."""
     spec = spec_for(settings)
-    return spec.image_paths if settings.task == "image" else spec.paths
+    if settings.task == "image":
+        return spec.image_paths
+    given = set(settings.engine_args.split())
+    return tuple(
+        path for path in spec.paths if path not in spec.needs or given & set(spec.needs[path])
+    )
 
 
 CHILDREN_ONLY = (

@@ -55,6 +55,9 @@ class Child(Protocol):
     def release(self) -> None:
         """Count it out."""
 
+    def gone(self, what: str) -> NotReady:
+        """The error of a request that it cannot serve, or not any more."""
+
     async def post(self, path: str, body: bytes, content_type: str) -> Connection:
         """Send a request; the answer's head has arrived."""
 
@@ -122,11 +125,8 @@ async def _run(engine: Child, request: TextRequest, stream: EventStream) -> None
         stream.put(Failed(DeadlineExceeded(LATE)))
     except (OSError, ValueError, KeyError) as error:
         log.warning("the engine failed a request: %r", error)
-        stream.put(
-            Failed(
-                NotReady(f"the engine failed during the request and is being restarted: {error!r}")
-            )
-        )
+        broken = engine.gone(f"failed during the request and is being restarted: {error!r}")
+        stream.put(Failed(broken))
 
 
 def _text(choice: dict[str, Any]) -> str:

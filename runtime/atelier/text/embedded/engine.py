@@ -86,6 +86,11 @@ class TransformersEngine:
         """Share of the key-value cache in use, 0 to 1."""
         return self._batch.used
 
+    def gauges(self) -> dict[str, float]:
+        """What is counted, by name."""
+        counts = {"running": float(self.running), "waiting": float(self.waiting)}
+        return counts | {"cache_use": self.cache_use}
+
     def submit(
         self,
         request: TextRequest,

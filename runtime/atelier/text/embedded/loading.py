@@ -41,6 +41,17 @@ class Loaded:
     runner: Runner
     capacity: Capacity
 
+    def described(self) -> dict[str, Any]:
+        """For the model's metadata."""
+        return {
+            "architecture": type(self.model).__name__,
+            "dtype": str(self.runner.dtype).removeprefix("torch."),
+            "device": str(self.runner.device),
+            "context": self.capacity.context,
+            "slots": self.capacity.slots,
+            "cache_bytes": self.capacity.bytes,
+        }
+
 
 def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> Loaded:
     """Load tokenizer and weights, size the cache, and check that batched steps compute what the

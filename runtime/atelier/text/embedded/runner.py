@@ -52,6 +52,13 @@ class Runner:
         self.active = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._columns = torch.arange(cache.columns + 1, device=self.device)
 
+    def device_memory(self) -> tuple[int, int]:
+        """Used and free bytes of a GPU; (0, 0) elsewhere."""
+        if self.device.type != "cuda":
+            return 0, 0
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free, free
+
     @torch.no_grad()
     def prefill(self, chunks: list[Chunk], every: bool = False) -> Tensor:
         """Compute the chunks in one padded batch; returns float logits after each chunk's last
