@@ -53,6 +53,10 @@ class InvalidRequest(AtelierError):
         self.field = field
 
 
+class ContentRefused(AtelierError):
+    """A filter that this server's settings name stops the prompt or the picture."""
+
+
 class Unauthorized(AtelierError):
     """No API key, or one that is not in API_KEYS."""
 
@@ -156,6 +160,9 @@ class ErrorReport:
 
 REPORTS: dict[type[AtelierError], ErrorReport] = {
     InvalidRequest: ErrorReport(400, "invalid_request_error", "invalid_value", "INVALID_ARGUMENT"),
+    ContentRefused: ErrorReport(
+        400, "invalid_request_error", "content_policy_violation", "INVALID_ARGUMENT"
+    ),
     Unauthorized: ErrorReport(401, "authentication_error", "invalid_api_key", "UNAUTHENTICATED"),
     ModelUnknown: ErrorReport(404, "invalid_request_error", "model_not_found", "NOT_FOUND"),
     NotFound: ErrorReport(404, "invalid_request_error", "not_found", "NOT_FOUND"),

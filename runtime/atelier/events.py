@@ -58,7 +58,7 @@ class Preview:
 @dataclass(frozen=True)
 class Image:
     """A finished picture, `index` of its request: `pixels` is height x width x `channels` (3 or 4),
-    uint8 rows."""
+    uint8 rows. `flags` are the labels that a filter gave it."""
 
     index: int
     seed: int
@@ -66,6 +66,7 @@ class Image:
     height: int
     channels: int
     pixels: bytes
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

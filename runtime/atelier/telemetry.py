@@ -70,6 +70,11 @@ class Metrics:
         self.out_of_memories = Counter(
             "atelier_out_of_memory", "Module calls that ran out of memory."
         )
+        self.filters = Counter(
+            "atelier_filtered",
+            "Prompts and pictures that a filter stopped, blurred or flagged, by label.",
+            ["what", "label", "action"],
+        )
         self.load = Gauge(
             "atelier_load_seconds", "Seconds that a stage of the start took.", ["stage"]
         )
@@ -151,6 +156,10 @@ class Metrics:
         """See `Observer`."""
         verdict = "stacked" if stacked else "alone"
         self.stackings.labels(pipeline, module, verdict).inc()
+
+    def filtered(self, what: str, label: str, action: str) -> None:
+        """See `Observer`."""
+        self.filters.labels(what, label, action).inc()
 
     def moved(self, before: str, after: str) -> None:
         """A request went from one state to another: waiting, running, or neither, which is

@@ -22,6 +22,7 @@ from atelier.hardware.machine import Device
 from atelier.hardware.plan import MEMORY_FRACTION, MemoryPlan, Wishes
 from atelier.hardware.switches import complete
 from atelier.settings import Settings
+from atelier.sources.checkpoint.classifier import classifiers
 from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.units import gib
 
@@ -76,6 +77,7 @@ class OptimizationManager:
             memory_fraction=settings.memory_fraction or MEMORY_FRACTION,
             pixels=settings.max_pixels,
             rows=settings.max_batch_size,
+            reserved={name: one.bytes for name, one in classifiers(settings).items()},
             packages=frozenset(
                 name for name in ("bitsandbytes", "torchao") if importlib.util.find_spec(name)
             ),
@@ -112,17 +114,22 @@ def _too_large(best: Fit) -> str:
         f" allowed) its {worst.name} stage needs {gib(worst.weights)} for weights and"
         f" {gib(worst.activations)} for activations; {gib(best.shortage)} short on {where}"
         f" ({gib(device.free_bytes)} free, of which MEMORY_FRACTION={wishes.memory_fraction:g} may"
-        " be used)"
+        f" be used{_besides(wishes)})"
     )
     remedies = [
         remedy for remedy, changed in _remedies(wishes) if _would_fit(best.sizes, device, changed)
     ]
     if remedies:
         return f"{text}. Any one of these makes it fit: {'; '.join(remedies)}"
-    enough = gib(worst.total / wishes.memory_fraction)
+    enough = gib((worst.total + sum(wishes.reserved.values())) / wishes.memory_fraction)
     return (
         f"{text}. No setting makes it fit: it takes a device with {enough} free, or a smaller model"
     )
+
+
+def _besides(wishes: Wishes) -> str:
+    """What else is on the device, by setting."""
+    return "".join(f", {gib(size)} of it by {name}" for name, size in wishes.reserved.items())
 
 
 def _remedies(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:

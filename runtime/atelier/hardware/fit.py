@@ -61,8 +61,9 @@ class Fit:
 
     @property
     def budget(self) -> int:
-        """Bytes of the device that may be used at all."""
-        return int(self.device.free_bytes * self.wishes.memory_fraction)
+        """Bytes of the device that the model may use at all."""
+        usable = int(self.device.free_bytes * self.wishes.memory_fraction)
+        return usable - sum(self.wishes.reserved.values())
 
     @property
     def native_pixels(self) -> int:

@@ -19,7 +19,8 @@ MEMORY_FRACTION = 0.92
 class Wishes:
     """What the settings and the environment bring into a plan. `packages` are the importable ones
     of `bitsandbytes` and `torchao`. `rows` is the largest batch of the denoiser, `pixels` the
-    largest picture that may be asked for."""
+    largest picture that may be asked for, `reserved` the bytes by name that others than the model
+    take of the device, all the time."""
 
     dtype: str = "bfloat16"
     dtype_reason: str = "default"
@@ -37,6 +38,7 @@ class Wishes:
     pixels: int = 2048 * 2048
     rows: int = 8
     packages: frozenset[str] = frozenset()
+    reserved: Mapping[str, int] = field(default_factory=dict)
 
     def dtype_of(self, component: str) -> str:
         """The type of one component's weights."""
@@ -51,7 +53,7 @@ class MemoryPlan:
     `max_rows` is the largest denoiser batch at the model's native size, `max_pixels` the largest
     picture that fits alone. `weights_bytes` are what lies on the device at the worst moment,
     `activation_bytes` the working memory of a full batch, `headroom_bytes` what is left of
-    `budget_bytes` then.
+    `budget_bytes` then; `reserved_bytes` are no part of that budget.
     """
 
     model: str
@@ -75,6 +77,7 @@ class MemoryPlan:
     component_dtypes: Mapping[str, str] = field(default_factory=dict)
     component_bytes: Mapping[str, int] = field(default_factory=dict)
     quantized: tuple[str, ...] = ()
+    reserved_bytes: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def dtype_of(self, component: str) -> str:
@@ -117,6 +120,7 @@ class MemoryPlan:
         ]
         parts = ", ".join(f"{name} {gib(size)}" for name, size in self.component_bytes.items())
         lines.append(f"  weights {gib(self.weights_bytes)} on the device at most ({parts})")
+        lines += [f"  {name} {gib(size)}" for name, size in self.reserved_bytes.items()]
         account = f"headroom {gib(self.headroom_bytes)} of {gib(self.budget_bytes)}"
         lines.append(f"  activations {gib(self.activation_bytes)}, {account}")
         return "\n".join(lines)

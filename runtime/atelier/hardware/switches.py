@@ -70,6 +70,7 @@ def complete(fit: Fit, passed_over: Sequence[Fit]) -> MemoryPlan:
         component_dtypes=dict(wishes.component_dtypes),
         component_bytes=dict(fit.footprint.parts),
         quantized=_quantized(fit),
+        reserved_bytes=dict(wishes.reserved),
         reasons=reasons,
     )
 

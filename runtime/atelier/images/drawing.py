@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any
 
-import numpy as np
 import torch
 
 from atelier.errors import (
@@ -21,17 +20,18 @@ from atelier.errors import (
     GenerationFailed,
     InvalidRequest,
 )
-from atelier.events import Event, Failed, Finished, Image, Preview, Started, Step
+from atelier.events import Event, Failed, Finished, Preview, Started, Step
 from atelier.images.adapters import Selection
+from atelier.images.content_filter import RequestGuard
 from atelier.images.delivery import Delivery
+from atelier.images.finished import SEEDS, picture_events, pixels_of
 from atelier.images.interception import Call, Parking, Stage
 from atelier.images.own_copy import own_copy
 from atelier.images.preview import LatentPreview, clean_estimate
 from atelier.images.scheduler import Schedulable
 from atelier.images.shortage import does_not_fit, is_out_of_memory
 from atelier.images.step_cache import StepCache
-
-SEEDS = 2**63
+from atelier.sources.checkpoint.classifier import ROWS
 
 # Latent positions of one decoder call, 64 pixels each with the usual VAE: one picture of 1024 x
 # 1024, four of 512 x 512. A decoder is busy with that; eight large pictures at once need many
@@ -47,7 +47,7 @@ class PreparedRequest:
     `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way;
     `exclusive` pipelines exchange processors of the shared modules, so no other request may run in
     between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none; `warnings` say what
-    was changed in what was asked for.
+    was changed in what was asked for; `guard` looks at prompt and pictures.
     """
 
     pipeline: Any
@@ -61,6 +61,7 @@ class PreparedRequest:
     previews: int = 0
     step_cache: float = 0.0
     warnings: tuple[str, ...] = ()
+    guard: RequestGuard | None = None
 
     @property
     def family(self) -> str:
@@ -190,11 +191,11 @@ class Drawing(Schedulable):
             call.layout.key or self.number,
         )
         self.bytes = max(self.bytes, sum(tensor.nbytes for tensor in call.layout.tensors))
-        self.most_rows = (
-            max(1, DECODE_POSITIONS // call.layout.positions)
-            if gate.stage is Stage.DECODE
-            else math.inf
-        )
+        self.most_rows = math.inf
+        if gate.stage is Stage.DECODE:
+            self.most_rows = max(1, DECODE_POSITIONS // call.layout.positions)
+        elif gate.stage is Stage.CHECK:
+            self.most_rows = ROWS
 
     def spent(self, stage: Stage, seconds: float) -> None:
         """Add to the time that the answer reports for a stage."""
@@ -203,19 +204,24 @@ class Drawing(Schedulable):
     def _draw(self) -> None:
         """The greenlet's body. Every way out emits exactly one last event."""
         try:
+            guard = self.job.guard
+            if guard:
+                guard.check_prompt()
             pipeline = own_copy(self.job.pipeline, self.job.scheduler, self._watch)
             output = pipeline(
                 **self.job.arguments, generator=_generators(self.job.seed, self.job.pictures)
             )
-            pixels = _pixels(output)
+            pixels = pixels_of(output)
+            scores = guard.scores(pixels) if guard else None
             self.start()
             self.steps_left = 0
             last = Finished(dict(self.timings), steps_run=self._steps_run())
-            self.delivery.hand_over(pixels.device, partial(self._deliver, pixels, last))
+            deliver = partial(self._deliver, pixels, scores, last)
+            self.delivery.hand_over(pixels.device, deliver)
         except Exception as error:
             self.emit(Failed(bare(self._told(error))))
 
-    def _deliver(self, pixels: torch.Tensor, last: Finished) -> None:
+    def _deliver(self, pixels: torch.Tensor, scores: torch.Tensor | None, last: Finished) -> None:
         """Send the pictures and the last event; waits for the device."""
         try:
             if not bool(torch.isfinite(pixels).all()):
@@ -224,11 +230,11 @@ class Drawing(Schedulable):
                 )
             if self.latents is not None and len(self.latents) == len(pixels):
                 self.preview.learn(self.latents[0], pixels[0].permute(2, 0, 1))
-            rows = (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-            for index, row in enumerate(rows):
-                seed = (self.job.seed + index) % SEEDS
-                height, width, channels = row.shape
-                self.emit(Image(index, seed, width, height, channels, row.tobytes()))
+            flags: Sequence[tuple[str, ...]] = [()] * len(pixels)
+            if self.job.guard:
+                pixels, flags = self.job.guard.judged(pixels, scores)
+            for picture in picture_events(pixels, flags, self.job.seed):
+                self.emit(picture)
             self.emit(last)
         except Exception as error:
             self.emit(Failed(bare(self._told(error))))
@@ -293,21 +299,6 @@ def _generators(seed: int, pictures: int) -> torch.Generator | list[torch.Genera
     every device."""
     each = [torch.Generator("cpu").manual_seed((seed + index) % SEEDS) for index in range(pictures)]
     return each[0] if pictures == 1 else each
-
-
-def _pixels(output: Any) -> torch.Tensor:
-    """A pipeline's pictures as rows x height x width x channels in 0..1, whether it returned a
-    tensor or an array."""
-    images = output.images if hasattr(output, "images") else output[0]
-    if torch.is_tensor(images) and images.dim() == 4:
-        pixels = images.permute(0, 2, 3, 1).float()
-    elif isinstance(images, np.ndarray) and images.ndim == 4:
-        pixels = torch.from_numpy(images).float()
-    else:
-        raise GenerationFailed(f"the pipeline returned {type(images).__name__}, not pictures")
-    if not len(pixels):
-        raise GenerationFailed("the pipeline returned no picture")
-    return pixels
 
 
 def bare(error: AtelierError) -> AtelierError:

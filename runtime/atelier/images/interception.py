@@ -29,16 +29,19 @@ class Stage(Enum):
     ENCODE = "encode"
     DENOISE = "denoise"
     DECODE = "decode"
+    CHECK = "check"
 
 
 class Gate:
     """One intercepted function. `real` is what the pipeline would have called, hooks and
     compilation included."""
 
-    def __init__(self, name: str, module: torch.nn.Module, method: str) -> None:
+    def __init__(
+        self, name: str, module: torch.nn.Module, method: str, stage: Stage | None = None
+    ) -> None:
         self.name = name
         self.module = module
-        self.stage = _stage(name, method)
+        self.stage = stage or _stage(name, method)
         self.real: Callable[..., Any] = getattr(module, method)
         self.stacker = Stacker(inspect.signature(self.real))
         # A VAE encodes to a distribution, one object whose rows cannot be told apart.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atelier.hardware.choice import MemoryPlan
     from atelier.hardware.kernel_cache import KernelCache
     from atelier.images.adapters import Adapters
+    from atelier.images.content_filter import ContentFilter
     from atelier.images.drawing import PreparedRequest
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 LEAST_BEGUN_BYTES = 64 << 20
 """What requests that have begun may hold even where the plan leaves next to nothing."""
+
+
+WITHHELD = ("previews: none is sent, since SAFETY_CHECKER may keep the picture back",)
 
 
 class ImageModel:
@@ -49,6 +53,7 @@ class ImageModel:
         self._plan: MemoryPlan
         self._family: PipelineFamily
         self._adapters: Adapters
+        self._filter: ContentFilter
         self._engine: ImageEngine | None = None
         self._decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
 
@@ -106,6 +111,7 @@ class ImageModel:
         from atelier.hardware.machine import DeviceManager
         from atelier.images import compilation
         from atelier.images.adapters import Adapters
+        from atelier.images.content_filter import ContentFilter
         from atelier.images.engine import EngineLimits, ImageEngine
         from atelier.images.family import PipelineFamily
         from atelier.images.loader import PipelineLoader
@@ -130,6 +136,7 @@ class ImageModel:
         self._adapters = Adapters(
             self._family.base, adapters, settings.default_adapters, keep=settings.max_loras
         )
+        self._filter = ContentFilter(settings, self._plan.device, self._observer.filtered)
         modules = SharedModules(self._family.base, self._adapters.use)
         if self._compiled:
             modules.compile(self._plan.compile)
@@ -218,6 +225,7 @@ class ImageModel:
         from atelier.images.family import must_run_alone, scheduler_for
         from atelier.images.sizes import DrawableSizes
 
+        guard = self._filter.guard(request)
         pipeline = self._family.pipeline_for(request)
         max_pixels = min(self._settings.max_pixels, self._plan.max_pixels)
         drawable = DrawableSizes.of(pipeline, max_pixels)
@@ -239,8 +247,9 @@ class ImageModel:
             exclusive=must_run_alone(pipeline),
             step_cache=self._step_cache(request),
             adapters=self._adapters.select(request.lora),
-            previews=request.previews,
-            warnings=warnings,
+            previews=0 if self._filter.withholds else request.previews,
+            warnings=warnings + (WITHHELD if self._filter.withholds and request.previews else ()),
+            guard=guard,
         )
 
     def _step_cache(self, request: ImageRequest) -> float:

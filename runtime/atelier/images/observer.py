@@ -43,6 +43,10 @@ class ImageObserver(Protocol):
     def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
         """Calls of a module in one layout were compared: from now on they are stacked, or not."""
 
+    def filtered(self, what: str, label: str, action: str) -> None:
+        """A prompt or a picture was given a label, or a word of the list was found: block, blur or
+        flag."""
+
     def worker_ended(self, worker: str) -> None:
         """A worker's process ended by itself."""
 
@@ -62,6 +66,9 @@ class SilentImageObserver:
         requests: int,
         worker: str = "0",
     ) -> None:
+        """Nothing."""
+
+    def filtered(self, what: str, label: str, action: str) -> None:
         """Nothing."""
 
     def worker_ended(self, worker: str) -> None:

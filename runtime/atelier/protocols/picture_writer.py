@@ -59,7 +59,8 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """One encoded picture, or where it is `stored`, and the seed that draws it again."""
+    """One encoded picture, or where it is `stored`, the seed that draws it again, and the labels
+    that a filter gave it."""
 
     data: bytes
     format: Format
@@ -67,10 +68,16 @@ class EncodedPicture:
     width: int
     height: int
     stored: StoredObject | None = None
+    flags: tuple[str, ...] = ()
 
     @property
     def b64(self) -> str:
         return base64.b64encode(self.data).decode()
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """What an answer says beside the picture."""
+        return {"seed": self.seed} | ({"flags": list(self.flags)} if self.flags else {})
 
 
 class PictureWriter:
@@ -109,6 +116,7 @@ class PictureWriter:
             image.width,
             image.height,
             stored,
+            image.flags,
         )
 
     async def preview(self, preview: Preview, request: ImageRequest) -> bytes:

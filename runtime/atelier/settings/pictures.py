@@ -1,5 +1,4 @@
-"""Settings of what becomes of a picture once it is drawn: marks, where it goes, how long it is
-kept."""
+"""Settings of what becomes of a picture: filters, marks, where it goes, how long it is kept."""
 
 from __future__ import annotations
 
@@ -8,11 +7,41 @@ from typing import Literal
 from pydantic_settings import BaseSettings
 
 from atelier.settings.groups import MARKS, OWN, PICTURES, REQUESTS
-from atelier.settings.values import ObjectPrefix, ObjectPrefixes
+from atelier.settings.values import ObjectPrefix, ObjectPrefixes, WeightedNames
 
 
 class PictureSettings(BaseSettings):
     """The part of `Settings` that finished pictures are treated by."""
+
+    safety_checker: str = MARKS(
+        "",
+        "Folder of an image-classification model that looks at every picture; empty: none does.",
+        PICTURES,
+    )
+    safety_labels: WeightedNames = MARKS(
+        [],
+        "Labels of SAFETY_CHECKER that count, label or label=score; a bare one from 0.5 on.",
+        PICTURES,
+    )
+    safety_action: Literal["block", "blur", "flag"] = MARKS(
+        "block",
+        (
+            "What becomes of a picture with such a label: an error, a blurred picture, or a mark in"
+            " the answer."
+        ),
+        PICTURES,
+    )
+    prompt_blocklist: str = MARKS(
+        "", "File of words and phrases, one a line, that no prompt may have.", PICTURES
+    )
+    prompt_checker: str = MARKS(
+        "",
+        "Folder of a text-classification model that looks at every prompt; empty: none does.",
+        PICTURES,
+    )
+    prompt_labels: WeightedNames = MARKS(
+        [], "Labels of PROMPT_CHECKER that refuse a prompt, as SAFETY_LABELS.", PICTURES
+    )
 
     provenance: Literal["off", "metadata", "c2pa"] = MARKS(
         "off",

@@ -58,6 +58,9 @@ class Reporter(SilentImageObserver):
     def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
         self._put(m.Observed("stacking", (pipeline, module, stacked)))
 
+    def filtered(self, what: str, label: str, action: str) -> None:
+        self._put(m.Observed("filtered", (what, label, action)))
+
     def out_of_memory(self) -> None:
         self._put(m.Observed("out_of_memory", ()))
 

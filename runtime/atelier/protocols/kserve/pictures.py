@@ -129,6 +129,8 @@ async def infer(
     seed.set_data_from_numpy(np.array([p.seed for p in pictures], dtype=np.int64), binary_data=True)
     steps_run = [str(each.steps_run) for each in drawn if each.steps_run is not None]
     told = {"steps_run": ",".join(steps_run)} if steps_run else {}
+    if any(picture.flags for picture in pictures):
+        told["flags"] = ";".join(",".join(picture.flags) for picture in pictures)
     if warnings := dict.fromkeys(warning for each in drawn for warning in each.warnings):
         told["warnings"] = "; ".join(warnings)
     return InferResponse(
@@ -193,7 +195,7 @@ def prediction(model: PictureService, drawn: DrawnRequest) -> dict[str, Any]:
     images = [
         {"format": picture.format}
         | (picture.stored.told() if picture.stored else {"b64": picture.b64})
-        | {"seed": picture.seed}
+        | picture.further
         for picture in drawn.pictures
     ]
     first = {key: value for key, value in images[0].items() if key != "seed"}

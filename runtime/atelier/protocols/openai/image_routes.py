@@ -158,10 +158,7 @@ def _json(
     is work for a thread."""
     pictures = drawn.pictures
     contents = links or [_content(picture) for picture in pictures]
-    data = [
-        content | {"seed": picture.seed}
-        for content, picture in zip(contents, pictures, strict=True)
-    ]
+    data = [content | picture.further for content, picture in zip(contents, pictures, strict=True)]
     first = pictures[0]
     described = _described(call, first.width, first.height)
     steps = {} if drawn.steps_run is None else {"steps_run": drawn.steps_run}
@@ -203,7 +200,7 @@ async def _frames(
                 previews += 1
             elif isinstance(event, Image):
                 picture = await writer.write(event, call.request)
-                extra = {"usage": NO_TOKENS, "seed": event.seed}
+                extra = {"usage": NO_TOKENS} | picture.further
                 extra |= {"warnings": warnings} if warnings else {}
                 yield _event(f"{kind}.completed", call, _content(picture), event, extra)
             elif isinstance(event, Failed):
