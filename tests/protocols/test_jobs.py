@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from atelier.images.request import ImageRequest
+from atelier.protocols.jobs.job import Job
 from tests.conftest import Server, StartServer
 from tests.gallery import difference, pixels
 from tests.protocols.pictures import FAST, SIZE, opened
@@ -183,3 +185,13 @@ def test_results_expire_and_older_ones_give_way(
         too_large = picture | {"size": "256x256"}
         answer = httpx.post(f"{server.url}/v1/images/generations", json=too_large, timeout=60)
         assert answer.status_code == 500 and "RESULT_BYTES" in answer.json()["error"]["message"]
+
+
+async def test_a_follower_that_is_slow_still_hears_of_the_end() -> None:
+    job = Job([ImageRequest(prompt="a")])
+    states = job.states()
+    assert (await anext(states))["status"] == "queued"
+    job.touch()
+    assert (await anext(states))["status"] == "queued"
+    job.end("cancelled", "")  # while the follower is busy with what it heard before
+    assert [state["status"] async for state in states] == ["cancelled"]

@@ -222,6 +222,9 @@ def test_metadata_tells_tensors_arguments_and_the_memory_plan(
     assert told["properties"]["pipeline"] == "StableDiffusionPipeline"
     assert "negative_prompt" in told["properties"]["arguments"]
     assert told["properties"]["memory_plan"]["device"] == "cpu"
+    assert told["properties"]["default_guidance"] == 7.5
+    assert {"DDIMScheduler", "EulerDiscreteScheduler"} <= set(told["properties"]["schedulers"])
+    assert told["properties"]["limits"]["max_steps"] == 150
 
 
 def test_a_binary_tensor_brings_the_picture_to_start_from(

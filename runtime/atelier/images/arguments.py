@@ -68,6 +68,13 @@ def _parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipeline).__call__).parameters
 
 
+def default_guidance(pipeline: Any) -> float | None:
+    """The pipeline's own guidance scale; None if it has no such argument."""
+    names = inspect.signature(type(pipeline).__call__).parameters
+    scale = names["guidance_scale"].default if "guidance_scale" in names else None
+    return float(scale) if isinstance(scale, int | float) else None
+
+
 def sized(pipeline: Any, width: int | None, height: int | None) -> dict[str, int]:
     """The arguments that make this pipeline draw that size. Some keep only the ratio, unless told
     the area too."""

@@ -76,9 +76,25 @@ def must_run_alone(pipeline: Any) -> bool:
     return hasattr(pipeline, EXCHANGES_PROCESSORS)
 
 
+def schedulers_of(pipeline: Any) -> list[str]:
+    """The schedulers that a request may ask for: the pipeline's own and its kin. Those that need a
+    library which is not installed, a placeholder with `_backends` in diffusers, are left out."""
+    import diffusers
+
+    current = getattr(pipeline, "scheduler", None)
+    if current is None:
+        return []
+    own = type(current).__name__
+    kin = FLOW_SCHEDULERS if own in FLOW_SCHEDULERS else tuple(getattr(current, "_compatibles", ()))
+    if "DDIMScheduler" in kin:
+        kin += FEW_STEP_SCHEDULERS
+    return sorted(
+        each for each in {own, *kin} if not hasattr(getattr(diffusers, each), "_backends")
+    )
+
+
 def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
-    """A scheduler of class `name`, configured as the pipeline's own. Those that need a library
-    which is not installed, a placeholder with `_backends` in diffusers, are not on offer.
+    """A scheduler of class `name`, configured as the pipeline's own.
 
     Raises:
         InvalidRequest: no such scheduler, or one for another kind of model; the message lists what
@@ -86,16 +102,9 @@ def scheduler_for(pipeline: Any, name: str, field: str) -> Any:
     """
     import diffusers
 
-    current = pipeline.scheduler
-    own = type(current).__name__
-    kin = FLOW_SCHEDULERS if own in FLOW_SCHEDULERS else tuple(getattr(current, "_compatibles", ()))
-    if "DDIMScheduler" in kin:
-        kin += FEW_STEP_SCHEDULERS
-    allowed = sorted(
-        each for each in {own, *kin} if not hasattr(getattr(diffusers, each), "_backends")
-    )
+    allowed = schedulers_of(pipeline)
     if name not in allowed:
         raise InvalidRequest(
             f"{field}: {shown(name)} does not fit this model; allowed: {', '.join(allowed)}", field
         )
-    return getattr(diffusers, name).from_config(current.config)
+    return getattr(diffusers, name).from_config(pipeline.scheduler.config)

@@ -299,19 +299,28 @@ class ImageModel:
         return 4 in (config.get("out_channels"), config.get("input_channels"))
 
     def metadata(self) -> dict[str, Any]:
-        """What the model's metadata endpoint adds: pipeline class, accepted arguments, its own
-        steps and size, memory plan."""
-        from atelier.images.arguments import accepted
+        """What the model's metadata endpoint adds: pipeline class, what a request may ask for and
+        what it gets if it does not, memory plan."""
+        from atelier.images.arguments import accepted, default_guidance
+        from atelier.images.family import schedulers_of
         from atelier.images.sizes import native_size, size_multiple
 
         if not self.ready:
             return {}
+        base, settings = self._family.base, self._settings
         return {
-            "pipeline": type(self._family.base).__name__,
-            "arguments": accepted(self._family.base),
+            "pipeline": type(base).__name__,
+            "arguments": accepted(base),
             "default_steps": self.default_steps,
-            "native_size": native_size(self._family.base),
-            "size_multiple": size_multiple(self._family.base),
+            "default_guidance": default_guidance(base),
+            "native_size": native_size(base),
+            "size_multiple": size_multiple(base),
+            "limits": {
+                "max_pixels": min(settings.max_pixels, self._plan.max_pixels),
+                "max_steps": settings.max_steps,
+                "max_images_per_request": settings.max_images_per_request,
+            },
+            "schedulers": schedulers_of(base),
             "adapters": self._adapters.names,
             "stacking": self._engine.verifier.summary() if self._engine else [],
             "memory_plan": self._plan.asdict(),

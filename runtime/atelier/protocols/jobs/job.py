@@ -115,11 +115,12 @@ class Job:
         return state
 
     async def states(self) -> AsyncGenerator[dict[str, Any]]:
-        """The state now and after every change, up to the last."""
+        """The state now and after every change, up to the last. A follower that is slow may find
+        the job ended when it comes back: it is still told so."""
         while True:
-            changed = self._changed
+            changed, last = self._changed, self.ended
             yield self.describe()
-            if self.ended:
+            if last:
                 return
             await changed.wait()
 
