@@ -25,11 +25,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/$(pip_install) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-run: install ## serve the built-in picture model on port 8080
-	$(BIN)/atelier serve
+run: install ## serve the built-in picture model on port 8080, with the studio
+	STUDIO=true $(BIN)/atelier serve
 
 run-text: install ## serve the built-in language model on port 8080
-	MODEL_ID=builtin/scenes $(BIN)/atelier serve
+	STUDIO=true MODEL_ID=builtin/scenes $(BIN)/atelier serve
 
 test: lint types unit ## everything CI checks
 

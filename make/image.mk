@@ -16,7 +16,7 @@ build_command = $(if $(filter buildah,$(CONTAINER_RUNTIME)),buildah bud,$(CONTAI
 format = $(if $(filter docker,$(CONTAINER_RUNTIME)),,--format docker)
 
 .PHONY: image push run-image
-image: ## build the image: TARGET=runtime|cpu|engine-vllm|prewarmed|modelcar, MODEL_ID=... for the last two
+image: ## build the image: TARGET=runtime|cpu|engine-vllm|studio|prewarmed|modelcar, MODEL_ID=... for the last two
 	$(build_command) $(format) --file Containerfile --target $(TARGET) --tag $(IMAGE) \
 	  --build-arg VERSION=$(IMAGE_VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) \
 	  $(if $(MODEL_ID),--build-arg MODEL_ID=$(MODEL_ID)) $(addprefix --build-arg ,$(BUILD_ARGS)) \

@@ -27,6 +27,7 @@ FLOORS = [
         "atelier.deploy",
         "atelier.provenance",
     },
+    {"atelier.studio"},
     {"atelier.images", "atelier.text", "atelier.telemetry"},
     {"atelier.workers"},
     {"atelier.protocols"},
@@ -145,6 +146,13 @@ def test_images_and_text_do_not_know_each_other() -> None:
         for module, used in GRAPH.items():
             if module.startswith(f"atelier.{own}"):
                 assert not [name for name in used if name.startswith(f"atelier.{other}")], module
+
+
+def test_the_studio_knows_nothing_but_the_public_apis() -> None:
+    for module, used in GRAPH.items():
+        if module.startswith("atelier.studio"):
+            others = {room(name) for name in used} - {"atelier.studio"}
+            assert others <= {"atelier.errors", "atelier.units"}, module
 
 
 def test_protocols_touch_no_tensor() -> None:

@@ -12,13 +12,19 @@ import pytest
 import yaml
 
 from tests.manifests.rendering import ROOT, needs_kubectl, objects, of_kind
+from tests.test_extras import declared, installed_with
 
 TEXT = (ROOT / "Containerfile").read_text()
 INSTRUCTIONS = [
     line for line in TEXT.replace("\\\n", " ").splitlines() if line and not line.startswith("#")
 ]
 STAGES = re.findall(r"^FROM (\S+) AS (\S+)", TEXT, re.MULTILINE)
-TARGETS = {"cpu", "runtime", "engine-vllm", "prewarmed", "modelcar"}
+TARGETS = {"cpu", "runtime", "engine-vllm", "studio", "prewarmed", "modelcar"}
+
+
+def block(target: str) -> str:
+    """The instructions of a stage."""
+    return TEXT.split(f" AS {target}\n", 1)[1].split("\nFROM ", 1)[0]
 
 
 def test_every_target_is_there_and_runtime_is_the_default() -> None:
@@ -44,9 +50,23 @@ def test_no_token_can_reach_a_layer() -> None:
 
 
 def test_every_served_target_ends_without_root() -> None:
-    for target in ("cpu", "runtime", "engine-vllm"):
-        block = TEXT.split(f" AS {target}\n", 1)[1].split("\nFROM ", 1)[0]
-        assert re.findall(r"^USER (\S+)", block, re.MULTILINE)[-1] == "1001:0", target
+    for target in ("cpu", "runtime", "engine-vllm", "studio"):
+        assert re.findall(r"^USER (\S+)", block(target), re.MULTILINE)[-1] == "1001:0", target
+
+
+def test_gradio_is_in_the_image_of_the_studio_alone() -> None:
+    (first,) = re.findall(r'for name in \(("[^)]+)\)', TEXT)
+    named = {"wheels": re.findall(r"\w+", first)} | {
+        target: re.findall(r"\w+", ",".join(re.findall(r"atelier\[(.+?)\]", block(target))))
+        for target in ("cpu", "runtime", "engine-vllm", "studio")
+    }
+    assert named["cpu"] and named["runtime"]
+    with_gradio = {
+        place
+        for place, extras in named.items()
+        if "gradio" in installed_with(set().union(*map(declared, extras)))
+    }
+    assert with_gradio == {"studio"}
 
 
 def test_the_build_sees_the_sources_and_nothing_else() -> None:

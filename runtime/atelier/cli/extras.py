@@ -39,6 +39,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "crt": ("awscrt",),
     "tracing": ("opentelemetry",),
     "bench": ("aiohttp", "optuna"),
+    "studio": ("gradio", "markdown_it"),
     "notebooks": ("matplotlib",),
 }
 """Top-level names of modules by extra; `train` and the others bring those of `serve` too."""

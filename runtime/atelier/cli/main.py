@@ -201,6 +201,21 @@ def mcp(
     run(settings, http, host, port)
 
 
+@app.command()
+def studio(
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", "-e", help="URLs of servers, separated by commas.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
+) -> None:
+    """Serve the studio: a page where people draw, edit and chat, on servers of ours."""
+    logs.set_up(load_settings())
+    from atelier.cli.studio import run_studio
+
+    run_studio(endpoint.split(","), host, port)
+
+
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

@@ -27,6 +27,8 @@ from atelier.protocols.http.openapi import describe
 from atelier.protocols.kserve.dataplane import KeyedDataPlane, OneModel, OneModelExtension
 from atelier.serving.assembly import Served, serve_kind
 from atelier.serving.middleware import front
+from atelier.serving.studio import PATH as STUDIO_PATH
+from atelier.serving.studio import StudioDoor, check_studio
 from atelier.settings import Settings
 from atelier.telemetry import Metrics
 from atelier.tracing import Tracer
@@ -52,6 +54,7 @@ class AtelierServer(ModelServer):
         self._settings = settings
         self._failed = False
         self._stopping: asyncio.Task[None] | None = None
+        self._studio: StudioDoor | None = None
 
     def run(self) -> int:
         """Serve until stopped; the exit code is 1 if the model could not be loaded."""
@@ -86,7 +89,10 @@ class AtelierServer(ModelServer):
         origin = f"localhost:{self.http_port}"
         if self.ssl_certfile:
             origin = f"--cacert {self.ssl_certfile} https://{origin}"
-        return self._served.hint.format(origin=origin, name=self._model.name)
+        hint = self._served.hint.format(origin=origin, name=self._model.name)
+        if self._studio is not None:
+            hint += f"\nOr draw in a browser: http://{origin}{STUDIO_PATH}\n"
+        return hint
 
     def register_signal_handler(self) -> None:
         """Until uvicorn takes the signals over, nothing runs that would need a drain."""
@@ -102,7 +108,10 @@ class AtelierServer(ModelServer):
         # uvicorn installs its own signal handlers when it starts; give it ours to install.
         self._rest_server._server.handle_exit = self._on_signal
         inner = self._served.door(kserve_server.app) if self._served.door else kserve_server.app
-        self._rest_server.config.app = front(inner, self._settings)
+        app = front(inner, self._settings)
+        if self._settings.studio:
+            app = self._studio = StudioDoor(app, self.http_port, self._settings)
+        self._rest_server.config.app = app
         self._rest_server.config.http = BoundedConnection
         await asyncio.gather(*self.servers)
 
@@ -122,6 +131,8 @@ class AtelierServer(ModelServer):
     async def _close(self) -> None:
         if self._grpc_server is not None and self._grpc_server._server is not None:
             await self._grpc_server.stop()
+        if self._studio is not None:
+            await self._studio.close()
         self._rest_server._server.should_exit = True
 
 
@@ -129,6 +140,8 @@ def serve(settings: Settings, arguments: Sequence[str]) -> int:
     """Build and run the server. `arguments` are the options of the command line that are
     KServe's."""
     options = _kserve_options(arguments, settings.max_body_bytes)
+    if settings.studio:
+        check_studio(tls=bool(options.ssl_certfile))
     own_engine = settings.engine == "transformers"  # a child engine has the names itself
     metrics = Metrics(
         Tracer.from_environment(settings.served_name),

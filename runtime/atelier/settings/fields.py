@@ -270,6 +270,7 @@ class Settings(AssistantSettings, PictureSettings):
         OWN,
     )
     log_prompts: bool = ACCESS(False, "Write prompts into the log.")
+    studio: bool = ACCESS(False, "Serve a page to draw on at /studio; needs the extra studio.")
 
     cache_dir: Folder = SOURCES(
         Path("~/.cache/atelier"), "Downloads and compile caches; a writable volume in a cluster."
