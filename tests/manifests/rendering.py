@@ -41,7 +41,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "overlays/dev": ("auth/api-keys", "mcp"),
     "overlays/s3": (
         *("gpu-l40s", "expose", "auth/openshift-token", "pod-disruption-budget"),
-        "connection",
+        *("connection", "studio"),
     ),
     "overlays/pvc": (
         *("gpu-a10g", "auth/api-keys", "autoscaling/hpa", "tracing"),

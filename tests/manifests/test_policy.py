@@ -31,6 +31,7 @@ SERVING.remove("overlays/llm-inference-service")  # has no InferenceService
 NEEDS_TOKEN = {
     "Job/atelier-s3-setup": "makes Secrets",
     "Notebook/atelier-workbench": "its proxy asks who calls",
+    "Deployment/atelier-studio": "its proxy asks who has logged in",
 }
 WRITES_ITS_ROOT = {
     "Notebook/atelier-workbench": "a workbench of OpenShift AI installs packages into its image"
