@@ -286,6 +286,7 @@ def test_a_key_is_asked_for_and_entered(other: Page) -> None:
     unfold(other, "Endpoints")
     key = other.get_by_label("API key").first
     key.fill("")
+    other.wait_for_function("!JSON.parse(sessionStorage.getItem('atelier-keys'))[0]")
     draw(other, SCENE)
     alert = stage(other).get_by_role("alert")
     alert.wait_for()
