@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from atelier.cli.extras import MODULES
 from tests.test_structure import FILES, ROOT
@@ -214,15 +215,19 @@ def test_a_command_names_the_extra_that_it_needs(command: str, tmp_path: Path) -
 
 
 def installed_with(names: set[str]) -> set[str]:
-    """These distributions and all that pip installs with them."""
-    found: set[str] = set()
-    while new := names - found:
-        found |= new
-        for name in new:
-            with suppress(metadata.PackageNotFoundError):  # of another platform
-                lines = metadata.requires(name) or []
-                names = names | {distribution(one) for one in lines if "extra ==" not in one}
-    return found
+    """These distributions and all that pip installs with them, extras that they ask for too."""
+    found: set[tuple[str, str]] = set()
+    pending = {(name, "") for name in names}
+    while pending:
+        name, extra = pending.pop()
+        found.add((name, extra))
+        with suppress(metadata.PackageNotFoundError):  # of another platform
+            for line in metadata.requires(name) or []:
+                wanted = Requirement(line)
+                if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
+                    brought = {(distribution(wanted.name), one) for one in ("", *wanted.extras)}
+                    pending |= brought - found
+    return {name for name, _ in found}
 
 
 ALONE = {

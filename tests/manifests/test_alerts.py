@@ -29,7 +29,7 @@ def alerts() -> dict[str, Object]:
 
 @pytest.mark.skipif(
     not shutil.which("promtool"),
-    reason="promtool is not on PATH (Debian's package prometheus has it)",
+    reason="promtool is not here: make tools installs Debian's",
 )
 def test_every_alert_fires_when_it_should_and_not_before(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()))

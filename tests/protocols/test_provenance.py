@@ -236,7 +236,9 @@ def test_without_the_setting_there_are_no_marks(server: Server) -> None:
         assert b"http://ns.adobe.com" not in draw(server, kind)
 
 
-@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+@pytest.mark.skipif(
+    shutil.which("exiftool") is None, reason="exiftool is not here: make tools installs Debian's"
+)
 def test_exiftool_reads_the_marks(marking: Server, signing: Server, tmp_path: Path) -> None:
     prompt = 'tom & jerry <b> "ö"'
     paths = []

@@ -132,7 +132,7 @@ def wait_for(true: Callable[[], bool], seconds: float, log: Path | None = None) 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: make chromium installs Debian's")
+        pytest.skip("no Chromium on this machine: make tools installs Debian's")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

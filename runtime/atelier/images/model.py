@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, NotReady, SettingsError
@@ -289,38 +288,25 @@ class ImageModel:
     @property
     def default_steps(self) -> int | None:
         """The pipeline's own number of steps; None if it has no such argument."""
-        steps = signature(type(self._family.base).__call__).parameters.get("num_inference_steps")
-        return steps.default if steps and isinstance(steps.default, int) else None
+        from atelier.images.description import default_steps
+
+        return default_steps(self._family.base)
 
     @property
     def gives_alpha(self) -> bool:
         """True if the VAE decodes to four channels."""
-        config = getattr(getattr(self._family.base, "vae", None), "config", {})
-        return 4 in (config.get("out_channels"), config.get("input_channels"))
+        from atelier.images.description import gives_alpha
+
+        return gives_alpha(self._family.base)
 
     def metadata(self) -> dict[str, Any]:
-        """What the model's metadata endpoint adds: pipeline class, what a request may ask for and
-        what it gets if it does not, memory plan."""
-        from atelier.images.arguments import accepted, default_guidance
-        from atelier.images.family import schedulers_of
-        from atelier.images.sizes import native_size, size_multiple
+        """What the model's metadata endpoint adds: the pipeline's description, adapters, which
+        calls are stacked, the memory plan."""
+        from atelier.images.description import describe
 
         if not self.ready:
             return {}
-        base, settings = self._family.base, self._settings
-        return {
-            "pipeline": type(base).__name__,
-            "arguments": accepted(base),
-            "default_steps": self.default_steps,
-            "default_guidance": default_guidance(base),
-            "native_size": native_size(base),
-            "size_multiple": size_multiple(base),
-            "limits": {
-                "max_pixels": min(settings.max_pixels, self._plan.max_pixels),
-                "max_steps": settings.max_steps,
-                "max_images_per_request": settings.max_images_per_request,
-            },
-            "schedulers": schedulers_of(base),
+        return describe(self._family.base, self._settings, self._plan) | {
             "adapters": self._adapters.names,
             "stacking": self._engine.verifier.summary() if self._engine else [],
             "memory_plan": self._plan.asdict(),
