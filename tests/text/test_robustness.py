@@ -3,6 +3,7 @@ request."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -83,6 +84,34 @@ def test_a_killed_batch_loop_fails_what_ran_and_serves_the_next(server: Server) 
         assert '"text"' in next(lines)
         os.kill(server.worker(), signal.SIGUSR1)
         assert any("the loop is killed" in line for line in lines)
+    assert_serves(server)
+
+
+def test_a_response_that_cannot_go_on_fails_as_an_event(server: Server) -> None:
+    body = {"model": "tiny", "input": "endless", "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/responses", json=body, timeout=30) as stream:
+        lines = stream.iter_lines()
+        assert any("output_text.delta" in line for line in lines)
+        os.kill(server.worker(), signal.SIGUSR1)
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert events[-1]["type"] == "response.failed"
+    failed = events[-1]["response"]
+    assert failed["status"] == "failed"
+    assert "the loop is killed" in failed["error"]["message"]
+    assert failed["output"][0]["content"][0]["text"]
+    assert httpx.get(f"{server.url}/v1/responses/{failed['id']}").status_code == 404
+    assert_serves(server)
+
+
+def test_a_client_that_leaves_a_response_ends_its_work(server: Server) -> None:
+    body = {"model": "tiny", "input": "endless", "ignore_eos": True, "stream": True}
+    for _ in range(5):
+        with httpx.stream("POST", f"{server.url}/v1/responses", json=body, timeout=30) as stream:
+            next(stream.iter_bytes())
+    end = time.monotonic() + 10
+    while time.monotonic() < end and server.metric("atelier_text_running_sequences"):
+        time.sleep(0.05)
+    assert server.metric("atelier_text_running_sequences") == 0
     assert_serves(server)
 
 

@@ -51,7 +51,6 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "MAX_MODEL_LEN": "512",
         "MAX_NUM_SEQS": "8",
         "DTYPE": "float32",
-        "TOOL_CALL_PARSER": "hermes",
         "API_KEYS": "none, other",
         "CACHE_DIR": str(folder / "cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -115,6 +114,23 @@ def test_structured_output_and_forced_tools_pass_through(client: openai.OpenAI) 
         call = said.choices[0].message.tool_calls[0].function
         assert call.name == "generate_image"
         assert json.loads(call.arguments) == {"prompt": "a red circle above a blue square"}
+
+
+def test_responses_are_handed_on(client: openai.OpenAI) -> None:
+    wanted = {"model": "scenes", "input": "hello", "max_output_tokens": 16}
+    whole = client.responses.create(**wanted)
+    assert (whole.object, whole.output[-1].type) == ("response", "message")
+    kinds = [event.type for event in client.responses.create(**wanted, stream=True)]
+    assert kinds[0] == "response.created"
+    assert kinds[-1] in ("response.completed", "response.incomplete")
+
+
+def test_what_it_lacks_is_not_advertised(vllm: Server, client: openai.OpenAI) -> None:
+    paths = httpx.get(f"{vllm.url}/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/responses", "/tokenize"} <= set(paths)
+    assert "/v1/embeddings" not in paths
+    with pytest.raises(openai.NotFoundError, match="the engine of this server has no"):
+        client.embeddings.create(model="scenes", input="x")
 
 
 def test_anthropic_messages_pass_through(vllm: Server) -> None:
