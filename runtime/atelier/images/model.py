@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,19 +21,16 @@ if TYPE_CHECKING:
     from atelier.hardware.choice import MemoryPlan
     from atelier.hardware.kernel_cache import KernelCache
     from atelier.images.adapters import Adapters
-    from atelier.images.content_filter import ContentFilter
     from atelier.images.drawing import PreparedRequest
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
+    from atelier.images.preparation import Preparation
     from atelier.sources import AdapterSource, Checkpoint
 
 log = logging.getLogger(__name__)
 
 LEAST_BEGUN_BYTES = 64 << 20
 """What requests that have begun may hold even where the plan leaves next to nothing."""
-
-
-WITHHELD = ("previews: none is sent, since SAFETY_CHECKER may keep the picture back",)
 
 
 class ImageModel:
@@ -52,7 +48,7 @@ class ImageModel:
         self._plan: MemoryPlan
         self._family: PipelineFamily
         self._adapters: Adapters
-        self._filter: ContentFilter
+        self._preparation: Preparation
         self._engine: ImageEngine | None = None
         self._decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
 
@@ -115,6 +111,7 @@ class ImageModel:
         from atelier.images.family import PipelineFamily
         from atelier.images.loader import PipelineLoader
         from atelier.images.modules import SharedModules
+        from atelier.images.preparation import Preparation
 
         settings = self._settings
         device = DeviceManager(settings).select()
@@ -135,7 +132,10 @@ class ImageModel:
         self._adapters = Adapters(
             self._family.base, adapters, settings.default_adapters, keep=settings.max_loras
         )
-        self._filter = ContentFilter(settings, self._plan.device, self._observer.filtered)
+        content_filter = ContentFilter(settings, self._plan.device, self._observer.filtered)
+        self._preparation = Preparation(
+            settings, self._plan, self._family, self._adapters, content_filter
+        )
         modules = SharedModules(self._family.base, self._adapters.use)
         if self._compiled:
             modules.compile(self._plan.compile)
@@ -211,52 +211,12 @@ class ImageModel:
             raise
 
     async def prepared(self, request: ImageRequest) -> PreparedRequest:
-        """`_prepare` in a thread: of the two that decode pictures, if the request has some, which
+        """The request, prepared in a thread: of the two that decode pictures, if it has some, which
         may be large. Others do not wait for them."""
         pool = self._decoding if request.image else None
-        return await asyncio.get_running_loop().run_in_executor(pool, self._prepare, request)
-
-    def _prepare(self, request: ImageRequest) -> PreparedRequest:
-        """Everything about a request that needs no device: pipeline, arguments, decoded pictures,
-        seed, deadline."""
-        from atelier.images.arguments import build, fitted
-        from atelier.images.drawing import PreparedRequest
-        from atelier.images.family import must_run_alone, scheduler_for
-        from atelier.images.sizes import DrawableSizes
-
-        guard = self._filter.guard(request)
-        pipeline = self._family.pipeline_for(request)
-        max_pixels = min(self._settings.max_pixels, self._plan.max_pixels)
-        drawable = DrawableSizes.of(pipeline, max_pixels)
-        warnings: tuple[str, ...] = ()
-        if self._settings.size_fallback == "nearest":
-            request, warnings = fitted(pipeline, request, drawable)
-        seconds = min(
-            request.timeout or self._settings.request_timeout, self._settings.request_timeout
+        return await asyncio.get_running_loop().run_in_executor(
+            pool, self._preparation.prepare, request
         )
-        return PreparedRequest(
-            pipeline=pipeline,
-            arguments=build(pipeline, request, drawable, self._settings.max_steps),
-            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
-            pictures=request.num_images_per_prompt,
-            deadline=time.monotonic() + seconds,
-            scheduler=scheduler_for(pipeline, request.scheduler, "scheduler")
-            if request.scheduler
-            else None,
-            exclusive=must_run_alone(pipeline),
-            step_cache=self._step_cache(request),
-            adapters=self._adapters.select(request.lora),
-            previews=0 if self._filter.withholds else request.previews,
-            warnings=warnings + (WITHHELD if self._filter.withholds and request.previews else ()),
-            guard=guard,
-        )
-
-    def _step_cache(self, request: ImageRequest) -> float:
-        """The bound of the step cache: the request's, or STEP_CACHE."""
-        from atelier.images.step_cache import LEVELS
-
-        wanted = self._settings.step_cache if request.step_cache is None else request.step_cache
-        return LEVELS[wanted] if isinstance(wanted, str) else wanted
 
     def busy_s(self) -> tuple[float, float]:
         """Seconds that the device loop has been at what it does now, and the longest so far."""

@@ -1,0 +1,81 @@
+"""Everything about a request that needs no device: pipeline, arguments, decoded pictures, seed,
+deadline, and what there is to say of it beforehand."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from atelier.hardware.plan import MemoryPlan
+from atelier.images.adapters import Adapters
+from atelier.images.arguments import build, fitted
+from atelier.images.content_filter import ContentFilter
+from atelier.images.drawing import PreparedRequest
+from atelier.images.family import PipelineFamily, must_run_alone, scheduler_for
+from atelier.images.prompt_length import PromptLengths
+from atelier.images.request import ImageRequest
+from atelier.images.sizes import DrawableSizes
+from atelier.images.step_cache import LEVELS
+from atelier.settings import Settings
+
+WITHHELD = "previews: none is sent, since SAFETY_CHECKER may keep the picture back"
+
+
+class Preparation:
+    """Of requests to one loaded model; for any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        plan: MemoryPlan,
+        family: PipelineFamily,
+        adapters: Adapters,
+        content_filter: ContentFilter,
+    ) -> None:
+        self._settings = settings
+        self._family = family
+        self._adapters = adapters
+        self._filter = content_filter
+        self._max_pixels = min(settings.max_pixels, plan.max_pixels)
+        self._lengths = PromptLengths(family.base)
+
+    def prepare(self, request: ImageRequest) -> PreparedRequest:
+        """The request, ready for the engine.
+
+        Raises:
+            InvalidRequest: the pipeline cannot do what is asked for.
+            ContentRefused: a prompt has a word of the list.
+        """
+        guard = self._filter.guard(request)
+        pipeline = self._family.pipeline_for(request)
+        drawable = DrawableSizes.of(pipeline, self._max_pixels)
+        warnings: tuple[str, ...] = ()
+        if self._settings.size_fallback == "nearest":
+            request, warnings = fitted(pipeline, request, drawable)
+        limit = self._settings.request_timeout
+        withheld = self._filter.withholds and bool(request.previews)
+        return PreparedRequest(
+            pipeline=pipeline,
+            arguments=build(pipeline, request, drawable, self._settings.max_steps),
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            pictures=request.num_images_per_prompt,
+            deadline=time.monotonic() + min(request.timeout or limit, limit),
+            scheduler=scheduler_for(pipeline, request.scheduler, "scheduler")
+            if request.scheduler
+            else None,
+            exclusive=must_run_alone(pipeline),
+            step_cache=self._step_cache(request),
+            adapters=self._adapters.select(request.lora),
+            previews=0 if withheld else request.previews,
+            warnings=(
+                *warnings,
+                *self._lengths.warnings(pipeline, request),
+                *([WITHHELD] if withheld else []),
+            ),
+            guard=guard,
+        )
+
+    def _step_cache(self, request: ImageRequest) -> float:
+        """The bound of the step cache: the request's, or STEP_CACHE."""
+        wanted = self._settings.step_cache if request.step_cache is None else request.step_cache
+        return LEVELS[wanted] if isinstance(wanted, str) else wanted
