@@ -315,6 +315,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
     ({"input": [{"role": "user", "content": 5}]}, "input.0.content"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
+    ({"input": [{"role": "user", "content": [{"type": ["text"]}]}]}, "input.0.content"),
+    ({"input": [{"type": ["message"], "role": "user", "content": "x"}]}, "input.0.type"),
     ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input.0.arguments"),
     ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0.call_id"),
     ({"instructions": ["x"]}, "instructions"),

@@ -198,7 +198,8 @@ def _texts(content: Any, where: str, field: str = "content") -> list[str]:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else part
-        text = part.get(TEXTS[kind]) if isinstance(part, dict) and kind in TEXTS else None
+        held_in = TEXTS.get(kind) if isinstance(kind, str) else None
+        text = part.get(held_in) if held_in and isinstance(part, dict) else None
         if not isinstance(text, str):
             raise InvalidRequest(
                 f"{name} has a part of type {shown(kind)}; this model reads text only", name
