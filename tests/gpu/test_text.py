@@ -44,8 +44,10 @@ def test_answers_are_the_plain_models_below_at_and_beyond_window_and_chunk(
     try:
         answers = families.ask_all(engine, prompts, 24)
         again = families.ask_all(engine, [prompts[-1][:390] + prompts[0]], 24)
+        scores = families.score_all(engine, prompts)
     finally:
         engine.close()
+    families.check_scores(reference, prompts, scores, TOLERANCE[dtype])
     families.check(reference, prompts, answers, TOLERANCE[dtype])
     families.check(reference, [prompts[-1][:390] + prompts[0]], again, TOLERANCE[dtype])
 

@@ -31,7 +31,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from atelier.events import Failed, Token
+from atelier.events import Failed, PromptRead, Token
 from atelier.streams import EventStream
 from atelier.text.embedded.admission import ContextLimits, Vocabulary
 from atelier.text.embedded.engine import TransformersEngine
@@ -149,6 +149,34 @@ def ask_all(engine: TransformersEngine, prompts: list[list[int]], count: int) ->
         return await asyncio.gather(*(ask(engine, prompt, count) for prompt in prompts))
 
     return asyncio.run(all_of_them())
+
+
+def score_all(engine: TransformersEngine, prompts: list[list[int]]) -> list[list[float]]:
+    """Log probabilities of all prompts, each but for its first token, computed at once."""
+
+    async def score(prompt: list[int]) -> list[float]:
+        request = make_request(prompt_ids=prompt, max_tokens=0, prompt_logprobs=0)
+        events = [event async for event in engine.submit(request, prompt)]
+        (read,) = [event for event in events if isinstance(event, PromptRead)]
+        return [likelihood.logprob for likelihood in read.likelihoods]
+
+    async def all_of_them() -> list[list[float]]:
+        return await asyncio.gather(*map(score, prompts))
+
+    return asyncio.run(all_of_them())
+
+
+@torch.no_grad()
+def check_scores(
+    model: Any, prompts: list[list[int]], scores: list[list[float]], tolerance: float
+) -> None:
+    """Every log probability of a prompt is the plain model's."""
+    for prompt, told in zip(prompts, scores, strict=True):
+        ids = torch.tensor([prompt], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        own = logits.log_softmax(1).gather(1, ids[0, 1:, None])[:, 0]
+        apart = (own - torch.tensor(told, device=model.device)).abs()
+        assert float(apart.max()) <= tolerance, (len(prompt), apart)
 
 
 @torch.no_grad()

@@ -38,6 +38,19 @@ def test_answers_are_the_plain_models_below_at_and_beyond_window_and_chunk(famil
     families.check(reference, prompts, answers, 1e-3)
 
 
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_scores_of_prompts_are_the_plain_models_across_window_and_chunk(family: str) -> None:
+    reference = families.make(family, "cpu")
+    engine = families.engine_of(runner_of(families.make(family, "cpu")))
+    prompts = [families.prompt_of(length, length) for length in families.LENGTHS]
+    try:
+        families.ask_all(engine, prompts[-2:], 4)  # a slot that holds keys already
+        scores = families.score_all(engine, prompts)
+    finally:
+        engine.close()
+    families.check_scores(reference, prompts, scores, 1e-3)
+
+
 @pytest.mark.parametrize("family", ["gemma3", "mistral", "llama"])
 def test_a_known_beginning_is_reused_only_where_the_window_still_holds_it(family: str) -> None:
     reference = families.make(family, "cpu")
