@@ -331,8 +331,8 @@ LATE = {
     "/v1/chat/completions": {"messages": ASK} | LONG,
     "/v1/completions": {"prompt": "a"} | LONG,
     "/v1/embeddings": {"input": ["a"] * 2000},
-    "/v1/messages": {"messages": ASK, "max_tokens": 400},
-    "/v1/responses": {"input": "a", "max_output_tokens": 400},
+    "/v1/messages": {"messages": ASK, "max_tokens": 400, "temperature": 0},
+    "/v1/responses": {"input": "a", "max_output_tokens": 400, "ignore_eos": True},
     "/v1/models/tiny:predict": {"instances": [{"prompt": "a"}], "parameters": LONG},
     "/v2/models/tiny/generate": {"text_input": "a", "parameters": LONG},
     "/v2/models/tiny/infer": {
