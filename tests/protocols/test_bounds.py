@@ -47,6 +47,7 @@ BY_HAND: dict[str, Any] = {
     "stream": LONG,
     "timeout": -1,
     "output": {"s3": LONG},
+    "prompt_syntax": LONG,
     "step_cache": 2.0,
     "format": LONG,
     "size": "99999x99999",

@@ -282,10 +282,24 @@ def test_previews_stay_where_a_picture_may(blocking: Server, blurring: Server) -
             {"prompt": "a Forbidden, thing!"},
             "this server draws nothing with 'forbidden thing'",
         ),
+        (
+            {"prompt": "forbidden (th:1.2)ing", "prompt_syntax": "weighted"},
+            "this server draws nothing with 'forbidden thing'",
+        ),
+        (
+            {"prompt": "(blood:1.2) on the hill", "prompt_syntax": "weighted"},
+            "the prompt is refused: it was classified as violence",
+        ),
         ({"prompt": "blood on the hill"}, "the prompt is refused: it was classified as violence"),
         ({"prompt": LONG}, "the prompt is refused: it was classified as violence"),
     ],
-    ids=["listed", "classified", "at the end of a long one"],
+    ids=[
+        "listed",
+        "listed, weighted",
+        "classified, weighted",
+        "classified",
+        "at the end of a long one",
+    ],
 )
 def test_a_refused_prompt_costs_no_picture(
     blocking: Server, fields: dict[str, Any], words: str

@@ -9,6 +9,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "accelerate",
         "boto3",
         "botocore",
+        "compel",
         "diffusers",
         "fastapi",
         "greenlet",

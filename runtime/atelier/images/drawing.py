@@ -31,6 +31,7 @@ from atelier.images.preview import LatentPreview, clean_estimate
 from atelier.images.scheduler import Schedulable
 from atelier.images.shortage import does_not_fit, is_out_of_memory
 from atelier.images.step_cache import StepCache
+from atelier.images.weighted_prompts import WeightedPrompts
 from atelier.sources.checkpoint.classifier import ROWS
 
 # Latent positions of one decoder call, 64 pixels each with the usual VAE: one picture of 1024 x
@@ -47,7 +48,8 @@ class PreparedRequest:
     `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way;
     `exclusive` pipelines exchange processors of the shared modules, so no other request may run in
     between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none; `warnings` say what
-    was changed in what was asked for; `guard` looks at prompt and pictures.
+    was changed in what was asked for; `guard` looks at prompt and pictures;
+    `weights` are those of a weighted prompt.
     """
 
     pipeline: Any
@@ -62,6 +64,7 @@ class PreparedRequest:
     step_cache: float = 0.0
     warnings: tuple[str, ...] = ()
     guard: RequestGuard | None = None
+    weights: WeightedPrompts | None = None
 
     @property
     def family(self) -> str:
@@ -208,9 +211,10 @@ class Drawing(Schedulable):
             if guard:
                 guard.check_prompt()
             pipeline = own_copy(self.job.pipeline, self.job.scheduler, self._watch)
-            output = pipeline(
-                **self.job.arguments, generator=_generators(self.job.seed, self.job.pictures)
-            )
+            arguments, weights = self.job.arguments, self.job.weights
+            if weights:
+                arguments = weights.arguments(pipeline, arguments)
+            output = pipeline(**arguments, generator=_generators(self.job.seed, self.job.pictures))
             pixels = pixels_of(output)
             scores = guard.scores(pixels) if guard else None
             self.start()

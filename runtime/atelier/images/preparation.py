@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 import time
 
+from atelier.errors import InvalidRequest
 from atelier.hardware.plan import MemoryPlan
 from atelier.images.adapters import Adapters
 from atelier.images.arguments import build, fitted
@@ -16,6 +17,12 @@ from atelier.images.prompt_length import PromptLengths
 from atelier.images.request import ImageRequest
 from atelier.images.sizes import DrawableSizes
 from atelier.images.step_cache import LEVELS
+from atelier.images.weighted_prompts import (
+    CHUNK_TOKENS,
+    MOST_CHUNKS,
+    WeightedPrompts,
+    weighted_prompts,
+)
 from atelier.settings import Settings
 
 WITHHELD = "previews: none is sent, since SAFETY_CHECKER may keep the picture back"
@@ -46,8 +53,12 @@ class Preparation:
             InvalidRequest: the pipeline cannot do what is asked for.
             ContentRefused: a prompt has a word of the list.
         """
-        guard = self._filter.guard(request)
         pipeline = self._family.pipeline_for(request)
+        weights = weighted_prompts(pipeline, request)
+        if weights:
+            request = request.model_copy(update=weights.texts)
+            weights = self._needed(weights)
+        guard = self._filter.guard(request)
         drawable = DrawableSizes.of(pipeline, self._max_pixels)
         warnings: tuple[str, ...] = ()
         if self._settings.size_fallback == "nearest":
@@ -69,11 +80,30 @@ class Preparation:
             previews=0 if withheld else request.previews,
             warnings=(
                 *warnings,
-                *self._lengths.warnings(pipeline, request),
+                *(() if weights else self._lengths.warnings(pipeline, request)),
                 *([WITHHELD] if withheld else []),
             ),
             guard=guard,
+            weights=weights,
         )
+
+    def _needed(self, weights: WeightedPrompts) -> WeightedPrompts | None:
+        """None where the pipeline itself does the same: with no weight but 1, and nothing to cut.
+
+        Raises:
+            InvalidRequest: a prompt is too long.
+        """
+        most = 0
+        for field, text in weights.texts.items():
+            tokens = self._lengths.tokens(text) - 2
+            if tokens > MOST_CHUNKS * CHUNK_TOKENS:
+                raise InvalidRequest(
+                    f"{field}: {tokens} tokens; weighted prompts have at most"
+                    f" {MOST_CHUNKS * CHUNK_TOKENS}",
+                    field,
+                )
+            most = max(most, tokens)
+        return weights if weights.weighs or most > CHUNK_TOKENS else None
 
     def _step_cache(self, request: ImageRequest) -> float:
         """The bound of the step cache: the request's, or STEP_CACHE."""

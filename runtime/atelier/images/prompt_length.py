@@ -34,6 +34,13 @@ class PromptLengths:
         }
         self._lock = threading.Lock()
 
+    def tokens(self, text: str) -> int:
+        """Of a text in the first tokenizer that is known, its ends included."""
+        with self._lock:
+            for tokenizer in self._tokenizers.values():
+                return len(tokenizer(text, truncation=False)["input_ids"])
+        return 0
+
     def warnings(self, pipeline: Any, request: ImageRequest) -> tuple[str, ...]:
         """A sentence for each field and encoder that does not read all of it."""
         told = {}

@@ -42,6 +42,10 @@ class ImageRequest(BaseModel):
 
     prompt: str = Field(max_length=MAX_PICTURE_TEXT)
     negative_prompt: str | None = Field(None, max_length=MAX_PICTURE_TEXT)
+    prompt_syntax: Literal["plain", "weighted"] | None = Field(
+        None,
+        description="weighted reads (word:1.3) and (a, b)0.8, and prompts of any length.",
+    )
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     width: int | None = Field(None, ge=8, description="Pixels.")
