@@ -6,7 +6,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,12 @@ ASKED = {
 
 def run_locally(python: str, folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
     """`make pipeline-local` with other parameters; the store is the environment's."""
-    command = [python, "-m", "atelier_training.local", str(folder), json.dumps(changes)]
+    command = command_line(python, folder, changes)
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+
+
+def command_line(python: str, folder: Path, changes: dict[str, Any]) -> list[str]:
+    return [python, "-m", "atelier_training.local", str(folder), json.dumps(changes)]
 
 
 def stored(s3: str, prefix: str) -> list[str]:
@@ -87,23 +94,50 @@ def test_a_gate_that_fails_publishes_nothing(
     assert "not published: subject is 0.000, wanted >= 0.8" in done.stdout + done.stderr
     assert "the run ended FAILED" in done.stdout + done.stderr
     assert stored(s3, "models/") == []
-    assert (tmp_path / "run" / "workspace").is_dir(), "a failed run keeps its workspace"
 
 
-def test_what_passes_the_gate_is_published_and_packed(
+def kill_in_the_middle(python: str, folder: Path, **changes: Any) -> None:
+    """A run that is killed, with all its steps, once the training has begun to write."""
+    process = subprocess.Popen(
+        command_line(python, folder, changes),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    workspace = folder / "workspace"
+    try:
+        while not (workspace.is_dir() and any(workspace.rglob("*"))):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_what_passes_the_gate_is_published_and_packed_once(
     kfp_python: str, s3: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    """After a run that was killed, and again with equal options: what is published is whole, and
+    under one version if the trainings came out equal to the last bit."""
     options = TINY | {"model": str(checkpoint("sd3"))}
-    done = run_locally(
-        kfp_python, tmp_path / "run", options=options, questions=ASKED, gate="", modelcar=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    [manifest] = [key for key in stored(s3, "models/") if key.endswith("/manifest.json")]
-    [layout] = [path.parent for path in (tmp_path / "run" / "artifacts").rglob("oci-layout")]
-    [image] = json.loads((layout / "index.json").read_text())["manifests"]
-    assert image["annotations"]["org.opencontainers.image.ref.name"] == manifest.split("/")[-2], (
-        "the same version"
-    )
+    wanted: dict[str, Any] = {"options": options, "questions": ASKED, "gate": "", "modelcar": True}
+    kill_in_the_middle(kfp_python, tmp_path / "run", **wanted)
+    assert stored(s3, "models/") == []
+    for _ in range(2):
+        done = run_locally(kfp_python, tmp_path / "run", **wanted)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    keys = stored(s3, "models/")
+    versions = {key.split("/")[-2] for key in keys if key.endswith("/manifest.json")}
+    assert 1 <= len(versions) <= 2
+    assert len(keys) == 5 * len(versions), "nothing beside the files of whole versions"
+    layouts = [path.parent for path in (tmp_path / "run" / "artifacts").rglob("oci-layout")]
+    named = set()
+    for layout in layouts:
+        [image] = json.loads((layout / "index.json").read_text())["manifests"]
+        named.add(image["annotations"]["org.opencontainers.image.ref.name"])
+    assert len(layouts) == 2 and named == versions
     assert not list((tmp_path / "run" / "workspace").iterdir()), (
-        "a successful run clears its workspace"
+        "a training that has succeeded clears its workspace, also one that another run began"
     )

@@ -19,6 +19,7 @@ from PIL import Image
 
 from atelier.deploy.manifest import DeployError
 from atelier.sources import s3 as store
+from atelier_training.dreambooth.card import RECORD, read_record
 from atelier_training.dreambooth.deploy import deploy, endpoint_for
 from atelier_training.dreambooth.errors import GateClosed, OptionError, PublishError
 from atelier_training.dreambooth.gate import require
@@ -55,6 +56,20 @@ def test_the_manifest_lists_every_file_with_its_checksum(s3: str, trained: Path)
     stored = [f"models/ring/{published.version}/{name}" for name in (*manifest["files"], MANIFEST)]
     assert keys(s3) == sorted(stored)
     assert publish(trained, DESTINATION) == published, "the same content has the same version"
+
+
+def test_a_training_that_came_out_equal_is_published_once(s3: str, trained: Path) -> None:
+    """However long it took; other scores are another version."""
+    first = publish(trained, DESTINATION)
+    record = read_record(trained)
+    (trained / RECORD).write_text(json.dumps(record | {"result": {"seconds": 1e6}}))
+    assert publish(trained, DESTINATION) == first
+    kept = boto3.client("s3", endpoint_url=s3).get_object(
+        Bucket="atelier", Key=f"models/ring/{first.version}/{RECORD}"
+    )["Body"]
+    assert json.load(kept) == record
+    (trained / RECORD).write_text(json.dumps(record | {"scores": {"subject": 0.5}}))
+    assert publish(trained, DESTINATION).version != first.version
 
 
 def test_a_published_adapter_is_served_from_its_address(

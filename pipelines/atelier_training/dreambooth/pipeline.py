@@ -101,8 +101,7 @@ def dreambooth(
         namespace: Project of the endpoint; empty: the pipeline's own.
         sample_prompt: What the new endpoint is asked to draw.
     """
-    run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-    ending = with_workspace(on_cpu(steps.report(workspace=workspace, run=run), "1", "1Gi"))
+    ending = on_cpu(steps.report(), "1", "1Gi")
     ending.set_caching_options(False)
     with dsl.ExitHandler(ending, name="fine-tuning"):
         # Cached never: the same address may hold other pictures tomorrow.
@@ -119,7 +118,6 @@ def dreambooth(
         training = steps.train(
             options=options,
             workspace=workspace,
-            run=run,
             pictures=data.outputs["pictures"],
             class_pictures=prior.outputs["class_pictures"],
         )

@@ -1,8 +1,9 @@
 """Stores a training under a versioned S3 prefix. The manifest comes last: where there is one, the
 version is whole.
 
-The version is the hash of what is stored, so a rerun after a fault completes the same prefix and
-uploads only what lacks.
+The version is the hash of the weights, of how they came about and of their scores, but not of how
+long that took: a rerun after a fault completes the same prefix and uploads only what lacks, and a
+training that comes out equal is the version that is there already.
 """
 
 from __future__ import annotations
@@ -54,15 +55,15 @@ def publish(trained: Path, destination: str, extra: dict[str, Path] | None = Non
     """
     settings = load_settings(model_id=destination)
     files = [*result_files(trained), *(_stored(path, key) for key, path in (extra or {}).items())]
+    record = read_record(trained)
+    version = _version(files, record)
     listing = {file.key: {"size": file.size, "sha256": file.sha256} for file in files}
-    version = hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()[:12]
     try:
         address = s3.parse(destination, settings.aws_s3_bucket)
     except SourceError as error:
         raise PublishError(error.message) from None
     prefix = f"{address.prefix}/{version}".strip("/")
     uri = f"s3://{address.bucket}/{prefix}"
-    record = read_record(trained)
     manifest = {
         "version": version,
         "uri": uri,
@@ -75,6 +76,12 @@ def publish(trained: Path, destination: str, extra: dict[str, Path] | None = Non
     }
     _upload(settings, address, prefix, files, json.dumps(manifest, indent=2).encode())
     return Published(uri, version, is_adapter(trained))
+
+
+def _version(files: list[StoredFile], record: dict[str, Any]) -> str:
+    made = {file.key: file.sha256 for file in files if file.key not in (CARD, RECORD)}
+    about = {name: value for name, value in record.items() if name != "result"}
+    return hashlib.sha256(json.dumps([made, about], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def is_adapter(trained: Path) -> bool:
@@ -114,6 +121,8 @@ def _upload(
 
     client = s3.make_client(settings)
     try:
+        if _head(client, address.bucket, f"{prefix}/{MANIFEST}") is not None:
+            return  # whole
         for file in files:
             if not _is_there(client, address.bucket, f"{prefix}/{file.key}", file):
                 extra = {"Metadata": {"sha256": file.sha256}}
@@ -134,14 +143,21 @@ def _upload(
 
 
 def _is_there(client: Any, bucket: str, key: str, file: StoredFile) -> bool:
+    head = _head(client, bucket, key)
+    return bool(
+        head
+        and head["ContentLength"] == file.size
+        and head["Metadata"].get("sha256") == file.sha256
+    )
+
+
+def _head(client: Any, bucket: str, key: str) -> Any:
+    """What the store says of an object; None if it is not there."""
     from botocore.exceptions import ClientError
 
     try:
-        head = client.head_object(Bucket=bucket, Key=key)
+        return client.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-            return False
+            return None
         raise
-    return bool(
-        head["ContentLength"] == file.size and head["Metadata"].get("sha256") == file.sha256
-    )

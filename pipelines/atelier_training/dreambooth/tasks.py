@@ -47,14 +47,23 @@ def train(
     values: Values, pictures: Path, prior: Path, workspace: Path, trained: Path
 ) -> dict[str, float]:
     """Train in `workspace` and copy the result, without checkpoints, to `trained`; returns the
-    run's figures."""
+    run's figures. What a training of equal options and pictures left there, it continues."""
+    from atelier_training.dreambooth.workspaces import workspace_for
+
+    with workspace_for(values, pictures, prior, workspace) as place:
+        return _train(values, pictures, prior, place, trained)
+
+
+def _train(
+    values: Values, pictures: Path, prior: Path, place: Path, trained: Path
+) -> dict[str, float]:
     from atelier_training.dreambooth.train import train as run
 
-    # Paths of artifacts are copied out first: they lie elsewhere when a retry continues the run.
-    data, class_data = workspace / "pictures", workspace / "class"
+    # Paths of artifacts are copied out first: they lie elsewhere when another run continues.
+    data, class_data = place / "pictures", place / "class"
     for source, target in ((pictures, data), (prior, class_data)):
         shutil.copytree(source, target, dirs_exist_ok=True)
-    output = workspace / "output"
+    output = place / "output"
     result = run(options_from(values, data=data, class_data=class_data, output=output))
     trained.mkdir(parents=True, exist_ok=True)
     for path in output.iterdir():
@@ -129,11 +138,3 @@ def deploy(
 
     endpoint = endpoint_for(name, Published(**published), base, connection, gpu, namespace)
     return bring_up(endpoint, prompt, picture)
-
-
-def report(workspace: Path, state: str, error: str) -> None:
-    """Print how the run ended. A workspace of a failed run is kept: a new run of equal options
-    continues from it."""
-    print(f"the run ended {state}" + (f": {error}" if error else ""))
-    if state == "SUCCEEDED":
-        shutil.rmtree(workspace, ignore_errors=True)
