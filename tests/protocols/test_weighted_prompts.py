@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import httpx
 import pytest
 
 from atelier.errors import InvalidRequest
+from atelier.images.request import ImageRequest
+from atelier.images.weighted_prompts import weighted_prompts
 from atelier.images.weighted_syntax import plain_text, read_weights
 from tests.conftest import Server, StartServer
 from tests.gallery import difference, pixels
@@ -139,15 +142,11 @@ def test_what_cannot_be_weighted_is_refused(
     assert answer.status_code == 400 and words in answer.json()["error"]
 
 
-def test_another_family_says_that_it_has_no_weights(
-    start_server: StartServer, tmp_path: Path
-) -> None:
-    with start_server(model_id=str(flux_1(tmp_path))) as running:
-        answer = ask(running, "a (cat:2)", **WEIGHTED)
-        assert answer.status_code == 400
-        assert "weighted prompts are there for Stable Diffusion 1, 2 and XL; this is FluxPipel" in (
-            answer.text
-        )
+def test_another_family_says_that_it_has_no_weights(tmp_path: Path) -> None:
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(flux_1(tmp_path))
+    request = ImageRequest.model_validate({"prompt": "a (cat:2)"} | WEIGHTED)
+    with pytest.raises(InvalidRequest, match="Stable Diffusion 1, 2 and XL; this is FluxPipeline"):
+        weighted_prompts(pipeline, request)
 
 
 def test_images_routes_take_the_field(server: Server) -> None:
