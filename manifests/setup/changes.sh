@@ -25,7 +25,7 @@ apply() {
   if needs_api_key; then
     # Through standard input: an argument would be visible in the process list.
     printf 'apiVersion: v1\nkind: Secret\nmetadata:\n  name: atelier-api-keys\n  labels: {%s: %s}\nstringData:\n  API_KEYS: %s\n' \
-      "${MADE_BY%=*}" "${MADE_BY#*=}" "$(head -c 32 /dev/urandom | base64 | tr -d '+/=\n')" | in_namespace create -f -
+      "${MADE_BY%=*}" "${MADE_BY#*=}" "$(head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n')" | in_namespace create -f -
   fi
   if [[ " $PARTS " == *" build "* ]] && ! built; then
     in_namespace start-build atelier --follow --wait

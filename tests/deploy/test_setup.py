@@ -353,7 +353,7 @@ def test_the_first_api_key_is_random_and_never_shown(cluster: Cluster, tmp_path:
     )
     first = run(checkout, cluster)
     key = cluster.objects["secret/atelier-api-keys"]["stringData"]["API_KEYS"]
-    assert len(key) >= 40
+    assert re.fullmatch(r"[\w-]{43}", key), "256 bits"
     assert key not in first.stdout + first.stderr
     assert not any(key in call for call in cluster.calls)
     assert "get secret atelier-api-keys" in first.stdout.splitlines()[-1], (
