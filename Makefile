@@ -25,10 +25,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/$(pip_install) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-run: install ## serve the built-in picture model on port 8080, with the studio
+# What serving needs, for a first picture sooner; `install` adds the rest.
+$(VENV)/serving: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/$(pip_upgrade)
+	$(BIN)/$(pip_install) --constraint constraints.txt --editable '.[serve,studio]'
+	touch $@
+
+ready := $(if $(wildcard $(VENV)/installed),install,$(VENV)/serving)
+
+run: $(ready) ## serve the built-in picture model on port 8080, with the studio
 	STUDIO=true $(BIN)/atelier serve
 
-run-text: install ## serve the built-in language model on port 8080
+run-text: $(ready) ## serve the built-in language model on port 8080
 	STUDIO=true MODEL_ID=builtin/scenes $(BIN)/atelier serve
 
 test: lint types unit ## everything CI checks
