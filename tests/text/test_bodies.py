@@ -44,6 +44,7 @@ def test_any_seed_is_one_that_was_drawn() -> None:
         b'{"seed": -1',
         b'[{"seed": -1}]',
         b'{"seed": -1, "temperature": NaN}',
+        b'{"seed": -1, "tools": ' + b"[" * 400 + b"]" * 400 + b"}",
         b"\xff\xfe",
         b"",
     ],
@@ -51,6 +52,11 @@ def test_any_seed_is_one_that_was_drawn() -> None:
 @pytest.mark.parametrize("salted", [True, False])
 def test_other_bodies_and_what_is_no_object_go_on_byte_for_byte(body: bytes, salted: bool) -> None:
     assert prepared(body, "", salted) == body
+
+
+def test_a_body_too_deep_to_be_written_again_goes_on_as_it_is() -> None:
+    deep = b'{"prompt": "a", "tools": ' + b"[" * 400 + b"]" * 400 + b"}"
+    assert prepared(deep, "one", True) == deep
 
 
 def test_prompts_of_two_keys_have_two_salts_and_a_sent_one_counts_within_its_key() -> None:

@@ -160,13 +160,13 @@ class _Answer:
 async def _pass(engine: ProcessEngine, path: str, body: bytes, answer: _Answer) -> None:
     translated = False
     if engine.spec.own_tokens and path in tokens.PATHS:
-        body, translated = tokens.asked(path, body)
+        body, translated = await reading(tokens.asked, path, body)
     kind = answer.request.headers.get("content-type", "application/json")
     reply = await engine.post(path, body, kind)
     try:
         if translated and reply.status == 200:
-            told = tokens.answered(path, await reply.rest(), engine.context)
-            await answer.whole(told)
+            raw = await reply.rest()
+            await answer.whole(await reading(tokens.answered, path, raw, engine.context))
             return
         lacking = reply.status == 400 and engine.spec.tool_switch
         said = await reply.rest() if lacking else b""

@@ -53,6 +53,7 @@ class ResultStore:
                 " for fewer or smaller pictures"
             )
         self.expire()
+        self.remove(name)
         while self._bytes + entry.cost > self._max_bytes:
             self.remove(next(iter(self._entries)))
         name = name or secrets.token_urlsafe(24) + suffix

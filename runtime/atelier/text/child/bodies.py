@@ -38,7 +38,10 @@ def prepared(body: bytes, caller: str, salted: bool) -> bytes:
     _respell(fields)
     if salted:
         fields["cache_salt"] = salt(caller, fields.get("cache_salt"))
-    return orjson.dumps(fields)
+    try:
+        return orjson.dumps(fields)
+    except orjson.JSONEncodeError:  # deeper than it can be written again: the engine's to refuse
+        return body
 
 
 def salt(caller: str, own: Any = None) -> str:
