@@ -106,6 +106,10 @@ class ServedFigures:
                 if isinstance(event, Failed):
                     raise event.error
 
+    def learnt(self) -> list[dict[str, Any]]:
+        """What the scheduler knows of calls: rows (from, by powers of two) and rows a second."""
+        return self._engine.scheduler.pace.table()
+
     def close(self) -> None:
         self._engine.close()
 

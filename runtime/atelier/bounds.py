@@ -17,6 +17,7 @@ MAX_ROWS = 2048
 MAX_HEADER_BYTES = 64 * 1024
 HEADER_SECONDS = 20.0
 SILENT_BODY_SECONDS = 30.0
+LINGER_SECONDS = 1.0
 BODIES_AT_ONCE = 4
 MAX_FORM_FIELDS = 200
 MAX_PICTURE_TEXT = 20_000
@@ -28,6 +29,9 @@ MAX_TOOLS = 512
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_STOP_CHARACTERS = 1000
 TEMPLATE_SECONDS = 5.0
+
+# LINGER_SECONDS: a connection that is closed before all that came was read is reset, and a client
+# loses what it has not read yet, so one that is refused stays open for a moment.
 
 CHUNK = 64 * 1024
 """Bytes of a body whose values are counted at a time: what the count takes in memory."""

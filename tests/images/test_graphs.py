@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from atelier.images.batch import BatchRunner
 from atelier.images.graphs import GraphStore, map_tensors
+from atelier.images.interception import Call, Gate, Stage
+from atelier.images.verifier import Verifier
 
 BYTES = 100
 
@@ -40,6 +43,11 @@ class Denoiser:
         return (2 * x,)
 
 
+class Doubling(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (2 * x,)
+
+
 @pytest.fixture
 def recorded() -> list[FakeRecording]:
     return []
@@ -65,6 +73,30 @@ def test_a_key_is_recorded_when_it_comes_again(
     assert [draw(store, "a", value) for value in (1, 2, 3, 4)] == [2, 4, 6, 8]
     assert len(recorded) == 1
     assert recorded[0].replays == 3  # the check at capture, and two calls
+
+
+def test_only_what_will_not_change_any_more_is_worth_timing(
+    store: GraphStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The plain call before a recording and the recording itself tell nothing of a replay."""
+    settled = [(draw(store, "a", 1), store.settled)[1] for _ in range(4)]
+    assert settled == [False, False, True, True]
+
+    def refuse(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    refusing = GraphStore(refuse, max_bytes=BYTES)
+    settled = [(draw(refusing, "a", 1), refusing.settled)[1] for _ in range(4)]
+    assert settled == [False, False, True, True]
+
+
+def test_the_pace_learns_from_replays_alone(store: GraphStore) -> None:
+    runner = BatchRunner(8, Verifier(), store)
+    gate = Gate("transformer", Doubling(), "forward", Stage.DENOISE)
+    call = Call(gate, (torch.ones(2, 3),), {})
+    call.layout = gate.stacker.layout(call.args, call.kwargs, id)
+    typical = [(runner.run("pipeline", [call]), runner.typical)[1] for _ in range(4)]
+    assert typical == [False, False, True, True]
 
 
 def test_what_is_seldom_used_goes_first(store: GraphStore, recorded: list[FakeRecording]) -> None:

@@ -18,6 +18,17 @@ def test_a_folder_and_a_file_are_used_where_they_are(tmp_path):
     assert fetch(load_settings(model_id=str(file))) == file
 
 
+def test_a_relative_path_means_the_same_in_every_folder(tmp_path, monkeypatch):
+    """An engine beside the server is started in a folder of its own."""
+    pipeline(tmp_path / "sd")
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(model_id="sd", cache_dir="cache")
+    found = fetch(settings)
+    monkeypatch.chdir("/")
+    assert found == tmp_path / "sd"
+    assert settings.cache_dir == tmp_path / "cache"
+
+
 def test_a_path_wins_over_a_built_in_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "builtin" / "shapes").mkdir(parents=True)

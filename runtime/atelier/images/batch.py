@@ -23,10 +23,9 @@ class BatchRunner:
         self._rows = rows
         self._verifier = verifier
         self._graphs = graphs
-
-    def is_examination(self, pipeline: str, calls: Sequence[Call]) -> bool:
-        """Whether `run` would compare stacked with lone results, which takes longer."""
-        return len(calls) > 1 and self.is_unproven(pipeline, calls[0])
+        self.typical = True
+        """Whether the last run took as long as the next one like it: neither was it a comparison,
+        nor did it run without the graph that is to be recorded."""
 
     def is_unproven(self, pipeline: str, call: Call) -> bool:
         """Whether a second call of this layout is wanted for a comparison."""
@@ -37,7 +36,9 @@ class BatchRunner:
         proven or is off. `pipeline` is the class that all of the calls come from, `adapters` are
         those that are active."""
         first = calls[0]
-        if self.is_examination(pipeline, calls):
+        self.typical = True
+        if len(calls) > 1 and self.is_unproven(pipeline, first):
+            self.typical = False
             return self._verifier.examine(pipeline, first, calls[1])
         if len(calls) == 1:
             return [self._lone(pipeline, first, adapters)]
@@ -71,6 +72,7 @@ class BatchRunner:
         if self._graphs is not None and self._is_recorded(call):
             key = (id(call.gate), call.layout.key, adapters)
             result = self._graphs.call(key, call.gate.real, arguments)
+            self.typical = self.typical and self._graphs.settled
         else:
             result = call.gate.real(**arguments)
         return Stacker.split(result, [layout.rows for layout in layouts])

@@ -206,11 +206,12 @@ class ImageEngine:
         job, gate = batch[0].job, calls[0].gate
         if gate.stage is not Stage.ENCODE:
             self._note_starts(batch)
-        examined = self._runner.is_examination(job.family, calls)
         began = time.monotonic()
         try:
-            with self._lent(job, gate.module), self._stopwatch.timing(self._learn(batch, examined)):
+            with self._lent(job, gate.module), self._stopwatch.timing() as lap:
                 results = self._runner.run(job.family, calls, job.adapters)
+                if self._runner.typical:
+                    lap.tell = self._learn(batch)
         except Exception as error:
             self._recover(batch, error)
             return
@@ -234,15 +235,14 @@ class ImageEngine:
                 with self._wake:
                     self.scheduler.started(drawing, time.monotonic())
 
-    def _learn(self, batch: list[Drawing], examined: bool) -> Callable[[float], None]:
+    def _learn(self, batch: list[Drawing]) -> Callable[[float], None]:
         """Tell the scheduler how long the batch took, as it is now: it may be told later."""
         lane, pixels = (batch[0].kind, batch[0].stage), batch[0].pixels
         rows = [drawing.rows for drawing in batch]
 
         def learn(seconds: float) -> None:
-            if not examined:
-                with self._wake:
-                    self.scheduler.ran(lane, rows, seconds, pixels)
+            with self._wake:
+                self.scheduler.ran(lane, rows, seconds, pixels)
 
         return learn
 

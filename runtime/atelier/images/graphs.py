@@ -55,6 +55,8 @@ class GraphStore:
         self._seen: dict[Hashable, int] = {}
         self._graphs: OrderedDict[Hashable, Recording] = OrderedDict()
         self._refused: set[Hashable] = set()
+        self.settled = True
+        """Whether the last call ran as the next one of its kind will: not to be recorded yet."""
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -73,7 +75,9 @@ class GraphStore:
         """
         shapes = ((one.shape, one.dtype, one.device) for one in tensors_of(dict(kwargs)))
         key = (key, *shapes)
-        if (graph := self._graphs.get(key)) is not None:
+        graph = self._graphs.get(key)
+        self.settled = graph is not None or key in self._refused
+        if graph is not None:
             self._graphs.move_to_end(key)
             return graph.replay(kwargs)
         result = function(**kwargs)

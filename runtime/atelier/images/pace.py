@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Hashable
+from typing import Any
 
 Lane = tuple[Hashable, str]
 """What a call's time depends on, but for its rows: the kind of request, and the stage."""
@@ -35,6 +36,10 @@ class Level:
         self._rates.append(rate)
         self.rate = statistics.median(self._rates)
         self.best = sorted(self._rates)[-1 - len(self._rates) // 4]
+
+    @property
+    def told(self) -> dict[str, float]:
+        return {"rate": self.rate, "best": self.best, "calls": len(self._rates)}
 
     @property
     def believed(self) -> bool:
@@ -91,6 +96,15 @@ class Pace:
             return self._each_pixel * pixels * rows
         nearest = min(levels, key=lambda level: (abs(level - _level(rows)), level))
         return rows / levels[nearest].rate
+
+    def table(self) -> list[dict[str, Any]]:
+        """What was learnt, a line for each stage and level: `rows` from which on it counts, rows a
+        second as expected and at best, and of how many calls."""
+        return [
+            {"stage": lane[1], "rows": 2**level, **found.told}
+            for lane, levels in self._levels.items()
+            for level, found in sorted(levels.items())
+        ]
 
 
 def _level(rows: int) -> int:

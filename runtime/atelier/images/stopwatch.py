@@ -7,8 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass
+class Lap:
+    """What is timed; whoever wants the seconds sets `tell` before it ends."""
+
+    tell: Callable[[float], None] | None = None
 
 
 class Stopwatch:
@@ -20,19 +28,22 @@ class Stopwatch:
         )
 
     @contextmanager
-    def timing(self, tell: Callable[[float], None]) -> Iterator[None]:
-        """Time what is inside and call `tell` with the seconds: at once on the CPU, at a later
-        `collect` on a GPU; never if it raises."""
+    def timing(self) -> Iterator[Lap]:
+        """Time what is inside and tell the seconds: at once on the CPU, at a later `collect` on a
+        GPU; never if it raises."""
+        lap = Lap()
         if not torch.cuda.is_available():
             began = time.monotonic()
-            yield
-            tell(time.monotonic() - began)
+            yield lap
+            if lap.tell is not None:
+                lap.tell(time.monotonic() - began)
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        yield
+        yield lap
         end.record()
-        self._pending.append((begin, end, tell))
+        if lap.tell is not None:
+            self._pending.append((begin, end, lap.tell))
 
     def collect(self) -> None:
         """Tell of all calls that the device is done with."""

@@ -89,7 +89,7 @@ WeightedNames = Annotated[list[str], NoDecode, BeforeValidator(_split), AfterVal
 ObjectPrefix = Annotated[str, AfterValidator(_prefix_or_none)]
 ObjectPrefixes = Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_prefixes)]
 DeviceName = Annotated[str, AfterValidator(_known_device)]
-Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 StepCache = Annotated[Literal["off", "low", "medium", "high"], BeforeValidator(_no_first_block)]
 

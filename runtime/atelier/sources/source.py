@@ -64,7 +64,7 @@ def on_this_machine(settings: Settings) -> Path | None:
         )
     path = Path(settings.model_id).expanduser()
     if path.exists():
-        return path
+        return path.absolute()  # engines beside the server run in folders of their own
     return local.built_in(settings.model_id)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from atelier.bounds import BODIES_AT_ONCE, SILENT_BODY_SECONDS
+from atelier.bounds import BODIES_AT_ONCE, LINGER_SECONDS, SILENT_BODY_SECONDS
 from atelier.errors import AtelierError, Busy, InvalidRequest, PayloadTooLarge, TooSlow
 from atelier.protocols.http.deadlines import seconds_allowed
 from atelier.protocols.http.error_bodies import error_response
@@ -135,6 +136,17 @@ class _Body:
 
 
 async def _refuse(error: AtelierError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, and end the connection once the client has had time to read the answer."""
     response = error_response(Request(scope), error)
-    response.headers["Connection"] = "close"  # the rest of the body will not be read
-    await response(scope, receive, send)
+    response.headers["Connection"] = "close"  # the rest of the body will not be heeded
+
+    async def unfinished(message: Message) -> None:
+        more = {"more_body": True} if message["type"] == "http.response.body" else {}
+        await send({**message, **more})
+
+    await response(scope, receive, unfinished)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})

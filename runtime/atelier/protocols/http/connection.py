@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from atelier.bounds import HEADER_SECONDS, MAX_HEADER_BYTES
+from atelier.bounds import HEADER_SECONDS, LINGER_SECONDS, MAX_HEADER_BYTES
 
 PART = 16 * 1024
 """Bytes that the parser is fed at a time, so that the bound holds within one packet too."""
@@ -26,6 +26,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._head = 0  # bytes since the parser last got through headers or gave a part of a body
         self._advances = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,11 +37,13 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         for start in range(0, len(data), PART):
             before = self._advances
             part = data[start : start + PART]
             super().data_received(part)
-            if self.transport.is_closing():
+            if self._refused or self.transport.is_closing():
                 return
             self._head = self._head + len(part) if self._advances == before else 0
             if self._head > MAX_HEADER_BYTES:
@@ -78,11 +81,13 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _refuse(self, status: bytes, told: str) -> None:
         self._stop_waiting()
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
+        self._refused = True
         body = b'{"error": "%s"}' % told.encode()
         self.transport.write(
             b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
             b"connection: close\r\n\r\n%s" % (status, len(body), body)
         )
-        self.transport.close()
+        self.transport.pause_reading()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
