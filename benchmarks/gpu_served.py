@@ -19,8 +19,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -160,6 +162,28 @@ class ServedClient:
         )
         self.say(longest_step_s=round(longest, 3), median_step_s=round(median, 4))
 
+    def thirty_sizes(self) -> None:
+        """Random sizes, each asked for by one to four at once: the first time against the median of
+        three later ones. Nobody may wait for more than three times what their work takes."""
+        random = Random(30)
+        sides = range(384, 1088, 64)
+        ratios = []
+        for _ in range(30):
+            if not self.left(10):
+                break
+            width, height, count = random.choice(sides), random.choice(sides), random.randint(1, 4)
+            walls = [self._of_size(width, height, count) for _ in range(4)]
+            ratios.append(walls[0] / statistics.median(walls[1:]))
+        rounded = sorted(round(one, 2) for one in ratios)
+        self.say(sizes=len(rounded), worst=rounded[-1], median=statistics.median(rounded),
+                 beyond_three_times=sum(one > 3 for one in rounded))  # fmt: skip
+
+    def _of_size(self, width: int, height: int, count: int) -> float:
+        """Seconds of the slowest of `count` requests at once."""
+        with ThreadPoolExecutor(count) as pool:
+            draw = partial(self.draw, side=width, height=height, steps=8)
+            return max(pool.map(draw, range(count)))
+
     def steps_of(self, steps: int) -> tuple[float, float]:
         """The longest and the median step of a job at 512, from its events."""
         body = {"instances": [{"prompt": "followed", "num_inference_steps": steps, "width": 512,
@@ -206,6 +230,7 @@ def main() -> None:
     parser.add_argument("--arm", action="append", help="'NAME=value NAME=value'; may be empty")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/models"))
     parser.add_argument("--at-once", type=int, default=8, help="1: lone pictures alone")
+    parser.add_argument("--sizes", action="store_true", help="thirty random sizes, nothing else")
     parser.add_argument("--seconds", type=float, default=300)
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
@@ -217,7 +242,8 @@ def main() -> None:
             steps = STEPS.get(options.model, USUAL_STEPS)
             client = ServedClient(url, steps, told, ends, options.at_once)
             together = [client.short_beside_long, client.odd_size] if options.at_once > 1 else []
-            for work in (client.sizes, *together, client.memory):
+            figures = (client.sizes, *together, client.memory)
+            for work in (client.thirty_sizes,) if options.sizes else figures:
                 if client.left(20):
                     work()
 
