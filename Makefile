@@ -49,9 +49,9 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Two processes, each with files of its own: tests that start servers mostly wait.
+# Three processes on two cores, each with files of its own: tests that start servers mostly wait.
 unit: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # What starts no server: settings, structure, memory plans, manifests, command lines, parsers.
 QUICK := tests/test_settings.py tests/test_structure.py tests/hardware tests/manifests tests/deploy \
