@@ -8,16 +8,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 
 @contextmanager
-def server_process(program: str = "atelier", **environment: str) -> Iterator[str]:
-    """A server in a process of its own under the name `model`; its base URL. `program` is the
-    module that is run."""
+def server_process(
+    program: str = "atelier",
+    log: Path | None = None,
+    patience_s: float = 120,
+    **environment: str,
+) -> Iterator[str]:
+    """A server in a process of its own under the name `model`; its base URL.
+
+    Args:
+        program: the module that is run.
+        log: where its log goes; unset: this process's standard error.
+        patience_s: how long it may take to be ready.
+    """
     with socket.socket() as http, socket.socket() as grpc:
         http.bind(("127.0.0.1", 0))
         grpc.bind(("127.0.0.1", 0))
@@ -32,10 +43,15 @@ def server_process(program: str = "atelier", **environment: str) -> Iterator[str
         f"--http_port={ports[0]}",
         f"--grpc_port={ports[1]}",
     ]
-    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
+    with ExitStack() as files:
+        errors = files.enter_context(log.open("wb")) if log else None
+        process = subprocess.Popen(
+            command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=errors
+        )
     url = f"http://127.0.0.1:{ports[0]}"
+    ends = time.monotonic() + patience_s
     try:
-        for _ in range(1200):
+        while time.monotonic() < ends:
             if process.poll() is not None:
                 sys.exit(f"the server ended with code {process.returncode}")
             try:
@@ -44,6 +60,8 @@ def server_process(program: str = "atelier", **environment: str) -> Iterator[str
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
+        else:
+            raise TimeoutError(f"the server was not ready within {patience_s:.0f} s")
         yield url
     finally:
         process.terminate()

@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from atelier.images.group import Group
 from atelier.images.model import ImageModel
 from atelier.images.observer import SilentImageObserver
 from atelier.protocols.http.error_bodies import add_error_handlers
@@ -86,8 +87,8 @@ class Exhibit:
 
 
 @contextmanager
-def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
-    """Load a checkpoint the way the server does, and serve it."""
+def showing(checkpoint: Path, group: Group | None = None, **settings: Any) -> Iterator[Exhibit]:
+    """Load a checkpoint the way the server does, and serve it; `group` shares its calls."""
     chosen = Settings(
         **{"model_id": str(checkpoint), "device": "cpu", "dtype": "float32", **settings}
     )
@@ -95,7 +96,7 @@ def showing(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
     verifier = logging.getLogger("atelier.images.verifier")
     verifier.setLevel(logging.INFO)
     verifier.addHandler(verdicts)
-    model = ImageModel(chosen, tally)
+    model = ImageModel(chosen, tally, group)
     model.load()
     batch_always(model)
     writer = PictureWriter(chosen)

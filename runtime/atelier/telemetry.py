@@ -70,6 +70,11 @@ class Metrics:
         self.out_of_memories = Counter(
             "atelier_out_of_memory", "Module calls that ran out of memory."
         )
+        self.plan_errors = Gauge(
+            "atelier_memory_plan_error_ratio",
+            "Peak of the device's memory against the plan's promise: 0.1 is a tenth more.",
+            ["worker"],
+        )
         self.filters = Counter(
             "atelier_filtered",
             "Prompts and pictures that a filter stopped, blurred or flagged, by label.",
@@ -151,6 +156,10 @@ class Metrics:
     def out_of_memory(self) -> None:
         """See `Observer`."""
         self.out_of_memories.inc()
+
+    def memory_compared(self, error: float, worker: str) -> None:
+        """See `Observer`."""
+        self.plan_errors.labels(worker).set(error)
 
     def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
         """See `Observer`."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from atelier.errors import PlanError
 from atelier.hardware.account import ModelSizes, Quantization, sizes_of
 from atelier.hardware.dtypes import DtypeSelector
 from atelier.hardware.fit import Fit, options
+from atelier.hardware.followers import with_followers
 from atelier.hardware.machine import Device
 from atelier.hardware.plan import MEMORY_FRACTION, MemoryPlan, Wishes
 from atelier.hardware.switches import complete
@@ -39,11 +40,12 @@ NEEDED: dict[Quantization, frozenset[str]] = {
 
 
 class OptimizationManager:
-    """Makes the plan for a checkpoint on a device."""
+    """Makes the plan for a checkpoint on a device; `others` are those of the same group."""
 
-    def __init__(self, device: Device, settings: Settings) -> None:
+    def __init__(self, device: Device, settings: Settings, others: Sequence[Device] = ()) -> None:
         self.device = device
         self.settings = settings
+        self.others = others
 
     def plan(self, checkpoint: Checkpoint) -> MemoryPlan:
         """Choose the type, weigh the checkpoint, plan and log the plan as a table.
@@ -51,7 +53,7 @@ class OptimizationManager:
         Raises:
             PlanError: nothing fits; the message says what is short and what would fit.
         """
-        made = plan(sizes_of(checkpoint), self.device, self.wishes(checkpoint))
+        made = plan(sizes_of(checkpoint), self.device, self.wishes(checkpoint), self.others)
         log.info("%s", made.table())
         return made
 
@@ -77,6 +79,7 @@ class OptimizationManager:
             memory_fraction=settings.memory_fraction or MEMORY_FRACTION,
             pixels=settings.max_pixels,
             rows=settings.max_batch_size,
+            ranks=settings.sequence_parallel_size,
             reserved={name: one.bytes for name, one in classifiers(settings).items()},
             packages=frozenset(
                 name for name in ("bitsandbytes", "torchao") if importlib.util.find_spec(name)
@@ -84,8 +87,11 @@ class OptimizationManager:
         )
 
 
-def plan(sizes: ModelSizes, device: Device, wishes: Wishes) -> MemoryPlan:
+def plan(
+    sizes: ModelSizes, device: Device, wishes: Wishes, others: Sequence[Device] = ()
+) -> MemoryPlan:
     """The first arrangement, in order of preference, that fits; see the module's first lines.
+    `others` are the further devices of a group.
 
     Raises:
         PlanError: none fits, or QUANTIZATION cannot be had on this device or without a package that
@@ -94,7 +100,8 @@ def plan(sizes: ModelSizes, device: Device, wishes: Wishes) -> MemoryPlan:
     fits = [Fit(sizes, device, wishes, *option) for option in options(device, wishes)]
     for fit in fits:
         if fit.shortage <= 0:
-            return complete(fit, passed_over=fits[: fits.index(fit)])
+            made = complete(fit, passed_over=fits[: fits.index(fit)])
+            return with_followers(made, fit, others) if others else made
     raise PlanError(_too_large(min(fits, key=lambda fit: fit.shortage)))
 
 
@@ -138,6 +145,8 @@ def _remedies(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
         yield "ENABLE_VAE_TILING=auto", replace(wishes, vae_tiling="auto")
     if wishes.cpu_offload != "auto":
         yield "ENABLE_CPU_OFFLOAD=auto", replace(wishes, cpu_offload="auto")
+    if wishes.ranks > 1:
+        yield "SEQUENCE_PARALLEL_SIZE=1, which may offload", replace(wishes, ranks=1)
     half = replace(wishes, dtype="bfloat16", component_dtypes={})
     if wishes.dtype == "float32":
         yield "DTYPE=bfloat16", half

@@ -155,7 +155,7 @@ class Fit:
 def options(device: Device, wishes: Wishes) -> Iterator[tuple[Placement, Quantization]]:
     """Arrangements in order of preference, as far as the wishes allow them."""
     placements: tuple[Placement, ...] = ("resident", "model_offload", "group_offload")
-    if device.kind in ("cpu", "mps") or wishes.cpu_offload == "false":
+    if device.kind in ("cpu", "mps") or wishes.cpu_offload == "false" or wishes.ranks > 1:
         placements = ("resident",)
     elif wishes.cpu_offload == "true":
         placements = placements[1:]

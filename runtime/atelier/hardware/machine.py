@@ -202,3 +202,13 @@ def memory_now(torch_device: str) -> tuple[int, int]:
     else:
         total, free = host_memory()
     return total - free, free
+
+
+def peak_bytes(torch_device: str) -> int | None:
+    """The most that tensors of this process ever took of the device; None where nothing counts
+    it."""
+    if not torch_device.startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated(torch_device)

@@ -4,7 +4,7 @@ or sent as JSON."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from atelier.hardware.account import Placement, Quantization
@@ -20,7 +20,7 @@ class Wishes:
     """What the settings and the environment bring into a plan. `packages` are the importable ones
     of `bitsandbytes` and `torchao`. `rows` is the largest batch of the denoiser, `pixels` the
     largest picture that may be asked for, `reserved` the bytes by name that others than the model
-    take of the device, all the time."""
+    take of the device, all the time; `ranks` are the devices that share each denoiser call."""
 
     dtype: str = "bfloat16"
     dtype_reason: str = "default"
@@ -39,10 +39,22 @@ class Wishes:
     rows: int = 8
     packages: frozenset[str] = frozenset()
     reserved: Mapping[str, int] = field(default_factory=dict)
+    ranks: int = 1
 
     def dtype_of(self, component: str) -> str:
         """The type of one component's weights."""
         return self.component_dtypes.get(component, self.dtype)
+
+
+@dataclass(frozen=True)
+class FollowerAccount:
+    """What a device of a group holds that is not the first one: the denoiser and its activations,
+    in bytes, and what is left of what may be used."""
+
+    device: str
+    weights_bytes: int
+    activation_bytes: int
+    headroom_bytes: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,8 @@ class MemoryPlan:
     `max_rows` is the largest denoiser batch at the model's native size, `max_pixels` the largest
     picture that fits alone. `weights_bytes` are what lies on the device at the worst moment,
     `activation_bytes` the working memory of a full batch, `headroom_bytes` what is left of
-    `budget_bytes` then; `reserved_bytes` are no part of that budget.
+    `budget_bytes` then; `reserved_bytes` are no part of that budget. `followers` are the other
+    devices of a group.
     """
 
     model: str
@@ -79,6 +92,21 @@ class MemoryPlan:
     quantized: tuple[str, ...] = ()
     reserved_bytes: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    followers: tuple[FollowerAccount, ...] = ()
+
+    @property
+    def promised_bytes(self) -> int:
+        """What the model takes of the device at the worst moment."""
+        return self.weights_bytes + self.activation_bytes
+
+    def error_ratio(self, taken_bytes: int) -> float:
+        """How far the peak of a run is from the promise, as a share of it: 0.1 is a tenth more. A
+        run of smaller pictures or batches than planned for takes less."""
+        return taken_bytes / max(1, self.promised_bytes) - 1
+
+    def on(self, device: str) -> MemoryPlan:
+        """The same plan on another device of the group."""
+        return replace(self, device=device)
 
     def dtype_of(self, component: str) -> str:
         """The type of one component's weights, quantized matrices aside."""
@@ -123,6 +151,11 @@ class MemoryPlan:
         lines += [f"  {name} {gib(size)}" for name, size in self.reserved_bytes.items()]
         account = f"headroom {gib(self.headroom_bytes)} of {gib(self.budget_bytes)}"
         lines.append(f"  activations {gib(self.activation_bytes)}, {account}")
+        lines += [
+            f"  rank {rank} on {one.device}: denoiser {gib(one.weights_bytes)}, activations"
+            f" {gib(one.activation_bytes)}, headroom {gib(one.headroom_bytes)}"
+            for rank, one in enumerate(self.followers, start=1)
+        ]
         return "\n".join(lines)
 
 

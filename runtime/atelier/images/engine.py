@@ -31,13 +31,15 @@ from atelier.images.delivery import Delivery
 from atelier.images.drawing import Drawing, PreparedRequest
 from atelier.images.embeddings import EmbeddingCache
 from atelier.images.expectation import expected
-from atelier.images.graphs import CudaRecorder, GraphStore
+from atelier.images.graphs import GraphStore
+from atelier.images.group import Group
 from atelier.images.interception import Stage
 from atelier.images.modules import SharedModules
 from atelier.images.observer import ImageObserver, SilentImageObserver
 from atelier.images.preview import LatentPreview
 from atelier.images.pulse import Pulse
 from atelier.images.scheduler import Scheduler
+from atelier.images.sharing import recorder_for
 from atelier.images.shortage import is_out_of_memory, release
 from atelier.images.stopwatch import Stopwatch
 from atelier.images.verifier import Verifier
@@ -70,6 +72,7 @@ class ImageEngine:
         *,
         modules: SharedModules | None = None,
         observer: ImageObserver | None = None,
+        group: Group | None = None,
     ) -> None:
         self._limits = limits
         self._modules = modules
@@ -78,8 +81,8 @@ class ImageEngine:
         self.scheduler: Scheduler[Drawing] = Scheduler(limits.rows, limits.begun_bytes)
         self.verifier = Verifier(self._observer.stacking)
         bound = limits.graph_bytes
-        self._graphs = GraphStore(CudaRecorder(), bound) if bound else None
-        self._runner = BatchRunner(limits.rows, self.verifier, self._graphs)
+        self._graphs = GraphStore(recorder_for(group), bound) if bound else None
+        self._runner = BatchRunner(limits.rows, self.verifier, self._graphs, group)
         self._stopwatch = Stopwatch()
         self._preview = LatentPreview()
         self._delivery = Delivery()
@@ -209,7 +212,7 @@ class ImageEngine:
         began = time.monotonic()
         try:
             with self._lent(job, gate.module), self._stopwatch.timing() as lap:
-                results = self._runner.run(job.family, calls, job.adapters)
+                results = self._runner.run(job.family, calls, job.adapters, job.exclusive)
                 if self._runner.typical:
                     lap.tell = self._learn(batch)
         except Exception as error:
@@ -252,8 +255,7 @@ class ImageEngine:
             self._step(batch[0], batch[0].fail, error)
             return
         log.warning("a batch of %d failed and is run in parts: %s", len(batch), error)
-        short_of_memory = is_out_of_memory(error)
-        if short_of_memory:
+        if short_of_memory := is_out_of_memory(error):
             self._ran_out_of_memory()
         self.scheduler.fail(batch, time.monotonic(), short_of_memory)
 

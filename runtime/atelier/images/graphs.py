@@ -42,6 +42,9 @@ class Recording(Protocol):
     def replay(self, kwargs: Mapping[str, Any]) -> Any:
         """Run it with new values of the same shapes. The result is the caller's to keep."""
 
+    def again(self) -> None:
+        """Run it with the values that its inputs have now."""
+
 
 Recorder = Callable[[Function, Mapping[str, Any]], Recording]
 
@@ -151,8 +154,12 @@ class CudaRecording:
         """See `Recording`. The next replay overwrites the outputs, so the caller gets copies."""
         for own, given in zip(tensors_of(self._inputs), tensors_of(dict(kwargs)), strict=True):
             own.copy_(given, non_blocking=True)
-        self._graph.replay()
+        self.again()
         return map_tensors(self._outputs, lambda one: one.clone())
+
+    def again(self) -> None:
+        """See `Recording`."""
+        self._graph.replay()
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

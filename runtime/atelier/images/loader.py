@@ -17,6 +17,7 @@ from atelier.hardware.choice import MemoryPlan
 from atelier.images.family import scheduler_for
 from atelier.settings import Settings
 from atelier.sources.checkpoint.contents import Checkpoint
+from atelier.sources.checkpoint.roles import role_of
 
 _ATTENTION_BACKENDS = {  # ours to diffusers' names
     "torch-flash": "_native_flash",
@@ -33,12 +34,20 @@ log = logging.getLogger(__name__)
 
 
 class PipelineLoader:
-    """Loads the checkpoint described by `checkpoint` the way `plan` says."""
+    """Loads the checkpoint described by `checkpoint` the way `plan` says; `denoisers_only` leaves
+    all other models out, for a rank that runs nothing else."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: MemoryPlan, settings: Settings) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: MemoryPlan,
+        settings: Settings,
+        denoisers_only: bool = False,
+    ) -> None:
         self._checkpoint = checkpoint
         self._plan = plan
         self._settings = settings
+        self._denoisers_only = denoisers_only
 
     def load(self) -> Any:
         """Read the weights and place them.
@@ -67,6 +76,8 @@ class PipelineLoader:
             except InvalidRequest as error:
                 raise SettingsError(error.message) from None
         pipeline.set_progress_bar_config(disable=True)
+        if self._denoisers_only:
+            _leave_denoisers(pipeline)
         for module in pipeline.components.values():
             if hasattr(module, "eval"):
                 module.eval()  # a T5 left in training mode has dropout, and no picture repeats
@@ -113,10 +124,18 @@ class PipelineLoader:
             trust_remote_code=settings.trust_remote_code,
             local_files_only=True,
             quantization_config=self._quantization(),
-            **dict.fromkeys(
-                checkpoint.absent
-            ),  # else diffusers takes a Stable Diffusion 3 without T5 for broken
+            **dict.fromkeys(self._left_out()),
         )
+
+    def _left_out(self) -> list[str]:
+        """Components that are not loaded. Absent ones are named too, else diffusers takes a Stable
+        Diffusion 3 without T5 for broken."""
+        left = [
+            part.name
+            for part in self._checkpoint.weighted
+            if self._denoisers_only and role_of(part.name) != "denoiser"
+        ]
+        return [*self._checkpoint.absent, *left]
 
     def _dtypes(self) -> dict[str, Any]:
         import torch
@@ -158,8 +177,9 @@ class PipelineLoader:
         from atelier.images.fp8 import quantize_linears
 
         target = self._plan.device if self._plan.placement == "resident" else "cpu"
-        for name in self._plan.quantized:
-            count = quantize_linears(getattr(pipeline, name), target)
+        parts = ((name, getattr(pipeline, name)) for name in self._plan.quantized)
+        for name, part in ((name, part) for name, part in parts if part is not None):
+            count = quantize_linears(part, target)
             log.info("%s: %d linear layers are in fp8", name, count)
 
     def _place(self, pipeline: Any) -> None:
@@ -221,6 +241,21 @@ class PipelineLoader:
             1, 128, 2, 64, device=self._plan.device, dtype=getattr(torch, self._plan.dtype)
         )
         dispatch_attention_fn(tokens, tokens, tokens, backend=AttentionBackendName(backend))
+
+
+def denoisers_of(pipeline: Any) -> list[str]:
+    """The names of the models of a pipeline that denoise."""
+    return [name for name in _models(pipeline) if role_of(name) == "denoiser"]
+
+
+def _leave_denoisers(pipeline: Any) -> None:
+    """A single file is always read whole; the rest of it is dropped before it is placed."""
+    others = [name for name in _models(pipeline) if role_of(name) != "denoiser"]
+    pipeline.register_modules(**dict.fromkeys(others))
+
+
+def _models(pipeline: Any) -> list[str]:
+    return [name for name, part in pipeline.components.items() if hasattr(part, "parameters")]
 
 
 def _dispatches_attention(denoiser: Any) -> bool:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, NotReady, SettingsError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from atelier.images.drawing import PreparedRequest
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
+    from atelier.images.group import Group
+    from atelier.images.modules import SharedModules
     from atelier.images.preparation import Preparation
     from atelier.sources import AdapterSource, Checkpoint
 
@@ -37,15 +39,23 @@ class ImageModel:
     """One checkpoint, served. `load()` blocks and belongs in a thread; everything else is for the
     event loop."""
 
-    def __init__(self, settings: Settings, observer: ImageObserver | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        observer: ImageObserver | None = None,
+        group: Group | None = None,
+    ) -> None:
+        """`group` are the processes that share its denoiser calls, this one the first of them."""
         self.name = settings.served_name
         self.ready = False
         self.progress = "not started"
         self._settings = settings
         self._observer = observer or SilentImageObserver()
+        self._group = group
         self._compiled = False
         self._kernels: KernelCache | None = None
         self._plan: MemoryPlan
+        self._modules: SharedModules
         self._family: PipelineFamily
         self._adapters: Adapters
         self._preparation: Preparation
@@ -58,9 +68,10 @@ class ImageModel:
         Raises:
             StartError: the source, the checkpoint or the memory plan stands in the way.
         """
+        from atelier.hardware.ranks import settings_of
         from atelier.sources import fetch_adapters
 
-        settings = self._settings
+        settings = self._settings = settings_of(self._settings, 0, bool(self._group))
         with self._stage(
             "source", f"fetching {', '.join((settings.model_id, *settings.lora_paths))}"
         ):
@@ -117,7 +128,8 @@ class ImageModel:
         device = DeviceManager(settings).select()
         if device.kind == "cpu":
             set_cpu_threads(settings)
-        self._plan = OptimizationManager(device, settings).plan(checkpoint)
+        others = self._group.devices() if self._group else []
+        self._plan = OptimizationManager(device, settings, others).plan(checkpoint)
         if self._plan.quantization == "fp8" and adapters:
             raise SettingsError(
                 "LORA_PATHS with QUANTIZATION=fp8: an adapter needs layers that are not in fp8; set"
@@ -128,7 +140,11 @@ class ImageModel:
             self._kernels = compilation.keep_caches(
                 settings.cache_dir, self._plan.device, checkpoint.path
             )
+        variables = self._kernels.environment() if self._kernels else {}
+        loading = self._group.load(checkpoint, self._plan, variables) if self._group else 0
         self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
+        if self._group:
+            self._group.meet(loading, self._family.base, self._plan.device)
         self._adapters = Adapters(
             self._family.base, adapters, settings.default_adapters, keep=settings.max_loras
         )
@@ -136,9 +152,11 @@ class ImageModel:
         self._preparation = Preparation(
             settings, self._plan, self._family, self._adapters, content_filter
         )
-        modules = SharedModules(self._family.base, self._adapters.use)
+        self._modules = modules = SharedModules(self._family.base, self._adapters.use)
         if self._compiled:
             modules.compile(self._plan.compile)
+        if self._group:
+            self._group.take(modules.gates)
         rows = min(settings.max_batch_size, self._plan.max_rows)
         limits = EngineLimits(
             rows,
@@ -146,16 +164,23 @@ class ImageModel:
             graph_bytes=self._graph_bytes(),
             begun_bytes=max(LEAST_BEGUN_BYTES, self._plan.headroom_bytes // 2),
         )
-        self._engine = ImageEngine(limits, modules=modules, observer=self._observer)
+        self._engine = ImageEngine(
+            limits, modules=modules, observer=self._observer, group=self._group
+        )
 
     def _warm_up(self) -> None:
         from atelier.images import compilation
+        from atelier.images.sharing import mirrored
         from atelier.images.warmup import warm_up
 
         assert self._engine is not None
-        warm_up(self._engine, self._family.base, self._warmup_sizes())
+        mirrors = self._compiled and self._group
+        with mirrored(self._group, self._modules.gates) if mirrors else nullcontext():
+            warm_up(self._engine, self._family.base, self._warmup_sizes())
         if self._compiled:
             compilation.finish()
+            if self._group:
+                self._group.stop_compiling()
 
     def _graph_bytes(self) -> int:
         """What recorded denoiser calls may hold: a share of what the plan leaves free. None are
@@ -235,15 +260,28 @@ class ImageModel:
 
         return memory_now(self._plan.device) if self.ready else (0, 0)
 
+    def memory_promise(self) -> tuple[MemoryPlan, int] | None:
+        """The plan and the bytes of the device that a run took at most; None before the first
+        picture, and where nothing counts them."""
+        from atelier.hardware.machine import peak_bytes
+
+        begun = self.ready and self._engine is not None and self._engine.pulse.longest_s > 0
+        taken = peak_bytes(self._plan.device) if begun else None
+        return None if taken is None else (self._plan, taken)
+
     def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and stop. Blocks."""
         if self._engine is not None:
             self._engine.drain(seconds)
+        if self._group:
+            self._group.close()
 
     def close(self) -> None:
         """Stop at once; requests that still run fail."""
         if self._engine is not None:
             self._engine.close()
+        if self._group:
+            self._group.close()
 
     @property
     def default_steps(self) -> int | None:

@@ -40,6 +40,9 @@ class ImageObserver(Protocol):
     def out_of_memory(self) -> None:
         """A module call ran out of memory."""
 
+    def memory_compared(self, error: float, worker: str) -> None:
+        """The device's peak so far against the plan's promise; see `MemoryPlan.error_ratio`."""
+
     def stacking(self, pipeline: str, module: str, stacked: bool) -> None:
         """Calls of a module in one layout were compared: from now on they are stacked, or not."""
 
@@ -84,6 +87,9 @@ class SilentImageObserver:
         """Nothing."""
 
     def out_of_memory(self) -> None:
+        """Nothing."""
+
+    def memory_compared(self, error: float, worker: str) -> None:
         """Nothing."""
 
     def stacking(self, pipeline: str, module: str, stacked: bool) -> None:

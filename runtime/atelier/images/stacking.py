@@ -114,8 +114,8 @@ class Stacker:
         return Layout((str(spec), tuple(parts)), rows, leaves, roles, spec)
 
     @staticmethod
-    def stack(layouts: Sequence[Layout]) -> dict[str, Any]:
-        """The keyword arguments of one call that does the work of all."""
+    def merged(layouts: Sequence[Layout]) -> Layout:
+        """The layout of one call that does the work of all."""
         first = layouts[0]
         leaves = []
         for index, role in enumerate(first.roles):
@@ -131,7 +131,13 @@ class Stacker:
                         for part, layout in zip(column, layouts, strict=True)
                     ]
                 leaves.append(torch.cat(column))
-        return _unlist(pytree.tree_unflatten(leaves, first.spec))
+        rows = sum(layout.rows for layout in layouts)
+        return Layout(first.key, rows, leaves, first.roles, first.spec)
+
+    @staticmethod
+    def arguments(layout: Layout) -> dict[str, Any]:
+        """The keyword arguments of the call that a layout describes."""
+        return _unlist(pytree.tree_unflatten(layout.leaves, layout.spec))
 
     @staticmethod
     def split(result: Any, rows: Sequence[int]) -> list[Any]:

@@ -19,7 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from atelier.images.interception import Call
-from atelier.images.stacking import Stacker
+from atelier.images.stacking import Layout, Stacker
 
 log = logging.getLogger(__name__)
 
@@ -70,19 +70,19 @@ class Verifier:
             for (pipeline, module), (alone, stacked) in list(self._counts.items())
         ]
 
-    def examine(self, pipeline: str, first: Call, second: Call) -> tuple[Any, Any]:
-        """Run both calls alone and together, remember the verdict, and return the lone results."""
+    def examine(
+        self, pipeline: str, first: Call, second: Call, run: Callable[[Layout], Any]
+    ) -> tuple[Any, Any]:
+        """Run both calls alone and together, remember the verdict, and return the lone results.
+        `run` runs them together."""
         alone = first.run(), second.run()
         if _same_inputs(first, second):
             return alone
         try:
-            stacked = Stacker.stack([first.layout, second.layout])
-            parts = Stacker.split(
-                first.gate.real(**stacked), [first.layout.rows, second.layout.rows]
-            )
-            difference = max(
-                _difference(lone, part) for lone, part in zip(alone, parts, strict=True)
-            )
+            layouts = [first.layout, second.layout]
+            result = run(Stacker.merged(layouts))
+            parts = Stacker.split(result, [layout.rows for layout in layouts])
+            difference = max(apart(lone, part) for lone, part in zip(alone, parts, strict=True))
         except torch.OutOfMemoryError:
             return alone
         # whatever a module does with arguments it did not expect, it is not to be stacked
@@ -138,7 +138,7 @@ def _same_inputs(first: Call, second: Call) -> bool:
     return len(ones) == len(others) and all(map(torch.equal, ones, others))
 
 
-def _difference(lone: Any, part: Any) -> float:
+def apart(lone: Any, part: Any) -> float:
     """The largest difference between two results, in units of the tolerance for their dtype."""
     worst = 0.0
     for a, b in zip(pytree.tree_leaves(lone), pytree.tree_leaves(part), strict=True):

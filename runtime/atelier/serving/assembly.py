@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from atelier.errors import SettingsError
 from atelier.protocols.http.metrics import ChildMetrics
 from atelier.settings import Settings, ignored
 from atelier.settings.groups import Server
@@ -110,8 +111,17 @@ def is_language_model(config: Path) -> bool:
 
 def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     """The model to serve, with its own routes mounted on `app`. A child engine speaks for itself,
-    whatever it serves."""
+    whatever it serves.
+
+    Raises:
+        SettingsError: SEQUENCE_PARALLEL_SIZE for what draws no pictures here.
+    """
     server = server_of(settings)
+    if settings.sequence_parallel_size > 1 and server != "image":
+        raise SettingsError(
+            f"SEQUENCE_PARALLEL_SIZE={settings.sequence_parallel_size} is for pictures of the own"
+            f" engine, not for {server}; child engines have TENSOR_PARALLEL_SIZE"
+        )
     if unread := ignored(settings, server):
         log.warning("set, but not read by this server (%s): %s", server, ", ".join(unread))
     return (_image_model if server == "image" else _text_model)(settings, app, metrics)

@@ -199,6 +199,9 @@ class Settings(AssistantSettings, PictureSettings):
     data_parallel_size: int | None = PROCESSES(
         None, "Workers, one a device; unset: all visible GPUs, or one on a CPU.", PICTURES, ge=1
     )
+    sequence_parallel_size: int = PROCESSES(
+        1, "Devices that share each denoiser call: a worker has so many.", PICTURES, ge=1
+    )
     hang_seconds: float = PROCESSES(
         120,
         "Seconds at one call after which a worker is replaced; longer calls raise it.",

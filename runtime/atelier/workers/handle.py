@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable
 from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from atelier.settings import Settings
 from atelier.workers import messages as m
+from atelier.workers.group import FollowerProcesses
 from atelier.workers.placement import Place
 
 log = logging.getLogger(__name__)
@@ -81,16 +83,13 @@ class WorkerHandle:
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         own, theirs = CONTEXT.Pipe()
         self._connection: Connection = own
+        settings = settings.model_copy(update=place.overrides)
+        environment = os.environ | place.environment
+        self._followers = FollowerProcesses(CONTEXT, settings, self.name, environment, _Output())
+        group = self._followers.ends, self._followers.store
         self.process = CONTEXT.Process(
             target=_main,
-            args=(
-                theirs,
-                settings.model_copy(update=place.overrides),
-                kind,
-                str(number),
-                os.environ | place.environment,
-                _Output(),
-            ),
+            args=(theirs, settings, kind, self.name, environment, _Output(), group),
             name=f"worker {number}",
             daemon=True,
         )
@@ -144,6 +143,7 @@ class WorkerHandle:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join(5)
+        self._followers.end()
 
     def describe(self) -> dict[str, Any]:
         """For the model's metadata."""
@@ -151,19 +151,27 @@ class WorkerHandle:
             "worker": self.number,
             "pid": self.process.pid,
             "device": self.device,
+            **self._describe_group(),
             "state": self.state if self.state != "starting" else self.progress,
             "requests": len(self.tickets),
             "drawing": [ticket.describe() for ticket in self.tickets.values() if ticket.started],
         }
+
+    def _describe_group(self) -> dict[str, Any]:
+        """The devices of a group, its first rank's first, and the processes of the others."""
+        pids = self._followers.pids
+        return {"devices": self.traits.get("devices", []), "followers": pids} if pids else {}
 
     # Threads of this handle
 
     def _start(self, theirs: Connection) -> None:
         """Starting waits for the fork server, which may still import; then this thread reads."""
         if self.state == "stopped":
+            self._followers.release()
             self._lost_soon()
             return
         self.process.start()
+        self._followers.start()
         theirs.close()
         threading.Thread(target=self._write, daemon=True).start()
         try:
@@ -172,6 +180,7 @@ class WorkerHandle:
                 self._loop.call_soon_threadsafe(self._hear, batch)
         except (EOFError, OSError):
             self.process.join(10)
+            self._followers.end()
             self._lost_soon()
 
     def _lost_soon(self) -> None:
@@ -223,9 +232,10 @@ def _main(
     name: str,
     environment: dict[str, str],
     output: _Output,
+    group: tuple[list[Connection], Path | None],
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
     from atelier.workers.worker import main
 
-    main(connection, settings, kind, name)
+    main(connection, settings, kind, name, group)

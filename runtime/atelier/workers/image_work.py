@@ -9,15 +9,21 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from atelier.errors import AtelierError, GenerationFailed
 from atelier.events import Event, Failed, Started
+from atelier.hardware.plan import MemoryPlan
+from atelier.hardware.ranks import device_names
+from atelier.images.group import Group
 from atelier.images.model import ImageModel
 from atelier.images.observer import SilentImageObserver
 from atelier.settings import Settings
 from atelier.streams import EventStream
+from atelier.units import gib
 from atelier.workers import messages as m
 
 log = logging.getLogger(__name__)
@@ -27,7 +33,7 @@ DEVICE_LOST = re.compile(r"CUDA error|device-side assert|illegal memory access|N
 https://docs.nvidia.com/cuda/cuda-runtime-api: sticky errors corrupt the context."""
 
 LOST_CODE = 75
-"""Exit code of a worker whose device is lost: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a worker whose device or group is lost: EX_TEMPFAIL of sysexits.h."""
 
 
 class Reporter(SilentImageObserver):
@@ -64,12 +70,28 @@ class Reporter(SilentImageObserver):
     def out_of_memory(self) -> None:
         self._put(m.Observed("out_of_memory", ()))
 
+    def memory_compared(self, error: float, worker: str) -> None:
+        self._put(m.Observed("memory_compared", (error, worker)))
+
 
 class ImageWork:
-    """One picture model, served to the front. `put` sends a message there."""
+    """One picture model, served to the front. `put` sends a message there; `followers` are pipes to
+    the other ranks of its group, which meet at the file `store`."""
 
-    def __init__(self, settings: Settings, put: Callable[[Any], None], worker: str) -> None:
-        self._model = ImageModel(settings, Reporter(put, worker))
+    def __init__(
+        self,
+        settings: Settings,
+        put: Callable[[Any], None],
+        worker: str,
+        followers: Sequence[Connection] = (),
+        store: Path | None = None,
+    ) -> None:
+        group = Group(followers, store, _leave) if store else None
+        self._settings = settings
+        self._worker = worker
+        self._reporter = Reporter(put, worker)
+        self._model = ImageModel(settings, self._reporter, group)
+        self._most_taken = 0
         self._put = put
         self._streams: dict[int, EventStream] = {}
         self._begun: set[int] = set()
@@ -95,11 +117,25 @@ class ImageWork:
             "metadata": model.metadata(),
             "default_steps": model.default_steps,
             "gives_alpha": model.gives_alpha,
+            "devices": device_names(self._settings),
         }
 
     def beat(self) -> m.Beat:
         busy, longest = self._model.busy_s()
+        if promise := self._model.memory_promise():
+            self._compare(*promise)
         return m.Beat(busy, longest, self._model.device_memory())
+
+    def _compare(self, plan: MemoryPlan, taken: int) -> None:
+        """Tell how the run's peak compares with the plan, the first time also in the log."""
+        if taken <= self._most_taken:
+            return
+        error = plan.error_ratio(taken)
+        if not self._most_taken:
+            told = gib(taken), gib(plan.promised_bytes), 100 * error
+            log.info("the first pictures took %s of the %s that were planned (%+.0f %%)", *told)
+        self._most_taken = taken
+        self._reporter.memory_compared(error, self._worker)
 
     def take(self, message: Any) -> None:
         if isinstance(message, m.Cancel):
@@ -154,9 +190,13 @@ class ImageWork:
     def _leave_if_lost(self, event: Event) -> None:
         """End the process if the device is lost: the front draws the pictures again elsewhere."""
         if isinstance(event, Failed) and DEVICE_LOST.search(event.error.message):
-            log.error("the device is lost, the worker ends: %s", event.error.message)
-            logging.shutdown()
-            os._exit(LOST_CODE)
+            _leave(f"the device is lost: {event.error.message}")
+
+
+def _leave(reason: str) -> None:
+    log.error("the worker ends: %s", reason)
+    logging.shutdown()
+    os._exit(LOST_CODE)
 
 
 def _unforeseen(error: Exception) -> GenerationFailed:

@@ -1,4 +1,5 @@
-"""Which device a worker gets: one GPU each, or on a CPU an equal share of the cores.
+"""Which device a worker gets: one GPU each, or as many consecutive ones as its group has ranks; on
+a CPU an equal share of the cores.
 
 A worker sees its own GPU alone, so nothing in it can reach for a neighbour's. CUDA_VISIBLE_DEVICES
 may name GPUs by index or UUID and MIG slices by UUID; its entries are handed out as they are.
@@ -6,14 +7,12 @@ may name GPUs by index or UUID and MIG slices by UUID; its entries are handed ou
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from atelier.hardware.container import usable_cpus
+from atelier.hardware.ranks import VISIBLE, visible_devices
 from atelier.settings import Settings
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,15 @@ class Place:
 
 def place(settings: Settings, number: int, workers: int) -> Place:
     """The place of worker `number` of `workers`. Nothing is restricted for a lone worker."""
+    size = settings.sequence_parallel_size
     if workers == 1:
         return Place(settings.device, {}, {})
     if settings.device == "cpu":
-        share = max(1, int(usable_cpus()) // workers)
+        share = max(1, int(usable_cpus()) // (workers * size))
         overrides = {} if settings.omp_num_threads else {"omp_num_threads": share}
         return Place(f"cpu, share {number + 1} of {workers}", {}, overrides)
-    visible = [one.strip() for one in os.environ.get(VISIBLE, "").split(",") if one.strip()]
-    own = visible[number] if number < len(visible) else str(number)
+    visible, numbers = visible_devices(), range(number * size, (number + 1) * size)
+    own = ",".join(visible[one] if one < len(visible) else str(one) for one in numbers)
     return Place(f"cuda {own}", {VISIBLE: own}, {"device": "cuda"})
 
 
@@ -45,12 +45,14 @@ def workers_wanted(settings: Settings) -> int:
 
 
 def devices_here(settings: Settings) -> int:
-    """Devices that workers can be given. Asked inside a worker, since it needs torch.
+    """Devices, or groups of devices, that workers can be given. Asked inside a worker, since it
+    needs torch.
 
-    DEVICE=cuda:N and a CPU are one device.
+    DEVICE=cuda:N and a CPU are one.
     """
     if settings.device not in ("auto", "cuda"):
         return 1
     import torch
 
-    return max(1, torch.cuda.device_count()) if torch.cuda.is_available() else 1
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 1
+    return max(1, count // settings.sequence_parallel_size)

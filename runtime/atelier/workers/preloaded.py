@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from transformers import CLIPTextModel
 
 import atelier.images.engine
+import atelier.images.follower
 import atelier.images.loader
 import atelier.images.model
 import atelier.text.embedded.engine

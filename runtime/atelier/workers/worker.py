@@ -14,6 +14,7 @@ import queue
 import signal
 import threading
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 from atelier import logs
@@ -97,11 +98,18 @@ class ModelWork(Protocol):
 class Worker:
     """One model, served to the front."""
 
-    def __init__(self, connection: Connection, settings: Settings, kind: str, name: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        kind: str,
+        name: str,
+        group: tuple[list[Connection], Path | None],
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self._outbox = Outbox(connection)
-        self._work = _work(kind, settings, self._outbox, name)
+        self._work = _work(kind, settings, self._outbox, name, group)
 
     async def run(self) -> None:
         """Load, then serve until told to stop."""
@@ -143,20 +151,33 @@ class Worker:
             await asyncio.sleep(BEAT_S)
 
 
-def _work(kind: str, settings: Settings, outbox: Outbox, name: str) -> ModelWork:
+def _work(
+    kind: str,
+    settings: Settings,
+    outbox: Outbox,
+    name: str,
+    group: tuple[list[Connection], Path | None],
+) -> ModelWork:
     if kind == "text":
         from atelier.workers.text_work import TextWork
 
         return TextWork(settings, outbox.put)
     from atelier.workers.image_work import ImageWork
 
-    return ImageWork(settings, outbox.put, name)
+    return ImageWork(settings, outbox.put, name, *group)
 
 
-def main(connection: Connection, settings: Settings, kind: str, name: str) -> None:
-    """The process's body. Signals are the front's business: it tells its workers when to stop."""
+def main(
+    connection: Connection,
+    settings: Settings,
+    kind: str,
+    name: str,
+    group: tuple[list[Connection], Path | None],
+) -> None:
+    """The process's body. Signals are the front's business: it tells its workers when to stop.
+    `group` are the pipes to the followers, and the file that they meet at."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     logs.set_up(settings, worker=name)
     log.debug("worker %s starts", name)
-    asyncio.run(Worker(connection, settings, kind, name).run())
+    asyncio.run(Worker(connection, settings, kind, name, group).run())

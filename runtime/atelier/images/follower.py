@@ -1,0 +1,140 @@
+"""A rank of a group that is not the first: it loads the denoisers and obeys the first one's orders.
+
+One thread reads orders, the main thread obeys them. When the first rank goes away, the process ends
+at once, whatever it is at.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atelier.hardware.machine import DeviceManager, set_cpu_threads
+from atelier.hardware.plan import MemoryPlan
+from atelier.images import compilation, orders
+from atelier.images.graphs import CudaRecorder, Recorder, Recording
+from atelier.images.interception import Stage, install
+from atelier.images.loader import PipelineLoader, denoisers_of
+from atelier.images.parallel import SharedDenoiser, join, sequence_splits
+from atelier.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """One such rank. `settings` are this rank's own: its device, its share of the cores."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        store: Path,
+        rank: int,
+        recorder: Callable[[], Recorder] = CudaRecorder,
+    ) -> None:
+        """`recorder` makes what records calls, once there is something to record."""
+        self._connection = connection
+        self._settings = settings
+        self._store = store
+        self._rank = rank
+        self._make_recorder = recorder
+        self._recorder: Recorder | None = None
+        self._device = DeviceManager(settings).select()
+        self._pipeline: Any = None
+        self._plan: MemoryPlan | None = None
+        self._names: list[str] = []
+        self._denoisers: dict[str, SharedDenoiser] = {}
+        self._recordings: dict[int, Recording] = {}
+        self._orders: queue.SimpleQueue[tuple[int, orders.Order]] = queue.SimpleQueue()
+        self._obeying: dict[type, Callable[[Any], Any]] = {
+            orders.Describe: lambda order: DeviceManager(settings).select(),
+            orders.LoadDenoisers: self._load,
+            orders.JoinGroup: self._join,
+            orders.SharedCall: self._call,
+            orders.RecordCall: self._record,
+            orders.ReplayCall: lambda order: self._recordings[order.name].again(),
+            orders.ForgetCall: self._forget,
+            orders.StopCompiling: self._stop_compiling,
+        }
+
+    def follow(self) -> None:
+        """Obey until told to leave."""
+        if self._device.kind == "cpu":
+            set_cpu_threads(self._settings)
+        threading.Thread(target=self._read, name="from the first rank", daemon=True).start()
+        with torch.no_grad():
+            while True:
+                number, order = self._orders.get()
+                if isinstance(order, orders.Leave):
+                    return
+                self._obey(number, order)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._orders.put(self._connection.recv())
+        except (EOFError, OSError):  # the first rank is gone
+            os._exit(0)
+
+    def _obey(self, number: int, order: orders.Order) -> None:
+        try:
+            value = self._obeying[type(order)](order)
+        except Exception as error:
+            log.warning("an order failed: %s: %s", type(error).__name__, error)
+            answer = orders.Answer(number, error=f"{type(error).__name__}: {error}")
+        else:
+            if not isinstance(order, orders.ANSWERED):
+                return
+            answer = orders.Answer(number, value)
+        self._connection.send(answer)
+
+    def _load(self, order: orders.LoadDenoisers) -> list[str]:
+        """The names of the denoisers."""
+        os.environ.update(order.environment)
+        plan = order.plan.on(self._device.torch_device)
+        loader = PipelineLoader(order.checkpoint, plan, self._settings, denoisers_only=True)
+        self._pipeline, self._plan = loader.load(), plan
+        self._names = denoisers_of(self._pipeline)
+        return self._names
+
+    def _join(self, order: orders.JoinGroup) -> None:
+        assert self._plan is not None
+        size = self._settings.sequence_parallel_size
+        join(self._store, self._rank, size, self._plan.device)
+        modules = {name: getattr(self._pipeline, name) for name in self._names}
+        splits = sequence_splits(modules, self._plan.device)
+        gates = [gate for gate in install(self._pipeline) if gate.stage is Stage.DENOISE]
+        if self._plan.compile != "off":
+            compilation.compile_denoisers(gates, self._plan.compile)
+        self._denoisers = {
+            gate.name: SharedDenoiser(gate, splits.get(gate.name))
+            for gate in gates
+            if gate.name in self._names
+        }
+
+    def _call(self, order: orders.SharedCall) -> None:
+        layout = orders.filled(order.layout, self._device.torch)
+        self._denoisers[order.denoiser].run(order.way, layout)
+
+    def _record(self, order: orders.RecordCall) -> None:
+        call = order.call
+        layout = orders.filled(call.layout, self._device.torch)
+        function = self._denoisers[call.denoiser].function(call.way, call.layout)
+        if self._recorder is None:
+            self._recorder = self._make_recorder()
+        self._recordings[order.name] = self._recorder(function, {"leaves": layout.leaves})
+
+    def _forget(self, order: orders.ForgetCall) -> None:
+        self._recordings.pop(order.name, None)
+
+    def _stop_compiling(self, order: orders.StopCompiling) -> None:
+        if self._plan is not None and self._plan.compile != "off":
+            compilation.finish()

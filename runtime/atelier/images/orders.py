@@ -1,0 +1,147 @@
+"""What the first rank of a group tells its followers, and what they answer: plain data, pickled
+over pipes of their own. Tensors do not go this way but from device to device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from atelier.hardware.plan import MemoryPlan
+from atelier.images.parallel import Way
+from atelier.images.stacking import PRIMITIVE, Layout
+from atelier.sources.checkpoint.contents import Checkpoint
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Say what device you have."""
+
+
+@dataclass(frozen=True)
+class LoadDenoisers:
+    """Load the denoisers of this checkpoint as planned. `environment` are the variables that point
+    compilers to their caches."""
+
+    checkpoint: Checkpoint
+    plan: MemoryPlan
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JoinGroup:
+    """Meet the others; from then on calls can be shared."""
+
+
+@dataclass(frozen=True)
+class SharedCall:
+    """Make this call of a denoiser. `layout` holds `Blank`s for tensors."""
+
+    denoiser: str
+    way: Way
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class RecordCall:
+    """Record this call under a name, to be replayed."""
+
+    name: int
+    call: SharedCall
+
+
+@dataclass(frozen=True)
+class ReplayCall:
+    """Replay what was recorded under this name."""
+
+    name: int
+
+
+@dataclass(frozen=True)
+class ForgetCall:
+    """It is not replayed any more."""
+
+    name: int
+
+
+@dataclass(frozen=True)
+class StopCompiling:
+    """The warm-up is over."""
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The group ends."""
+
+
+Order = (
+    Describe
+    | LoadDenoisers
+    | JoinGroup
+    | SharedCall
+    | RecordCall
+    | ReplayCall
+    | ForgetCall
+    | StopCompiling
+    | Leave
+)
+
+ANSWERED = (Describe, LoadDenoisers, JoinGroup, RecordCall)
+"""Orders that are answered when they are done; of the others only failures are."""
+
+PATIENT = (Describe, LoadDenoisers)
+"""Orders that the first rank asks for the answer of when it has time."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To the first rank: what came of the order of this number."""
+
+    number: int
+    value: Any = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A tensor to be handed out: its form."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class Untold(Exception):
+    """An argument of the call cannot be told to another process."""
+
+
+def blanked(layout: Layout, device: torch.device) -> Layout:
+    """The layout with the form of each tensor in its place.
+
+    Raises:
+        Untold: something in it is neither a tensor on the group's devices nor plain.
+    """
+    return replace(layout, key=None, leaves=[_blank(leaf, device) for leaf in layout.leaves])
+
+
+def _blank(leaf: Any, device: torch.device) -> Any:
+    if torch.is_tensor(leaf):
+        if leaf.device.type != device.type or type(leaf) is not torch.Tensor:
+            raise Untold(f"a tensor of {leaf.device.type}")
+        return Blank(leaf.shape, leaf.dtype)
+    if isinstance(leaf, list):
+        return type(leaf)(_blank(each, device) for each in leaf)
+    if not isinstance(leaf, PRIMITIVE) or isinstance(leaf, torch.device):
+        raise Untold(type(leaf).__name__)
+    return leaf
+
+
+def filled(layout: Layout, device: torch.device) -> Layout:
+    """The layout with an empty tensor in place of each blank."""
+    return replace(layout, leaves=[_fill(leaf, device) for leaf in layout.leaves])
+
+
+def _fill(leaf: Any, device: torch.device) -> Any:
+    if isinstance(leaf, Blank):
+        return torch.empty(leaf.shape, dtype=leaf.dtype, device=device)
+    return type(leaf)(_fill(each, device) for each in leaf) if isinstance(leaf, list) else leaf

@@ -1,0 +1,164 @@
+"""Which calls a group shares, and how: decided for each call, trusted only once it was compared.
+
+A call with at least as many rows as there are ranks is shared by rows, one with fewer over the
+sequence where the denoiser can, else by rows as far as they go. The first time for a layout and a
+way the call is made by the first rank alone too; if the results differ, or the way fails, another
+one is tried and at last none, with one line in the log. Calls with adapters, and those of pipelines
+that exchange the denoiser's processors, are the first rank's alone: only there they are in place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from atelier.images import orders
+from atelier.images.graphs import CudaRecorder, Function, Recorder, Recording
+from atelier.images.group import Group
+from atelier.images.interception import Call, Gate
+from atelier.images.parallel import Way
+from atelier.images.stacking import Layout, Stacker
+from atelier.images.verifier import apart
+
+log = logging.getLogger(__name__)
+
+
+class Share:
+    """One call, as the group makes it. Called with the leaves of its layout."""
+
+    def __init__(self, group: Group, order: orders.SharedCall, key: Hashable) -> None:
+        self.group, self.order, self.key = group, order, key
+
+    def __call__(self, leaves: list[Any]) -> Any:
+        return self.group.run(self.order, replace(self.order.layout, leaves=leaves))
+
+
+class Sharing:
+    """The verdicts of one group; for the device thread alone."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._verdicts: dict[Hashable, bool] = {}
+
+    def share(self, call: Call, layout: Layout) -> Share | None:
+        """How the group makes this call; None: the first rank makes it alone. `layout` is merged,
+        for `call` and those that it is stacked with."""
+        name = call.gate.name
+        if name not in self._group.denoisers:
+            return None
+        for way in self._ways(name, layout.rows):
+            key = (id(call.gate), layout.key, way)
+            if self._verdicts.get(key) is not False:
+                try:
+                    blank = orders.blanked(layout, self._group.device)
+                except orders.Untold:
+                    return None
+                return Share(self._group, orders.SharedCall(name, way, blank), key)
+        return None
+
+    def _ways(self, name: str, rows: int) -> list[Way]:
+        sequence = [Way.SEQUENCE] if self._group.denoisers[name].splits_sequences else []
+        rows_first = rows >= self._group.size
+        by_rows = [Way.ROWS] if rows > 1 else []
+        return [*by_rows, *sequence] if rows_first else [*sequence, *by_rows]
+
+    def is_proven(self, share: Share) -> bool:
+        """Whether its result was seen to be right, for a call of the same layout."""
+        return self._verdicts.get(share.key, False)
+
+    def prove(self, share: Share, layout: Layout, plain: Callable[[], Any]) -> Any:
+        """Make the call in both ways and remember whether they agree; the plain result."""
+        expected = plain()
+        order = share.order
+        told = f"{order.denoiser}, {layout.rows} x {layout.shape} by {order.way.value}"
+        try:
+            wrong = apart(expected, share(layout.leaves))
+        except Exception as error:  # on every rank alike, or the group were lost
+            self._verdicts[share.key] = False
+            log.warning("%s: not shared: %s: %s", told, type(error).__name__, error)
+            return expected
+        self._verdicts[share.key] = right = wrong <= 1
+        reason = f"differs by {wrong:.2g} of the tolerance"
+        if right:
+            log.info("%s: shared by %d ranks (%s)", told, self._group.size, reason)
+        else:
+            log.warning("%s: not shared: it %s", told, reason)
+        return expected
+
+
+class GroupRecorder:
+    """Records shared calls on every rank, others on this one alone."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._names = itertools.count()
+
+    def __call__(self, function: Function, kwargs: Mapping[str, Any]) -> Recording:
+        if not isinstance(function, Share):
+            return self._recorder(function, kwargs)
+        group, order = function.group, function.order
+        own = group.denoisers[order.denoiser].function(order.way, order.layout)
+        name = next(self._names)
+        recording = group.record(name, order, lambda: self._recorder(own, kwargs))
+        return GroupRecording(group, name, recording)
+
+
+class GroupRecording:
+    """A call that is recorded on every rank."""
+
+    def __init__(self, group: Group, name: int, own: Recording) -> None:
+        self._group, self._name, self._own = group, name, own
+        self.bytes = own.bytes
+        weakref.finalize(self, group.forget, name).atexit = False
+
+    def replay(self, kwargs: Mapping[str, Any]) -> Any:
+        """See `Recording`."""
+        self._group.replay(self._name)
+        return self._own.replay(kwargs)
+
+    def again(self) -> None:
+        """See `Recording`."""
+        self._group.replay(self._name)
+        self._own.again()
+
+
+def recorder_for(group: Group | None) -> Recorder:
+    """What records denoiser calls on a GPU, or on those of a group."""
+    return GroupRecorder(CudaRecorder()) if group else CudaRecorder()
+
+
+@contextmanager
+def mirrored(group: Group, gates: Sequence[Gate]) -> Iterator[None]:
+    """What the first rank runs alone, all ranks run inside: so each has compiled what it will be
+    asked for."""
+    chosen = [gate for gate in gates if gate.name in group.denoisers]
+    before = [gate.real for gate in chosen]
+    for gate in chosen:
+        gate.real = _mirroring(group, gate)
+    try:
+        yield
+    finally:
+        for gate, real in zip(chosen, before, strict=True):
+            gate.real = real
+
+
+def _mirroring(group: Group, gate: Gate) -> Callable[..., Any]:
+    real = gate.real
+
+    def mirror(*args: Any, **kwargs: Any) -> Any:
+        layout = gate.stacker.layout(args, kwargs, digest=id)
+        if layout.key is None:
+            return real(*args, **kwargs)
+        layout = Stacker.merged([layout])
+        try:
+            blank = orders.blanked(layout, group.device)
+        except orders.Untold:
+            return real(*args, **kwargs)
+        return group.run(orders.SharedCall(gate.name, Way.MIRROR, blank), layout)
+
+    return mirror
