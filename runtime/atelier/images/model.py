@@ -174,8 +174,8 @@ class ImageModel:
         from atelier.images.warmup import warm_up
 
         assert self._engine is not None
-        mirrors = self._compiled and self._group
-        with mirrored(self._group, self._modules.gates) if mirrors else nullcontext():
+        group = self._group if self._compiled else None
+        with mirrored(group, self._modules.gates) if group else nullcontext():
             warm_up(self._engine, self._family.base, self._warmup_sizes())
         if self._compiled:
             compilation.finish()

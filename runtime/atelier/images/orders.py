@@ -129,7 +129,7 @@ def _blank(leaf: Any, device: torch.device) -> Any:
         if leaf.device.type != device.type or type(leaf) is not torch.Tensor:
             raise Untold(f"a tensor of {leaf.device.type}")
         return Blank(leaf.shape, leaf.dtype)
-    if isinstance(leaf, list):
+    if isinstance(leaf, list | tuple):
         return type(leaf)(_blank(each, device) for each in leaf)
     if not isinstance(leaf, PRIMITIVE) or isinstance(leaf, torch.device):
         raise Untold(type(leaf).__name__)
@@ -144,4 +144,5 @@ def filled(layout: Layout, device: torch.device) -> Layout:
 def _fill(leaf: Any, device: torch.device) -> Any:
     if isinstance(leaf, Blank):
         return torch.empty(leaf.shape, dtype=leaf.dtype, device=device)
-    return type(leaf)(_fill(each, device) for each in leaf) if isinstance(leaf, list) else leaf
+    nested = isinstance(leaf, list | tuple) and not isinstance(leaf, torch.Size)
+    return type(leaf)(_fill(each, device) for each in leaf) if nested else leaf

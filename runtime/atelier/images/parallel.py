@@ -120,8 +120,8 @@ def _gathered(result: Any, size: int) -> list[Any]:
 
 def _gather(tensor: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
     own = tensor.contiguous().reshape(-1).view(torch.uint8)
-    everyones = own.new_empty(size * own.numel())
-    dist.all_gather_into_tensor(everyones, own)
+    everyones = own.new_empty(size, own.numel())
+    dist.all_gather(list(everyones), own)
     return everyones.view(tensor.dtype).reshape(size, *tensor.shape).unbind()
 
 
@@ -135,10 +135,9 @@ class SequenceSplit:
 
         self._config = config
         self._active = False
-        self._processors = [
-            processor
-            for part in module.modules()
-            if hasattr(processor := getattr(part, "processor", None), "_parallel_config")
+        processors = [getattr(part, "processor", None) for part in module.modules()]
+        self._processors: list[Any] = [
+            one for one in processors if hasattr(one, "_parallel_config")
         ]
         apply_context_parallel(module, config.context_parallel_config, module._cp_plan)
         for part in module.modules():
