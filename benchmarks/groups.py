@@ -14,6 +14,8 @@ The servers' logs go to the folder `--out`; the end of one is printed when its s
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import os
 import signal
@@ -22,13 +24,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.arms import server_process
 from benchmarks.gpu_served import build
@@ -45,7 +49,7 @@ MULTICAST_OFF = {
 IN_FLIGHT = 4
 """Requests a device, where throughput is measured."""
 
-TELLING = (" sharing: ", " graphs: ", " group: ", " follower: ", " ERROR", " image_work: ")
+TELLING = ("sharing: ", "graphs: ", "group: ", "follower: ", " ERROR", "image_work: ", "warmup: ")
 """Lines of a server's log that say what became of the group."""
 
 
@@ -68,32 +72,26 @@ class GroupArm:
     @property
     def told(self) -> dict[str, Any]:
         """What every figure of this arm says of it."""
-        weights = {"none": "bf16"}.get(self.quantization, self.quantization)
-        return {"model": self.model, "weights": weights, "sequence": self.sequence,
-                "data": self.data}  # fmt: skip
+        names = ("model", "quantization", "sequence", "data")
+        return {name: getattr(self, name) for name in names}
 
 
 def arms(models: Sequence[str], devices: int, fp8: bool) -> Iterator[GroupArm]:
     """What is measured on so many devices, the most important first."""
     sizes = [size for size in (1, 2, 4, 8) if size <= devices]
-    first = models[0]
-    for model in models[:1]:
-        yield GroupArm(model, many=True)
-        yield from (GroupArm(model, sequence=size) for size in sizes[1:])
+    first, last = models[0], models[-1]
+    yield GroupArm(first, many=True)
+    yield from (GroupArm(first, sequence=size) for size in sizes[1:])
     if fp8:
         yield from (GroupArm(first, sequence=size, quantization="fp8") for size in sizes)
     yield from (GroupArm(first, data=size, alone=False, many=True) for size in sizes[1:])
-    last = models[-1]
-    if len(models) > 1:
+    if last != first:
         yield GroupArm(last, many=True)
     for size in sizes[1:]:
-        if len(models) > 1:
-            yield GroupArm(last, sequence=size, kill="follower" if size == 2 else "")
-            yield GroupArm(last, data=size, alone=False, many=True,
-                           kill="worker" if size == 2 else "")  # fmt: skip
-    if len(models) == 1 and devices > 1:
-        yield GroupArm(last, sequence=2, alone=False, kill="follower")
-        yield GroupArm(last, data=2, alone=False, kill="worker")
+        kills = size == 2
+        if last != first or kills:
+            yield GroupArm(last, sequence=size, kill="follower" if kills else "")
+            yield GroupArm(last, data=size, alone=False, many=True, kill="worker" if kills else "")
     if devices >= 4:
         yield GroupArm(first, sequence=2, data=2, many=True)
 
@@ -147,27 +145,29 @@ class GroupClient:
         with ThreadPoolExecutor(len(seeds)) as pool:
             before = list(pool.map(self.draw, seeds))
             began = time.monotonic()
-            asked = pool.map(self.draw, seeds)
-            victim = self._victim()
-            os.kill(victim, signal.SIGKILL)
-            after = list(asked)
-        equal = [one == other for (_, one), (_, other) in zip(before, after, strict=True)]
-        say(self.arm, killed=self.arm.kill, pictures=len(after), equal_to_the_byte=sum(equal),
-            all_there_s=time.monotonic() - began)  # fmt: skip
+            asked = [pool.submit(self.draw, seed) for seed in seeds]
+            os.kill(self._victim(asked), signal.SIGKILL)
+            after = [each.result() for each in asked]
+        pairs = zip(before, after, strict=True)
+        worst = max(apart(one, other) for (_, one), (_, other) in pairs)
+        figures = {"pictures": len(after), "largest_difference_of_255": worst}
+        say(self.arm, killed=self.arm.kill, all_there_s=time.monotonic() - began, **figures)
         while time.monotonic() < self.ends:
             if all(one["state"] == "ready" for one in self.workers()):
                 say(self.arm, killed=self.arm.kill, replaced_s=time.monotonic() - began)
                 return
             time.sleep(0.2)
 
-    def _victim(self) -> int:
-        while True:
+    def _victim(self, asked: list[Future[tuple[float, str]]]) -> int:
+        """A process that is at work on one of the pictures."""
+        while not any(each.done() for each in asked):
             for worker in self.workers():
                 if any(one["step"] > 2 for one in worker["drawing"]):
                     follower = self.arm.kill == "follower"
                     pid: int = worker["followers"][0] if follower else worker["pid"]
                     return pid
             time.sleep(0.02)
+        raise RuntimeError("a picture was there before a process could be killed: more --steps")
 
     def workers(self) -> list[dict[str, Any]]:
         about = httpx.get(f"{self.url}/v2/models/model", timeout=30).json()
@@ -181,6 +181,15 @@ class GroupClient:
             if len(listed) == self.arm.data and all(one["state"] == "ready" for one in listed):
                 return
             time.sleep(0.2)
+
+
+def apart(one: str, other: str) -> int:
+    """The largest difference of two pictures, in grey levels; batches round differently."""
+    pixels = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))).astype(int)
+        for each in (one, other)
+    ]
+    return int(np.abs(pixels[0] - pixels[1]).max())
 
 
 def say(arm: GroupArm, **figures: Any) -> None:
@@ -216,7 +225,8 @@ def run(arm: GroupArm, folder: Path, options: argparse.Namespace, log: Path, end
                              (arm.kill, client.kill)):  # fmt: skip
             if wanted and time.monotonic() < ends:
                 work()
-        say(arm, used_mib=used_mib(), workers=client.workers())
+        devices = [one.get("devices", one["device"]) for one in client.workers()]
+        say(arm, used_mib=used_mib(), devices=devices)
 
 
 def used_mib() -> list[str]:
@@ -260,7 +270,7 @@ def main() -> None:
     ends = time.monotonic() + options.seconds
     on_gpu = options.device == "cuda"
     options.side = options.side or (1024 if on_gpu else 64)
-    options.steps = options.steps or (28 if on_gpu else 20)
+    options.steps = options.steps or (28 if on_gpu else 100)
     os.environ.update({k: os.environ.get(k, v) for k, v in MULTICAST_OFF.items()})
     count = options.devices or (torch.cuda.device_count() if on_gpu else 2)
     chosen = options.model or ["flux1-dev", "sd35-medium"]
@@ -282,7 +292,7 @@ def measure(planned: list[tuple[int, GroupArm]], options: argparse.Namespace, en
     for number, arm in planned:
         left = ends - time.monotonic()
         if left < 20:
-            say(arm, arm=number, skipped="the seconds are over")
+            say(arm, number=number, skipped="the seconds are over")
             continue
         print(
             f"# {time.monotonic() - began:.0f} s: arm {number}: {arm}", file=sys.stderr, flush=True
@@ -291,10 +301,10 @@ def measure(planned: list[tuple[int, GroupArm]], options: argparse.Namespace, en
         try:
             run(arm, folder_of(arm.model, options.folder), options, log, ends)
         except (Exception, SystemExit) as error:
-            say(arm, arm=number, failed=f"{type(error).__name__}: {error}")
+            say(arm, number=number, failed=f"{type(error).__name__}: {error}")
             end = log.read_text(errors="replace")[-3000:] if log.exists() else "no log"
             print(end, file=sys.stderr, flush=True)
-        say(arm, arm=number, log=told_in(log))
+        say(arm, number=number, log=told_in(log))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ class Follower:
         self._rank = rank
         self._make_recorder = recorder
         self._recorder: Recorder | None = None
+        if settings.device.startswith("cuda"):
+            torch.cuda.set_device(settings.device)
         self._device = DeviceManager(settings).select()
         self._pipeline: Any = None
         self._plan: MemoryPlan | None = None

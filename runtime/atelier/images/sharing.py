@@ -100,7 +100,7 @@ class GroupRecorder:
 
     def __call__(self, function: Function, kwargs: Mapping[str, Any]) -> Recording:
         if not isinstance(function, Share):
-            return self._recorder(function, kwargs)
+            return self._recorder(getattr(function, "alone", function), kwargs)
         group, order = function.group, function.order
         own = group.denoisers[order.denoiser].function(order.way, order.layout)
         name = next(self._names)
@@ -161,4 +161,5 @@ def _mirroring(group: Group, gate: Gate) -> Callable[..., Any]:
             return real(*args, **kwargs)
         return group.run(orders.SharedCall(gate.name, Way.MIRROR, blank), layout)
 
+    mirror.alone = real  # type: ignore[attr-defined]  # what is recorded: a replay tells nobody
     return mirror
