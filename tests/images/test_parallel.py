@@ -4,20 +4,16 @@ way a call is shared; what a group cannot do is said."""
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from atelier.images.group import Group
 from atelier.settings import Settings
-from atelier.workers.group import FollowerProcesses
-from atelier.workers.handle import _Output
 from tests.gallery import Pixels, difference, showing
+from tests.groups import group_of
 from tests.processes import CONTEXT
 from tests.tiny_families import qwen_image
 from tests.tiny_pipelines import flux_1, stable_diffusion_3, stable_diffusion_xl
@@ -29,39 +25,18 @@ REQUESTS = [
 ]
 
 
-@contextmanager
-def group_of(
-    size: int, checkpoint: Path, lost: Callable[[str], None] = pytest.fail
-) -> Iterator[Group]:
-    """This process as the first rank, and followers of the real kind."""
-    settings = Settings(
-        model_id=str(checkpoint), device="cpu", dtype="float32", sequence_parallel_size=size,
-        omp_num_threads=1,
-    )  # fmt: skip
-    processes = FollowerProcesses(CONTEXT, settings, "0", os.environ, _Output())
-    for process in processes._processes:
-        process.start()
-    assert processes.store is not None
-    group = Group(processes.ends, processes.store, lost)
-    for end in processes._theirs:
-        end.close()
-    try:
-        yield group
-    finally:
-        group.close()
-        processes.end()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
 def drawn(
     checkpoint: Path, size: int, caplog: pytest.LogCaptureFixture
 ) -> tuple[list[Pixels], set[str]]:
     """Each request alone, then all at once; and the ways that were proven."""
-    settings = {"sequence_parallel_size": size, "omp_num_threads": 1}
+    given = {"sequence_parallel_size": size, "omp_num_threads": 1, "dtype": "float32"}
+    settings = Settings(model_id=str(checkpoint), device="cpu", **given)
     caplog.set_level(logging.INFO, "atelier.images.sharing")
-    with group_of(size, checkpoint) as group, showing(checkpoint, group, **settings) as shown:
-        pictures = [shown.draw(one)[0] for one in REQUESTS] + shown.draw(*REQUESTS)
+    try:
+        with group_of(CONTEXT, settings) as group, showing(checkpoint, group, **given) as shown:
+            pictures = [shown.draw(one)[0] for one in REQUESTS] + shown.draw(*REQUESTS)
+    finally:
+        dist.destroy_process_group()
     said = [record.getMessage() for record in caplog.records]
     return pictures, {found[1] for line in said if (found := re.search(r"by (\w+): shared", line))}
 

@@ -1,0 +1,123 @@
+"""Two GPUs that draw each picture together over NCCL, with graphs and without, compiled and not:
+what one of them draws. `make test-gpu` runs this."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+if torch.cuda.device_count() < 2:
+    pytest.skip(f"{torch.cuda.device_count()} CUDA devices here", allow_module_level=True)
+
+from atelier.events import Failed, Image  # noqa: E402
+from atelier.images.model import ImageModel  # noqa: E402
+from atelier.images.request import ImageRequest  # noqa: E402
+from atelier.settings import Settings  # noqa: E402
+from atelier.workers.handle import CONTEXT  # noqa: E402
+from tests.groups import group_of  # noqa: E402
+from tests.tiny_pipelines import FAMILIES  # noqa: E402
+
+os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast can put shared hosts out of service
+REQUESTS = [
+    {"prompt": "a red cup", "seed": 3, "num_inference_steps": 6, "width": 64, "height": 64},
+    {"prompt": "a big cup", "seed": 4, "num_inference_steps": 5, "width": 64, "height": 64},
+    {"prompt": "a green tree", "seed": 5, "num_inference_steps": 4, "width": 64, "height": 96},
+]
+Pictures = list[np.ndarray[Any, Any]]
+
+
+def settings_for(folder: Path, **changes: Any) -> Settings:
+    given = {"model_id": str(folder), "device": "cuda", "dtype": "float32", "compile": "off"}
+    return Settings(**(given | {"cache_dir": folder.parent / "cache"} | changes))
+
+
+async def _draw(model: ImageModel, requests: list[dict[str, Any]]) -> Pictures:
+    streams = [await model.submit(ImageRequest.model_validate(one)) for one in requests]
+    pictures = []
+    for stream in streams:
+        async for event in stream:
+            assert not isinstance(event, Failed), event.error
+            if isinstance(event, Image):
+                shape = event.height, event.width, event.channels
+                pictures.append(np.frombuffer(event.pixels, np.uint8).reshape(shape))
+    return pictures
+
+
+def draw_all(model: ImageModel) -> Pictures:
+    """Each alone, then all at once."""
+    lone = [asyncio.run(_draw(model, [one]))[0] for one in REQUESTS]
+    return lone + asyncio.run(_draw(model, REQUESTS))
+
+
+def by_one(settings: Settings) -> tuple[Pictures, str, int]:
+    model = ImageModel(settings)
+    model.load()
+    return draw_all(model), "", 0
+
+
+def by_two(settings: Settings) -> tuple[Pictures, str, int]:
+    """The pictures, what was said of shared and recorded calls, and how many are recorded."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("atelier.images").addHandler(handler)
+    logging.getLogger("atelier.images").setLevel(logging.INFO)
+    with group_of(CONTEXT, settings, _end) as group:
+        model = ImageModel(settings, group=group)
+        model.load()
+        pictures = draw_all(model)
+        assert model._engine is not None
+        recorded = len(model._engine._graphs) if model._engine._graphs is not None else 0
+    return pictures, "\n".join(said), recorded
+
+
+def _end(reason: str) -> None:
+    """A rank is gone: this one may wait for it in a collective."""
+    print(reason, flush=True)
+    os._exit(1)
+
+
+def in_own_process(work: Callable[[Settings], Any], settings: Settings) -> Any:
+    """NCCL lives as long as its process."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_answer, args=(there, work, settings))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    finally:
+        process.join(60)
+        process.kill()
+
+
+def _answer(connection: Any, work: Callable[[Settings], Any], settings: Settings) -> None:
+    connection.send(work(settings))
+    os._exit(0)
+
+
+@pytest.mark.parametrize("compiled", ["off", "regional"])
+@pytest.mark.parametrize("graphs", ["auto", "false"], ids=["graphs", "plain"])
+@pytest.mark.parametrize(("family", "ways"), [("flux", {"rows", "sequence"}), ("sd3", {"rows"})])
+def test_two_devices_draw_what_one_draws(
+    family: str, ways: set[str], graphs: str, compiled: str, tmp_path: Path
+) -> None:
+    folder = FAMILIES[family](tmp_path)
+    own = {"enable_cuda_graphs": graphs, "compile": compiled}
+    expected, _, _ = in_own_process(by_one, settings_for(folder))
+    shared = settings_for(folder, sequence_parallel_size=2, data_parallel_size=1, **own)
+    pictures, said, recorded = in_own_process(by_two, shared)
+    assert set(re.findall(r"by (\w+): shared", said)) == ways, said
+    assert (recorded > 0) == (graphs == "auto"), said
+    for picture, lone in zip(pictures, expected, strict=True):
+        assert int(np.abs(picture.astype(int) - lone.astype(int)).max()) <= 1
