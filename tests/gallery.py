@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from atelier.images.group import Group
+from atelier.images.group import RankGroup
 from atelier.images.model import ImageModel
 from atelier.images.observer import SilentImageObserver
 from atelier.protocols.http.error_bodies import add_error_handlers
@@ -87,7 +87,7 @@ class Exhibit:
 
 
 @contextmanager
-def showing(checkpoint: Path, group: Group | None = None, **settings: Any) -> Iterator[Exhibit]:
+def showing(checkpoint: Path, group: RankGroup | None = None, **settings: Any) -> Iterator[Exhibit]:
     """Load a checkpoint the way the server does, and serve it; `group` shares its calls."""
     chosen = Settings(
         **{"model_id": str(checkpoint), "device": "cpu", "dtype": "float32", **settings}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from atelier.images.group import Group
+from atelier.images.group import RankGroup
 from atelier.settings import Settings
 from atelier.workers.group import FollowerProcesses
 from atelier.workers.handle import _Output
@@ -21,13 +21,13 @@ def group_of(
     context: ForkServerContext,
     settings: Settings,
     lost: Callable[[str], Any] = pytest.fail,
-) -> Iterator[Group]:
+) -> Iterator[RankGroup]:
     """Followers of the real kind. `lost` is told when the group cannot go on."""
     processes = FollowerProcesses(context, settings, "0", os.environ, _Output())
     for process in processes._processes:
         process.start()
     assert processes.store is not None
-    group = Group(processes.ends, processes.store, lost)
+    group = RankGroup(processes.ends, processes.store, lost)
     for end in processes._theirs:
         end.close()
     try:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 import uvicorn
+from diffusers.hooks import HookRegistry
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from diffusers.utils import dummy_pt_objects
 from kserve.protocol.grpc.server import GRPCServer
@@ -63,6 +64,12 @@ THERE: dict[str, Callable[[], bool]] = {
         diffusers.StableDiffusionPipeline, "_num_timesteps"
     ),
     "FluxAttnProcessor._attention_backend": has(FluxAttnProcessor, "_attention_backend"),
+    "FluxAttnProcessor._parallel_config": has(FluxAttnProcessor, "_parallel_config"),
+    "FluxTransformer2DModel._cp_plan": lambda: "" in diffusers.FluxTransformer2DModel._cp_plan,
+    "HookRegistry._diffusers_hook": lambda: (
+        "module._diffusers_hook" in inspect.getsource(HookRegistry.check_if_exists_or_initialize)
+        and "hook.fn_ref = " in inspect.getsource(HookRegistry.register_hook)
+    ),
     "FluxPipeline._pack_latents": has(diffusers.FluxPipeline, "_pack_latents"),
     "FluxPipeline._prepare_latent_image_ids": has(
         diffusers.FluxPipeline, "_prepare_latent_image_ids"

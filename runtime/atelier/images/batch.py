@@ -13,7 +13,7 @@ from typing import Any
 
 from atelier.images.adapters import Selection
 from atelier.images.graphs import GraphStore
-from atelier.images.group import Group
+from atelier.images.group import RankGroup
 from atelier.images.interception import Call, Stage
 from atelier.images.sharing import Share, Sharing
 from atelier.images.stacking import Layout, Stacker
@@ -29,7 +29,7 @@ class BatchRunner:
         rows: int,
         verifier: Verifier,
         graphs: GraphStore | None = None,
-        group: Group | None = None,
+        group: RankGroup | None = None,
     ) -> None:
         self._rows = rows
         self._verifier = verifier

@@ -32,7 +32,7 @@ from atelier.images.drawing import Drawing, PreparedRequest
 from atelier.images.embeddings import EmbeddingCache
 from atelier.images.expectation import expected
 from atelier.images.graphs import GraphStore
-from atelier.images.group import Group
+from atelier.images.group import RankGroup
 from atelier.images.interception import Stage
 from atelier.images.modules import SharedModules
 from atelier.images.observer import ImageObserver, SilentImageObserver
@@ -72,7 +72,7 @@ class ImageEngine:
         *,
         modules: SharedModules | None = None,
         observer: ImageObserver | None = None,
-        group: Group | None = None,
+        group: RankGroup | None = None,
     ) -> None:
         self._limits = limits
         self._modules = modules

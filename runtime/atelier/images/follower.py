@@ -29,7 +29,7 @@ from atelier.settings import Settings
 log = logging.getLogger(__name__)
 
 
-class Follower:
+class FollowingRank:
     """One such rank. `settings` are this rank's own: its device, its share of the cores."""
 
     def __init__(
@@ -91,11 +91,11 @@ class Follower:
             value = self._obeying[type(order)](order)
         except Exception as error:
             log.warning("an order failed: %s: %s", type(error).__name__, error)
-            answer = orders.Answer(number, error=f"{type(error).__name__}: {error}")
+            answer = orders.OrderAnswer(number, error=f"{type(error).__name__}: {error}")
         else:
             if not isinstance(order, orders.ANSWERED):
                 return
-            answer = orders.Answer(number, value)
+            answer = orders.OrderAnswer(number, value)
         self._connection.send(answer)
 
     def _load(self, order: orders.LoadDenoisers) -> list[str]:

@@ -33,7 +33,7 @@ GRACE_S = 10.0
 """Ranks that fail alike do so within this time of each other."""
 
 
-class Group:
+class RankGroup:
     """The first rank and its followers. Orders come from one thread at a time."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Group:
         self._lost = lost
         self._closing = False
         self._numbers = itertools.count()
-        self._answers: dict[int, dict[int, orders.Answer]] = {}
+        self._answers: dict[int, dict[int, orders.OrderAnswer]] = {}
         self._failed_here: set[int] = set()
         self._patient: set[int] = set()
         self._splits: dict[str, SequenceSplit] = {}
@@ -177,7 +177,7 @@ class Group:
             raise StartError(failed)
         return [answer.value for answer in answers]
 
-    def _collect(self, number: int, seconds: float | None = None) -> list[orders.Answer]:
+    def _collect(self, number: int, seconds: float | None = None) -> list[orders.OrderAnswer]:
         """The answers to an order, in order of ranks: all, or those that came in `seconds`."""
         with self._heard:
             self._heard.wait_for(lambda: self._count(number) == self.size - 1, seconds)
@@ -188,7 +188,7 @@ class Group:
         return len(self._answers.get(number, {}))
 
     @staticmethod
-    def _errors(answers: list[orders.Answer]) -> str:
+    def _errors(answers: list[orders.OrderAnswer]) -> str:
         found = [answer.error for answer in answers if answer.error]
         return f"a follower of the group failed: {found[0]}" if found else ""
 
@@ -203,7 +203,7 @@ class Group:
     def _listen(self, rank: int, connection: Connection) -> None:
         try:
             while True:
-                answer: orders.Answer = connection.recv()
+                answer: orders.OrderAnswer = connection.recv()
                 with self._heard:
                     self._answers.setdefault(answer.number, {})[rank] = answer
                     self._heard.notify_all()
@@ -213,7 +213,7 @@ class Group:
             if not self._closing:
                 self._lost(f"rank {rank} is gone")
 
-    def _check(self, rank: int, answer: orders.Answer) -> None:
+    def _check(self, rank: int, answer: orders.OrderAnswer) -> None:
         """A follower failed: if it was alone with that, the others wait for it in vain."""
         with self._heard:
             waits = answer.number in self._answers and answer.number not in self._failed_here

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from atelier.images.drawing import PreparedRequest
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
-    from atelier.images.group import Group
+    from atelier.images.group import RankGroup
     from atelier.images.modules import SharedModules
     from atelier.images.preparation import Preparation
     from atelier.sources import AdapterSource, Checkpoint
@@ -43,7 +43,7 @@ class ImageModel:
         self,
         settings: Settings,
         observer: ImageObserver | None = None,
-        group: Group | None = None,
+        group: RankGroup | None = None,
     ) -> None:
         """`group` are the processes that share its denoiser calls, this one the first of them."""
         self.name = settings.served_name

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from atelier.hardware.plan import MemoryPlan
-from atelier.images.parallel import Way
+from atelier.images.parallel import SharingWay
 from atelier.images.stacking import PRIMITIVE, Layout
 from atelier.sources.checkpoint.contents import Checkpoint
 
@@ -39,7 +39,7 @@ class SharedCall:
     """Make this call of a denoiser. `layout` holds `Blank`s for tensors."""
 
     denoiser: str
-    way: Way
+    way: SharingWay
     layout: Layout
 
 
@@ -95,7 +95,7 @@ PATIENT = (Describe, LoadDenoisers)
 
 
 @dataclass(frozen=True)
-class Answer:
+class OrderAnswer:
     """To the first rank: what came of the order of this number."""
 
     number: int

@@ -29,7 +29,7 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """A group is on one machine: its ranks find each other there, and nobody else finds them."""
 
 
-class Way(Enum):
+class SharingWay(Enum):
     """How the ranks of a group share a call."""
 
     ROWS = "rows"
@@ -65,21 +65,21 @@ class SharedDenoiser:
 
     @property
     def splits_sequences(self) -> bool:
-        """Whether it has a plan for `Way.SEQUENCE`."""
+        """Whether it has a plan for `SharingWay.SEQUENCE`."""
         return self._split is not None
 
-    def run(self, way: Way, layout: Layout) -> Any:
+    def run(self, way: SharingWay, layout: Layout) -> Any:
         """The result of the whole call, on every rank. `layout` is merged; its tensors are read on
         the first rank and written on the others."""
         for tensor in layout.tensors:
             _hand_out(tensor)
-        if way is Way.ROWS:
+        if way is SharingWay.ROWS:
             return self._run_rows(layout)
-        sharing = self._split.on() if way is Way.SEQUENCE and self._split else nullcontext()
+        sharing = self._split.on() if way is SharingWay.SEQUENCE and self._split else nullcontext()
         with sharing:
             return self._real(**Stacker.arguments(layout))
 
-    def function(self, way: Way, layout: Layout) -> Callable[..., Any]:
+    def function(self, way: SharingWay, layout: Layout) -> Callable[..., Any]:
         """`run` as a function of the layout's leaves, to be recorded."""
 
         def shared(leaves: list[Any]) -> Any:

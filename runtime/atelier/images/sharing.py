@@ -19,9 +19,9 @@ from typing import Any
 
 from atelier.images import orders
 from atelier.images.graphs import CudaRecorder, Function, Recorder, Recording
-from atelier.images.group import Group
+from atelier.images.group import RankGroup
 from atelier.images.interception import Call, Gate
-from atelier.images.parallel import Way
+from atelier.images.parallel import SharingWay
 from atelier.images.stacking import Layout, Stacker
 from atelier.images.verifier import apart
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Share:
     """One call, as the group makes it. Called with the leaves of its layout."""
 
-    def __init__(self, group: Group, order: orders.SharedCall, key: Hashable) -> None:
+    def __init__(self, group: RankGroup, order: orders.SharedCall, key: Hashable) -> None:
         self.group, self.order, self.key = group, order, key
 
     def __call__(self, leaves: list[Any]) -> Any:
@@ -41,7 +41,7 @@ class Share:
 class Sharing:
     """The verdicts of one group; for the device thread alone."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: RankGroup) -> None:
         self._group = group
         self._verdicts: dict[Hashable, bool] = {}
 
@@ -61,10 +61,10 @@ class Sharing:
                 return Share(self._group, orders.SharedCall(name, way, blank), key)
         return None
 
-    def _ways(self, name: str, rows: int) -> list[Way]:
-        sequence = [Way.SEQUENCE] if self._group.denoisers[name].splits_sequences else []
+    def _ways(self, name: str, rows: int) -> list[SharingWay]:
+        sequence = [SharingWay.SEQUENCE] if self._group.denoisers[name].splits_sequences else []
         rows_first = rows >= self._group.size
-        by_rows = [Way.ROWS] if rows > 1 else []
+        by_rows = [SharingWay.ROWS] if rows > 1 else []
         return [*by_rows, *sequence] if rows_first else [*sequence, *by_rows]
 
     def is_proven(self, share: Share) -> bool:
@@ -111,7 +111,7 @@ class GroupRecorder:
 class GroupRecording:
     """A call that is recorded on every rank."""
 
-    def __init__(self, group: Group, name: int, own: Recording) -> None:
+    def __init__(self, group: RankGroup, name: int, own: Recording) -> None:
         self._group, self._name, self._own = group, name, own
         self.bytes = own.bytes
         weakref.finalize(self, group.forget, name).atexit = False
@@ -127,13 +127,13 @@ class GroupRecording:
         self._own.again()
 
 
-def recorder_for(group: Group | None) -> Recorder:
+def recorder_for(group: RankGroup | None) -> Recorder:
     """What records denoiser calls on a GPU, or on those of a group."""
     return GroupRecorder(CudaRecorder()) if group else CudaRecorder()
 
 
 @contextmanager
-def mirrored(group: Group, gates: Sequence[Gate]) -> Iterator[None]:
+def mirrored(group: RankGroup, gates: Sequence[Gate]) -> Iterator[None]:
     """What the first rank runs alone, all ranks run inside: so each has compiled what it will be
     asked for."""
     chosen = [gate for gate in gates if gate.name in group.denoisers]
@@ -147,7 +147,7 @@ def mirrored(group: Group, gates: Sequence[Gate]) -> Iterator[None]:
             gate.real = real
 
 
-def _mirroring(group: Group, gate: Gate) -> Callable[..., Any]:
+def _mirroring(group: RankGroup, gate: Gate) -> Callable[..., Any]:
     real = gate.real
 
     def mirror(*args: Any, **kwargs: Any) -> Any:
@@ -159,7 +159,7 @@ def _mirroring(group: Group, gate: Gate) -> Callable[..., Any]:
             blank = orders.blanked(layout, group.device)
         except orders.Untold:
             return real(*args, **kwargs)
-        return group.run(orders.SharedCall(gate.name, Way.MIRROR, blank), layout)
+        return group.run(orders.SharedCall(gate.name, SharingWay.MIRROR, blank), layout)
 
     mirror.alone = real  # type: ignore[attr-defined]  # what is recorded: a replay tells nobody
     return mirror

@@ -98,9 +98,9 @@ def _main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     from atelier.hardware.ranks import settings_of
-    from atelier.images.follower import Follower
+    from atelier.images.follower import FollowingRank
 
     logs.set_up(settings, worker=f"{name} rank {rank}")
     log.debug("rank %d of worker %s starts", rank, name)
-    Follower(connection, settings_of(settings, rank, True), store, rank).follow()
+    FollowingRank(connection, settings_of(settings, rank, True), store, rank).follow()
     os._exit(0)  # NCCL may wait for ranks that are gone already

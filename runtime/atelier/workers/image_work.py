@@ -18,7 +18,7 @@ from atelier.errors import AtelierError, GenerationFailed
 from atelier.events import Event, Failed, Started
 from atelier.hardware.plan import MemoryPlan
 from atelier.hardware.ranks import device_names
-from atelier.images.group import Group
+from atelier.images.group import RankGroup
 from atelier.images.model import ImageModel
 from atelier.images.observer import SilentImageObserver
 from atelier.settings import Settings
@@ -86,7 +86,7 @@ class ImageWork:
         followers: Sequence[Connection] = (),
         store: Path | None = None,
     ) -> None:
-        group = Group(followers, store, _leave) if store else None
+        group = RankGroup(followers, store, _leave) if store else None
         self._settings = settings
         self._worker = worker
         self._reporter = Reporter(put, worker)
