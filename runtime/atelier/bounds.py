@@ -23,6 +23,7 @@ MAX_FORM_FIELDS = 200
 MAX_PICTURE_TEXT = 20_000
 MAX_ENTRIES = 100
 MAX_INPUT_PICTURES = 16
+MAX_CONTROLS = 4
 MAX_INPUT_PIXELS = 50_000_000
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
@@ -101,6 +102,7 @@ BOUNDS = (
         "400",
     ),
     Bound("Input pictures of one prompt", str(MAX_INPUT_PICTURES), "Decoding.", "400"),
+    Bound("Controls of one prompt; image prompts", str(MAX_CONTROLS), "Decoding, memory.", "400"),
     Bound(
         "Pixels of an input picture",
         f"{MAX_INPUT_PIXELS:,}",

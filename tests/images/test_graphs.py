@@ -142,3 +142,17 @@ def test_clearing_forgets_what_was_recorded(
     assert (len(store), store.bytes) == (0, 0)
     draw(store, "a", 1)
     assert len(recorded) == 1
+
+
+def test_what_a_denoiser_takes_out_of_its_arguments_is_there_the_next_time(
+    store: GraphStore,
+) -> None:
+    """T2I-Adapters' features are taken out of the list that a UNet is given."""
+
+    def taking(x: torch.Tensor, features: list[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (x + features.pop(),)
+
+    for _ in range(2):
+        arguments = {"x": torch.ones(2, 3), "features": [torch.ones(2, 3)]}
+        (result,) = store.call("a", taking, arguments)
+        assert float(result[0, 0]) == 2 and len(arguments["features"]) == 1

@@ -21,6 +21,7 @@ from atelier.hardware.machine import Device, DeviceManager
 from atelier.settings import Settings
 from atelier.sources.checkpoint import gguf
 from atelier.sources.checkpoint.folder import Checkpoint, inspect
+from atelier.sources.conditioning import find_conditioning
 from atelier.sources.local import BUILT_IN
 from atelier.units import gib
 
@@ -220,7 +221,8 @@ def _unknown_classes(found: Checkpoint, settings: Settings) -> Iterator[str]:
 
 def _plan(settings: Settings, device: Device, checkpoint: Checkpoint, report: Examination) -> None:
     try:
-        plan = OptimizationManager(device, settings).plan(checkpoint)
+        beside = find_conditioning(settings, checkpoint, here=True)
+        plan = OptimizationManager(device, settings, conditioning=beside).plan(checkpoint)
     except AtelierError as error:
         report.problems.append(error.message)
         return

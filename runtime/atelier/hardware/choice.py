@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from atelier.errors import PlanError
 from atelier.hardware.account import ModelSizes, Quantization, sizes_of
+from atelier.hardware.conditioning import conditioning_bytes
 from atelier.hardware.dtypes import DtypeSelector
 from atelier.hardware.fit import Fit, options
 from atelier.hardware.followers import with_followers
@@ -25,6 +26,7 @@ from atelier.hardware.switches import complete
 from atelier.settings import Settings
 from atelier.sources.checkpoint.classifier import classifiers
 from atelier.sources.checkpoint.contents import Checkpoint
+from atelier.sources.conditioning import Conditioning
 from atelier.units import gib
 
 __all__ = ["MemoryPlan", "OptimizationManager", "Wishes", "plan"]
@@ -40,12 +42,20 @@ NEEDED: dict[Quantization, frozenset[str]] = {
 
 
 class OptimizationManager:
-    """Makes the plan for a checkpoint on a device; `others` are those of the same group."""
+    """Makes the plan for a checkpoint on a device, with what draws beside it (`conditioning`);
+    `others` are the devices of the same group."""
 
-    def __init__(self, device: Device, settings: Settings, others: Sequence[Device] = ()) -> None:
+    def __init__(
+        self,
+        device: Device,
+        settings: Settings,
+        others: Sequence[Device] = (),
+        conditioning: Conditioning | None = None,
+    ) -> None:
         self.device = device
         self.settings = settings
         self.others = others
+        self.conditioning = conditioning or Conditioning()
 
     def plan(self, checkpoint: Checkpoint) -> MemoryPlan:
         """Choose the type, weigh the checkpoint, plan and log the plan as a table.
@@ -80,7 +90,10 @@ class OptimizationManager:
             pixels=settings.max_pixels,
             rows=settings.max_batch_size,
             ranks=settings.sequence_parallel_size,
-            reserved={name: one.bytes for name, one in classifiers(settings).items()},
+            reserved={
+                **{name: one.bytes for name, one in classifiers(settings).items()},
+                **conditioning_bytes(self.conditioning, checkpoint, choice.dtype),
+            },
             packages=frozenset(
                 name for name in ("bitsandbytes", "torchao") if importlib.util.find_spec(name)
             ),

@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atelier.errors import CheckpointError, InvalidRequest, SettingsError, shown
 from atelier.images.adapter_files import fault_of
@@ -23,6 +23,17 @@ log = logging.getLogger(__name__)
 
 Selection = tuple[tuple[str, float], ...]
 """(name, weight) pairs in the order of names."""
+
+
+class Adaptation(NamedTuple):
+    """What the shared modules are changed by for a request."""
+
+    loras: Selection = ()
+    image_prompts: Selection = ()
+
+
+PLAIN = Adaptation()
+"""By nothing."""
 
 
 class Adapters:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from atelier.images.adapters import Selection
+from atelier.images.adapters import PLAIN, Adaptation
 from atelier.images.graphs import GraphStore
 from atelier.images.group import RankGroup
 from atelier.images.interception import Call, Stage
@@ -47,7 +47,7 @@ class BatchRunner:
         self,
         pipeline: str,
         calls: Sequence[Call],
-        adapters: Selection = (),
+        adapters: Adaptation = PLAIN,
         exclusive: bool = False,
     ) -> Sequence[Any]:
         """One result for each call that was run: fewer than asked for if stacking has yet to be
@@ -72,7 +72,7 @@ class BatchRunner:
             return [first.run()]
         return self._stacked(first, [call.layout for call in calls], adapters)
 
-    def _lone(self, pipeline: str, call: Call, adapters: Selection) -> Any:
+    def _lone(self, pipeline: str, call: Call, adapters: Adaptation) -> Any:
         """One call: as its pipeline made it, unless it is recorded, shared or has too many rows."""
         if call.layout.rows > self._rows and self._verifier.verdict(pipeline, call):
             return self._in_parts(call, adapters)
@@ -86,23 +86,24 @@ class BatchRunner:
         apart."""
         return call.gate.stage is Stage.DENOISE and call.layout.key is not None
 
-    def _in_parts(self, call: Call, adapters: Selection) -> Any:
+    def _in_parts(self, call: Call, adapters: Adaptation) -> Any:
         """A call whose own rows are too many for one."""
         parts = [
             Stacker.part(call.layout, start, start + self._rows)
             for start in range(0, call.layout.rows, self._rows)
         ]
-        return Stacker.join([self._stacked(call, [part], adapters)[0] for part in parts])
+        results = [self._stacked(call, [part], adapters)[0] for part in parts]
+        return Stacker.join(results, call.layout.takes_lists)
 
-    def _stacked(self, call: Call, layouts: Sequence[Layout], adapters: Selection) -> list[Any]:
+    def _stacked(self, call: Call, layouts: Sequence[Layout], adapters: Adaptation) -> list[Any]:
         result = self._whole(call, Stacker.merged(layouts), adapters)
-        return Stacker.split(result, [layout.rows for layout in layouts])
+        return Stacker.split(result, [layout.rows for layout in layouts], call.layout.takes_lists)
 
-    def _whole(self, call: Call, layout: Layout, adapters: Selection) -> Any:
+    def _whole(self, call: Call, layout: Layout, adapters: Adaptation) -> Any:
         """The result of one call of the merged layout, by whatever is quickest."""
         if not self._is_understood(call):
             return call.gate.real(**Stacker.arguments(layout))
-        share = self._sharing.share(call, layout) if self._sharing and not adapters else None
+        share = self._sharing.share(call, layout) if self._sharing and adapters == PLAIN else None
         plain = partial(call.gate.real, **Stacker.arguments(layout))
         if share is not None and self._sharing and not self._sharing.is_proven(share):
             self.typical = False

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any
@@ -21,10 +21,11 @@ from atelier.errors import (
     InvalidRequest,
 )
 from atelier.events import Event, Failed, Finished, Preview, Started, Step
-from atelier.images.adapters import Selection
+from atelier.images.adapters import PLAIN, Adaptation
 from atelier.images.content_filter import RequestGuard
 from atelier.images.delivery import Delivery
 from atelier.images.finished import SEEDS, picture_events, pixels_of
+from atelier.images.image_prompts import ChosenImagePrompts
 from atelier.images.interception import Call, Parking, Stage
 from atelier.images.own_copy import own_copy
 from atelier.images.preview import LatentPreview, clean_estimate
@@ -49,7 +50,8 @@ class PreparedRequest:
     `exclusive` pipelines exchange processors of the shared modules, so no other request may run in
     between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none; `warnings` say what
     was changed in what was asked for; `guard` looks at prompt and pictures;
-    `weights` are those of a weighted prompt.
+    `weights` are those of a weighted prompt; `parts` stand in for the pipeline's modules in the
+    request's copy of it; `image_prompts` are pictures that go in beside the text.
     """
 
     pipeline: Any
@@ -57,7 +59,7 @@ class PreparedRequest:
     seed: int
     pictures: int
     deadline: float
-    adapters: Selection = ()
+    adapters: Adaptation = PLAIN
     scheduler: Any = None
     exclusive: bool = False
     previews: int = 0
@@ -65,6 +67,8 @@ class PreparedRequest:
     warnings: tuple[str, ...] = ()
     guard: RequestGuard | None = None
     weights: WeightedPrompts | None = None
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    image_prompts: ChosenImagePrompts | None = None
 
     @property
     def family(self) -> str:
@@ -211,9 +215,12 @@ class Drawing(Schedulable):
             if guard:
                 guard.check_prompt()
             pipeline = own_copy(self.job.pipeline, self.job.scheduler, self._watch)
+            vars(pipeline).update(self.job.parts)
             arguments, weights = self.job.arguments, self.job.weights
             if weights:
                 arguments = weights.arguments(pipeline, arguments)
+            if self.job.image_prompts:
+                arguments = self.job.image_prompts.arguments(pipeline, arguments)
             output = pipeline(**arguments, generator=_generators(self.job.seed, self.job.pictures))
             pixels = pixels_of(output)
             scores = guard.scores(pixels) if guard else None

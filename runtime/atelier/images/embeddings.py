@@ -15,7 +15,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from atelier.images.interception import Call, Stage
-from atelier.images.stacking import Role
 
 MAX_INPUT_BYTES = 1 << 18  # token ids are small; hashing pictures would cost more than it saves
 
@@ -38,7 +37,7 @@ class EmbeddingCache:
         if (
             call.gate.stage is not Stage.ENCODE
             or call.layout.key is None
-            or Role.LIST in call.layout.roles
+            or call.layout.takes_lists
         ):
             return None
         tensors = call.layout.tensors

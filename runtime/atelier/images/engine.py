@@ -211,7 +211,7 @@ class ImageEngine:
             self._note_starts(batch)
         began = time.monotonic()
         try:
-            with self._lent(job, gate.module), self._stopwatch.timing() as lap:
+            with self._lent(job, gate.offloaded), self._stopwatch.timing() as lap:
                 results = self._runner.run(job.family, calls, job.adapters, job.exclusive)
                 if self._runner.typical:
                     lap.tell = self._learn(batch)

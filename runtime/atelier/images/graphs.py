@@ -83,7 +83,7 @@ class GraphStore:
         if graph is not None:
             self._graphs.move_to_end(key)
             return graph.replay(kwargs)
-        result = function(**kwargs)
+        result = _called(function, kwargs)
         count = self._seen.get(key, 0)
         self._seen[key] = count + 1
         if count >= SEEN_BEFORE and key not in self._refused:
@@ -141,12 +141,12 @@ class CudaRecording:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_CALLS):
-                function(**self._inputs)
+                _called(function, self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         before = torch.cuda.memory_reserved()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool):
-            self._outputs = function(**self._inputs)
+            self._outputs = _called(function, self._inputs)
         grown = max(0, torch.cuda.memory_reserved() - before)
         self.bytes = grown + sum(one.nbytes for one in tensors_of(self._inputs))
 
@@ -160,6 +160,12 @@ class CudaRecording:
     def again(self) -> None:
         """See `Recording`."""
         self._graph.replay()
+
+
+def _called(function: Function, kwargs: Mapping[str, Any]) -> Any:
+    """The result for these arguments, which are left as they are: denoisers empty lists and
+    dictionaries that they are given."""
+    return function(**map_tensors(dict(kwargs), lambda one: one))
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

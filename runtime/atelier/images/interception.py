@@ -18,6 +18,7 @@ from typing import Any
 
 import greenlet
 import torch
+from torch.utils import _pytree as pytree
 
 from atelier.images.stacking import Layout, Stacker
 from atelier.sources.checkpoint.roles import role_of
@@ -27,6 +28,7 @@ class Stage(Enum):
     """What a module does in a picture's life; also the name of its share in `Finished.timings`."""
 
     ENCODE = "encode"
+    CONTROL = "control"
     DENOISE = "denoise"
     DECODE = "decode"
     CHECK = "check"
@@ -48,6 +50,11 @@ class Gate:
         self.stackable = method != "encode"
         self._method = method
         self._gated = self._make_gated()
+
+    @property
+    def offloaded(self) -> torch.nn.Module | None:
+        """The module, if it may be kept in RAM; controls are always on the device."""
+        return None if self.stage is Stage.CONTROL else self.module
 
     def take_down(self) -> None:
         """Leave the module as it was: one in training must be called directly."""
@@ -82,8 +89,10 @@ class Call:
     layout: Layout = field(init=False)
 
     def run(self) -> Any:
-        """The call as the pipeline made it."""
-        return self.gate.real(*self.args, **self.kwargs)
+        """The call as the pipeline made it. Denoisers empty lists and dictionaries that they are
+        given, so it gets copies: it may have to be run again."""
+        args, kwargs = pytree.tree_map(lambda leaf: leaf, (self.args, self.kwargs))
+        return self.gate.real(*args, **kwargs)
 
 
 class Parking(greenlet.greenlet):

@@ -20,7 +20,7 @@ from atelier.streams import EventStream
 if TYPE_CHECKING:
     from atelier.hardware.choice import MemoryPlan
     from atelier.hardware.kernel_cache import KernelCache
-    from atelier.images.adapters import Adapters
+    from atelier.images.conditioners import Conditioners
     from atelier.images.drawing import PreparedRequest
     from atelier.images.engine import ImageEngine
     from atelier.images.family import PipelineFamily
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from atelier.images.modules import SharedModules
     from atelier.images.preparation import Preparation
     from atelier.sources import AdapterSource, Checkpoint
+    from atelier.sources.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class ImageModel:
         self._plan: MemoryPlan
         self._modules: SharedModules
         self._family: PipelineFamily
-        self._adapters: Adapters
+        self._conditioners: Conditioners
         self._preparation: Preparation
         self._engine: ImageEngine | None = None
         self._decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
@@ -70,15 +71,16 @@ class ImageModel:
         """
         from atelier.hardware.ranks import settings_of
         from atelier.sources import fetch_adapters
+        from atelier.sources.conditioning import find_conditioning
 
         settings = self._settings = settings_of(self._settings, 0, bool(self._group))
-        with self._stage(
-            "source", f"fetching {', '.join((settings.model_id, *settings.lora_paths))}"
-        ):
+        beside = (*settings.lora_paths, *settings.controlnets, *settings.ip_adapters)
+        with self._stage("source", f"fetching {', '.join((settings.model_id, *beside))}"):
             checkpoint = self._fetch()
             adapters = fetch_adapters(settings)
+            conditioning = find_conditioning(settings, checkpoint)
         with self._stage("weights", f"loading {checkpoint.pipeline_class} from {checkpoint.path}"):
-            self._build(checkpoint, adapters)
+            self._build(checkpoint, adapters, conditioning)
         if settings.warmup == "auto":
             with self._stage("warmup", "drawing the first pictures"):
                 self._warm_up()
@@ -110,13 +112,16 @@ class ImageModel:
         checkpoint.check()
         return checkpoint
 
-    def _build(self, checkpoint: Checkpoint, adapters: Sequence[AdapterSource]) -> None:
+    def _build(
+        self, checkpoint: Checkpoint, adapters: Sequence[AdapterSource], conditioning: Conditioning
+    ) -> None:
         """Plan, load, place, compile, and start the engine."""
         from atelier.hardware.choice import OptimizationManager
         from atelier.hardware.container import set_cpu_threads
         from atelier.hardware.machine import DeviceManager
         from atelier.images import compilation
         from atelier.images.adapters import Adapters
+        from atelier.images.conditioners import Conditioners
         from atelier.images.content_filter import ContentFilter
         from atelier.images.engine import EngineLimits, ImageEngine
         from atelier.images.family import PipelineFamily
@@ -129,7 +134,7 @@ class ImageModel:
         if device.kind == "cpu":
             set_cpu_threads(settings)
         others = self._group.devices() if self._group else []
-        self._plan = OptimizationManager(device, settings, others).plan(checkpoint)
+        self._plan = OptimizationManager(device, settings, others, conditioning).plan(checkpoint)
         if self._plan.quantization == "fp8" and adapters:
             raise SettingsError(
                 "LORA_PATHS with QUANTIZATION=fp8: an adapter needs layers that are not in fp8; set"
@@ -145,14 +150,12 @@ class ImageModel:
         self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
         if self._group:
             self._group.meet(loading, self._family.base, self._plan.device)
-        self._adapters = Adapters(
-            self._family.base, adapters, settings.default_adapters, keep=settings.max_loras
-        )
-        content_filter = ContentFilter(settings, self._plan.device, self._observer.filtered)
-        self._preparation = Preparation(
-            settings, self._plan, self._family, self._adapters, content_filter
-        )
-        self._modules = modules = SharedModules(self._family.base, self._adapters.use)
+        plan, base = self._plan, self._family.base
+        loras = Adapters(base, adapters, settings.default_adapters, keep=settings.max_loras)
+        self._conditioners = beside = Conditioners(base, loras, conditioning, plan)
+        content_filter = ContentFilter(settings, plan.device, self._observer.filtered)
+        self._preparation = Preparation(settings, plan, self._family, beside, content_filter)
+        self._modules = modules = SharedModules(base, beside.use, beside.gates)
         if self._compiled:
             modules.compile(self._plan.compile)
         if self._group:
@@ -238,7 +241,7 @@ class ImageModel:
     async def prepared(self, request: ImageRequest) -> PreparedRequest:
         """The request, prepared in a thread: of the two that decode pictures, if it has some, which
         may be large. Others do not wait for them."""
-        pool = self._decoding if request.image else None
+        pool = self._decoding if request.has_pictures else None
         return await asyncio.get_running_loop().run_in_executor(
             pool, self._preparation.prepare, request
         )
@@ -304,8 +307,10 @@ class ImageModel:
 
         if not self.ready:
             return {}
-        return describe(self._family.base, self._settings, self._plan) | {
-            "adapters": self._adapters.names,
+        told = describe(self._family.base, self._settings, self._plan)
+        return {
+            **told,
+            **self._conditioners.names,
             "stacking": self._engine.verifier.summary() if self._engine else [],
             "memory_plan": self._plan.asdict(),
         }

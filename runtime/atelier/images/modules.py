@@ -9,49 +9,53 @@ has lost the methods that would do such things behind its back (`drawing.own_cop
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from atelier.images import compilation
-from atelier.images.adapters import Selection
-from atelier.images.interception import install, put_up
+from atelier.images.adapters import PLAIN, Adaptation
+from atelier.images.interception import Gate, install, put_up
 
 
 class SharedModules:
-    """The modules of `pipeline` behind gates. `use_adapters` makes exactly the given ones
-    active."""
+    """The modules of `pipeline` behind gates, and further ones behind gates of their own.
+    `use_adapters` makes exactly the given ones active."""
 
     def __init__(
-        self, pipeline: Any, use_adapters: Callable[[Selection], None] = lambda selection: None
+        self,
+        pipeline: Any,
+        use_adapters: Callable[[Adaptation], None] = lambda adaptation: None,
+        further: Sequence[Gate] = (),
     ) -> None:
         self._pipeline = pipeline
         self._use_adapters = use_adapters
-        self._active: Selection | None = ()
+        self._active: Adaptation | None = PLAIN
         self.switch_s = 0.0
-        self.gates = install(pipeline)
+        self.gates = [*install(pipeline), *further]
+        put_up(self.gates)
 
     def compile(self, mode: str) -> None:
         """Compile the denoisers behind their gates; `mode` is `regional` or `full`."""
         compilation.compile_denoisers(self.gates, mode)
 
     @property
-    def adapters(self) -> Selection | None:
+    def adapters(self) -> Adaptation | None:
         """Those that are active; None after a change that failed."""
         return self._active
 
     @contextmanager
     def lent_to(
-        self, adapters: Selection, module: torch.nn.Module | None = None, alone: bool = False
+        self, adapters: Adaptation, module: torch.nn.Module | None = None, alone: bool = False
     ) -> Iterator[None]:
         """Have the modules serve one request, or several with the same adapters, until the block
         is left.
 
         Args:
             module: the one that is about to run; where components are kept in RAM, all others go
-                there.
+                there. None: what runs is always on the device, and nothing moves.
             alone: the request may exchange attention processors; they are put back.
 
         Raises:
@@ -69,7 +73,7 @@ class SharedModules:
                 denoiser.set_attn_processor(dict(before))
             put_up(self.gates)
 
-    def _switch(self, adapters: Selection) -> None:
+    def _switch(self, adapters: Adaptation) -> None:
         if adapters == self._active:
             return
         self._active, began = None, time.monotonic()

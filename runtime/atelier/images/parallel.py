@@ -101,8 +101,8 @@ class SharedDenoiser:
             overlap = begin - min(begin, layout.rows - each)
             if overlap < each:
                 cut = [overlap, each - overlap] if overlap else [each]
-                parts.append(Stacker.split(result, cut)[-1])
-        return Stacker.join(parts)
+                parts.append(Stacker.split(result, cut, layout.takes_lists)[-1])
+        return Stacker.join(parts, layout.takes_lists)
 
 
 def _hand_out(tensor: torch.Tensor) -> None:

@@ -8,8 +8,9 @@ import time
 
 from atelier.errors import InvalidRequest
 from atelier.hardware.plan import MemoryPlan
-from atelier.images.adapters import Adapters
+from atelier.images.adapters import Adaptation
 from atelier.images.arguments import build, fitted
+from atelier.images.conditioners import Conditioners
 from atelier.images.content_filter import ContentFilter
 from atelier.images.drawing import PreparedRequest
 from atelier.images.family import PipelineFamily, must_run_alone, scheduler_for
@@ -36,12 +37,14 @@ class Preparation:
         settings: Settings,
         plan: MemoryPlan,
         family: PipelineFamily,
-        adapters: Adapters,
+        conditioners: Conditioners,
         content_filter: ContentFilter,
     ) -> None:
         self._settings = settings
         self._family = family
-        self._adapters = adapters
+        self._adapters = conditioners.adapters
+        self._controls = conditioners.controls
+        self._image_prompts = conditioners.image_prompts
         self._filter = content_filter
         self._max_pixels = min(settings.max_pixels, plan.max_pixels)
         self._lengths = PromptLengths(family.base)
@@ -53,21 +56,32 @@ class Preparation:
             InvalidRequest: the pipeline cannot do what is asked for.
             ContentRefused: a prompt has a word of the list.
         """
-        pipeline = self._family.pipeline_for(request)
+        chosen = self._controls.chosen(request, self._max_pixels)
+        pipeline = (
+            self._controls.pipeline_for(request, chosen.kind)
+            if chosen
+            else self._family.pipeline_for(request)
+        )
+        prompts = self._image_prompts.chosen(request, pipeline, self._max_pixels)
         weights = weighted_prompts(pipeline, request)
         if weights:
             request = request.model_copy(update=weights.texts)
             weights = self._needed(weights)
         guard = self._filter.guard(request)
         drawable = DrawableSizes.of(pipeline, self._max_pixels)
+        if chosen:
+            request = self._controls.sized(request, chosen, drawable)
         warnings: tuple[str, ...] = ()
         if self._settings.size_fallback == "nearest":
             request, warnings = fitted(pipeline, request, drawable)
         limit = self._settings.request_timeout
         withheld = self._filter.withholds and bool(request.previews)
+        arguments = build(pipeline, request, drawable, self._settings.max_steps)
+        if chosen:
+            arguments = self._controls.arguments(pipeline, chosen, arguments)
         return PreparedRequest(
             pipeline=pipeline,
-            arguments=build(pipeline, request, drawable, self._settings.max_steps),
+            arguments=arguments,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             pictures=request.num_images_per_prompt,
             deadline=time.monotonic() + min(request.timeout or limit, limit),
@@ -76,7 +90,11 @@ class Preparation:
             else None,
             exclusive=must_run_alone(pipeline),
             step_cache=self._step_cache(request),
-            adapters=self._adapters.select(request.lora),
+            adapters=Adaptation(
+                self._adapters.select(request.lora), prompts.selection if prompts else ()
+            ),
+            parts=self._controls.parts(chosen) if chosen else {},
+            image_prompts=prompts,
             previews=0 if withheld else request.previews,
             warnings=(
                 *warnings,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from atelier.bounds import MAX_ENTRIES, MAX_INPUT_PICTURES, MAX_PICTURE_TEXT
 from atelier.errors import InvalidRequest, shown
+from atelier.images.control_request import ControlList, ImagePromptList
 from atelier.images.destination import Output, check_destination
 from atelier.settings import Settings
 
@@ -77,6 +78,12 @@ class ImageRequest(BaseModel):
         max_length=MAX_ENTRIES,
         description="Adapter name to weight; missing: DEFAULT_LORA.",
     )
+    control: ControlList | None = Field(
+        None, description="Pictures that ControlNets or T2I-Adapters draw by."
+    )
+    image_prompt: ImagePromptList | None = Field(
+        None, description="Pictures that IP-Adapters draw by."
+    )
     step_cache: StepCacheBound | None = Field(
         None,
         description=(
@@ -109,6 +116,11 @@ class ImageRequest(BaseModel):
     def extra(self) -> dict[str, Any]:
         """Arguments meant for the pipeline itself."""
         return dict(self.model_extra or {})
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether pictures have to be decoded before it can be drawn."""
+        return bool(self.image or self.control or self.image_prompt)
 
     @classmethod
     def parse(cls, fields: dict[str, Any], settings: Settings, where: str = "") -> ImageRequest:

@@ -10,6 +10,7 @@ stacking is trusted.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,9 @@ from torch.utils import _pytree as pytree
 
 PRIMITIVE = (str, int, float, bool, type(None), torch.dtype, torch.device)
 TIMESTEPS = ("timestep", "timesteps", "t", "sigma")
+
+RESIDUALS = re.compile(r"residual|controlnet")
+"""Arguments that are lists of one tensor for each block, never for each sample, however many."""
 
 
 def _holds_nothing(cache: Any) -> bool:
@@ -62,6 +66,11 @@ class Layout:
             ("x".join(map(str, tensor.shape[1:])) for tensor in self.tensors if tensor.dim() > 1),
             "",
         )
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether there is a list with an entry a sample among the arguments."""
+        return Role.LIST in self.roles
 
     @property
     def positions(self) -> int:
@@ -140,8 +149,12 @@ class Stacker:
         return _unlist(pytree.tree_unflatten(layout.leaves, layout.spec))
 
     @staticmethod
-    def split(result: Any, rows: Sequence[int]) -> list[Any]:
+    def split(result: Any, rows: Sequence[int], lists: bool) -> list[Any]:
         """Cut the result of a stacked call into the results that the lone calls would have had.
+
+        Args:
+            lists: the module takes lists with an entry a sample (`Layout.takes_lists`), and so may
+                give some. One that takes none gives lists with an entry a block.
 
         Raises:
             Unsplittable: a part of the result has no axis of the right length.
@@ -150,7 +163,8 @@ class Stacker:
 
         def is_per_sample(node: Any) -> bool:
             return (
-                isinstance(node, list)
+                lists
+                and isinstance(node, list)
                 and len(node) == total
                 and all(torch.is_tensor(entry) for entry in node)
             )
@@ -175,10 +189,11 @@ class Stacker:
         return Layout(layout.key, rows, leaves, layout.roles, layout.spec)
 
     @staticmethod
-    def join(results: Sequence[Any]) -> Any:
+    def join(results: Sequence[Any], lists: bool) -> Any:
         """The result that the whole call would have had, from those of its parts, which came from
         `split`."""
-        flat = [pytree.tree_flatten(result, is_leaf=_is_tensor_list) for result in results]
+        whole = _is_tensor_list if lists else None
+        flat = [pytree.tree_flatten(result, is_leaf=whole) for result in results]
         columns = zip(*(leaves for leaves, _ in flat), strict=True)
         return pytree.tree_unflatten([_joined(column) for column in columns], flat[0][1])
 
@@ -211,7 +226,7 @@ def _flatten(named: dict[str, Any], rows: int) -> tuple[list[str], list[Any], An
     """Leaves with the name of the argument they belong to; a list with one entry a sample stays one
     leaf."""
     marked = {
-        name: _List(value) if isinstance(value, list) and len(value) == rows and rows else value
+        name: _List(value) if _is_per_sample(name, value, rows) else value
         for name, value in named.items()
     }
     names: list[str] = []
@@ -219,6 +234,11 @@ def _flatten(named: dict[str, Any], rows: int) -> tuple[list[str], list[Any], An
         names += [name] * len(pytree.tree_leaves(value, is_leaf=_is_list))
     leaves, spec = pytree.tree_flatten(marked, is_leaf=_is_list)
     return names, leaves, spec
+
+
+def _is_per_sample(name: str, value: Any, rows: int) -> bool:
+    listed = isinstance(value, list) and not RESIDUALS.search(name)
+    return listed and len(value) == rows and bool(rows)
 
 
 def _is_list(node: Any) -> bool:

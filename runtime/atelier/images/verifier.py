@@ -81,7 +81,9 @@ class Verifier:
         try:
             layouts = [first.layout, second.layout]
             result = run(Stacker.merged(layouts))
-            parts = Stacker.split(result, [layout.rows for layout in layouts])
+            parts = Stacker.split(
+                result, [layout.rows for layout in layouts], first.layout.takes_lists
+            )
             difference = max(apart(lone, part) for lone, part in zip(alone, parts, strict=True))
         except torch.OutOfMemoryError:
             return alone

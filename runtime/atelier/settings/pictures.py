@@ -1,4 +1,5 @@
-"""Settings of what becomes of a picture: filters, marks, where it goes, how long it is kept."""
+"""Settings of what a picture is drawn by besides its prompt, and of what becomes of it: controls,
+filters, marks, where it goes, how long it is kept."""
 
 from __future__ import annotations
 
@@ -6,12 +7,26 @@ from typing import Literal
 
 from pydantic_settings import BaseSettings
 
-from atelier.settings.groups import MARKS, OWN, PICTURES, REQUESTS
-from atelier.settings.values import ObjectPrefix, ObjectPrefixes, WeightedNames
+from atelier.settings.groups import MARKS, MODEL, OWN, PICTURES, REQUESTS
+from atelier.settings.values import Names, ObjectPrefix, ObjectPrefixes, WeightedNames
 
 
 class PictureSettings(BaseSettings):
-    """The part of `Settings` that finished pictures are treated by."""
+    """The part of `Settings` for pictures alone."""
+
+    controlnets: Names = MODEL(
+        [],
+        (
+            "ControlNets and T2I-Adapters that a request's control may name, name=source or source"
+            " (from where MODEL_ID may come); comma-separated."
+        ),
+        PICTURES,
+    )
+    ip_adapters: Names = MODEL(
+        [],
+        "IP-Adapters that a request's image_prompt may name, written as CONTROLNETS.",
+        PICTURES,
+    )
 
     safety_checker: str = MARKS(
         "",

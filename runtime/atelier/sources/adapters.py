@@ -1,14 +1,15 @@
-"""Where the adapters of LORA_PATHS lie: the same kinds of source as MODEL_ID, found and fetched by
-the same code."""
+"""Where adapters of LORA_PATHS, CONTROLNETS and IP_ADAPTERS lie: the same kinds of source as
+MODEL_ID, found and fetched by the same code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from atelier.errors import SourceError
+from atelier.errors import SettingsError, SourceError
 from atelier.settings import Settings
 from atelier.sources.source import fetch, file_names, on_this_machine
 
@@ -16,11 +17,15 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 NAMED_BY_FOLDER = (LORA_FILE, "adapter_model.safetensors")
 """What diffusers and PEFT call every adapter, so that its folder has to name it."""
 
+NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)")
+"""An entry that says what it is called. Names have no slash, so an address with = in it has none.
+"""
+
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """One entry of LORA_PATHS: as it is written, its address without a revision, and its folder or
-    file on this machine.
+    """One entry: as it is written, its address without a revision, and its folder or file on this
+    machine.
 
     Adapters are named after the address: the folder of a download has a name of its own.
     """
@@ -51,7 +56,33 @@ def fetch_adapters(settings: Settings) -> list[AdapterSource]:
     Raises:
         SourceError: nothing is there, or it could not be fetched; the message names the entry.
     """
-    return [_fetch(settings, entry) for entry in settings.lora_paths]
+    return [_fetch(settings, "LORA_PATHS", entry) for entry in settings.lora_paths]
+
+
+def fetch_named(
+    settings: Settings, variable: str, entries: Sequence[str], here: bool = False
+) -> dict[str, Path]:
+    """The entries of CONTROLNETS or IP_ADAPTERS by name, downloaded first if need be; with `here`,
+    only those that are on this machine already.
+
+    Raises:
+        SourceError: as `fetch_adapters`.
+        SettingsError: two have one name.
+    """
+    found: dict[str, Path] = {}
+    for entry in entries:
+        match = NAMED.fullmatch(entry)
+        address = match[2] if match else entry
+        if here and on_this_machine(_as_model(settings, address)) is None:
+            continue
+        source = _fetch(settings, variable, address)
+        name = match[1] if match else source.name
+        if name in found:
+            raise SettingsError(
+                f"{variable} has two of the name {name}: write name=source, with names of their own"
+            )
+        found[name] = source.path
+    return found
 
 
 def remote_file_names(settings: Settings, entry: str) -> list[str] | None:
@@ -62,13 +93,13 @@ def remote_file_names(settings: Settings, entry: str) -> list[str] | None:
         SourceError: as `fetch_adapters`.
     """
     wanted = _as_model(settings, entry)
-    with _naming(entry):
+    with _naming("LORA_PATHS", entry):
         return None if on_this_machine(wanted) else file_names(wanted)
 
 
-def _fetch(settings: Settings, entry: str) -> AdapterSource:
+def _fetch(settings: Settings, variable: str, entry: str) -> AdapterSource:
     wanted = _as_model(settings, entry)
-    with _naming(entry):
+    with _naming(variable, entry):
         here = on_this_machine(wanted)
         address = here.absolute().as_posix() if here else entry.partition("@")[0]
         return AdapterSource(entry, PurePosixPath(address), here or fetch(wanted))
@@ -79,13 +110,13 @@ def _as_model(settings: Settings, entry: str) -> Settings:
 
 
 @contextmanager
-def _naming(entry: str) -> Iterator[None]:
+def _naming(variable: str, entry: str) -> Iterator[None]:
     """Sources speak of MODEL_ID, since that is what they mostly fetch: their advice is as true of
-    LORA_PATHS."""
+    the other variables."""
     try:
         yield
     except SourceError as error:
-        message = error.message.replace("MODEL_ID", "LORA_PATHS")
+        message = error.message.replace("MODEL_ID", variable)
         raise SourceError(
-            message if "LORA_PATHS=" in message else f"LORA_PATHS={entry}: {message}"
+            message if f"{variable}=" in message else f"{variable}={entry}: {message}"
         ) from error

@@ -17,6 +17,7 @@ from atelier.bounds import MAX_PICTURE_VALUES, read_json
 from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
+from atelier.protocols.control_pictures import CONTROL_FIELDS, with_control_pictures
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.pools import reading
 from atelier.protocols.http.remote import picture_bytes
@@ -240,6 +241,10 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
     shared = _with_pictures(shared, "", settings)
     for name in set(columns) & set(PICTURE_FIELDS):
         columns[name] = [_pictures_in(name, each, "", settings) for each in columns[name]]
+    for name in set(columns) & set(CONTROL_FIELDS):
+        columns[name] = [
+            with_control_pictures({name: each}, "", settings)[name] for each in columns[name]
+        ]
     rows = [
         shared | {name: column[index if len(column) > 1 else 0] for name, column in columns.items()}
         for index in range(count)
@@ -267,7 +272,8 @@ def _check_count(pictures: int, settings: Settings) -> None:
 
 def _with_pictures(fields: dict[str, Any], where: str, settings: Settings) -> dict[str, Any]:
     """The fields with pictures as bytes; what rows share is decoded once."""
-    return {name: _pictures_in(name, value, where, settings) for name, value in fields.items()}
+    decoded = {name: _pictures_in(name, value, where, settings) for name, value in fields.items()}
+    return with_control_pictures(decoded, where, settings)
 
 
 def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:

@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from atelier.errors import InvalidRequest, shown
 from atelier.images import codec
+from atelier.images.control_request import RawControls, RawImagePrompts
 from atelier.images.destination import INLINE, Output, destination
 from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound
 from atelier.images.service import PictureService
+from atelier.protocols.control_pictures import with_control_pictures
 from atelier.protocols.http.models import check_name
 from atelier.protocols.openai.idle_fields import without_effect
 from atelier.settings import Settings
@@ -101,6 +103,8 @@ class ImagesBody(BaseModel):
     width: int | None = Field(None, ge=8, description="Instead of size.")
     height: int | None = Field(None, ge=8, description="Instead of size.")
     lora: dict[str, float] | None = Field(None, description="Adapter name to weight.")
+    control: RawControls = Field(None, description="Pictures that ControlNets draw by.")
+    image_prompt: RawImagePrompts = Field(None, description="Pictures that IP-Adapters draw by.")
     step_cache: StepCacheBound | None = Field(
         None, description="Error bound of skipped steps: off, low, medium, high or a number."
     )
@@ -219,6 +223,8 @@ def translate(
             "response_format: a stream carries its pictures; leave it out or send b64_json",
             "response_format",
         )
+    beside = {"control": body.control, "image_prompt": body.image_prompt}
+    fields |= with_control_pictures(beside, "", settings)
     if pictures:
         fields["image"] = pictures
     if mask is not None:

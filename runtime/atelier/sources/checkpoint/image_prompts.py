@@ -1,0 +1,149 @@
+"""IP-Adapters: a file of tensors, an image encoder's folder, and whether both fit the model at
+hand. Told from configurations and headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier.errors import CheckpointError
+from atelier.sources.checkpoint.contents import Checkpoint
+from atelier.sources.checkpoint.folder import read_json
+from atelier.sources.checkpoint.headers import StoredTensor, read_header
+
+VARIABLE = "IP_ADAPTERS"
+ENCODER = "image_encoder"
+ENCODER_CLASS = "CLIPVisionModelWithProjection"
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline")
+"""Those that image prompts are served with."""
+
+KEYS = re.compile(r"(to_k_ip|ip_adapter_double_stream_k_proj)\.weight$")
+PROJECTION = re.compile(r"^(image_proj|ip_adapter_proj_model)\.")
+FACES = re.compile(r"to_k_lora|perceiver_resampler|^image_proj\.proj\.0\.")
+"""Tensors of adapters that look at a face by a recogniser that is not here."""
+
+
+@dataclass(frozen=True)
+class ImagePromptFile:
+    """An IP-Adapter as it lies on this machine, with its image encoder. `projected`: it reads one
+    vector of the picture, not one for each patch."""
+
+    name: str
+    path: Path
+    encoder: Path
+    parameters: int
+    encoder_parameters: int
+    projected: bool
+
+
+def inspect_image_prompt(
+    name: str, path: Path, checkpoint: Checkpoint, pipeline: str
+) -> ImagePromptFile:
+    """The IP-Adapter in a file, or in a folder with one file, for a checkpoint served by a pipeline
+    class.
+
+    Raises:
+        CheckpointError: it is none, it is damaged, it has no image encoder, or it was made for
+            another model; the message says which.
+    """
+    where = f"{VARIABLE}: {name} ({path})"
+    if pipeline not in PIPELINES:
+        raise CheckpointError(
+            f"{where}: {pipeline} takes no image prompts here; those that do:"
+            f" {', '.join(PIPELINES)}"
+        )
+    file = _file(where, path)
+    header = read_header(file)
+    keys = {one: tensor for one, tensor in header.tensors.items() if KEYS.search(one)}
+    projection = {
+        PROJECTION.sub("", one): tensor
+        for one, tensor in header.tensors.items()
+        if PROJECTION.match(one)
+    }
+    if not keys or not projection:
+        raise CheckpointError(f"{where} is not an IP-Adapter: it has no tensors of one")
+    if any(map(FACES.search, header.tensors)):
+        raise CheckpointError(
+            f"{where} is for faces: it needs a recogniser that is not served here; take a plain"
+            " IP-Adapter, or a plus one"
+        )
+    _check_width(where, keys, checkpoint, pipeline)
+    encoder = _encoder(where, file)
+    _check_encoder(where, projection, encoder)
+    weights = [read_header(one) for one in sorted(encoder.glob("*.safetensors"))]
+    return ImagePromptFile(
+        name,
+        file,
+        encoder,
+        sum(header.dtypes.values()),
+        sum(sum(one.dtypes.values()) for one in weights),
+        "proj.weight" in projection,
+    )
+
+
+def _file(where: str, path: Path) -> Path:
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{where} is no .safetensors file; others are not read")
+        return path
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        named = ", ".join(one.name for one in files) or "none"
+        raise CheckpointError(
+            f"{where} has {len(files)} files in safetensors ({named}): name the one to use"
+        )
+    return files[0]
+
+
+def _check_width(
+    where: str, keys: Mapping[str, StoredTensor], checkpoint: Checkpoint, pipeline: str
+) -> None:
+    """The width that its keys are made from is the text's in a UNet."""
+    flux = any(one.startswith("double_blocks.") for one in keys)
+    if flux != pipeline.startswith("Flux"):
+        made = "FLUX" if flux else "Stable Diffusion"
+        raise CheckpointError(f"{where} was made for {made}, and the model is a {pipeline}")
+    name = "joint_attention_dim" if flux else "cross_attention_dim"
+    wanted = next((one.config[name] for one in checkpoint.components if name in one.config), None)
+    width = next(iter(keys.values())).shape[1]
+    if isinstance(wanted, int) and width != wanted:
+        raise CheckpointError(
+            f"{where} was made for another model: it reads {width} numbers a token, and that of"
+            f" {checkpoint.path.name} reads {wanted}"
+        )
+
+
+def _encoder(where: str, file: Path) -> Path:
+    """The folder `image_encoder` beside the file, as published adapters have it."""
+    folder = file.parent / ENCODER
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{where} has no image encoder: put the folder {ENCODER} of a"
+            f" {ENCODER_CLASS} with weights in safetensors beside {file.name}"
+        )
+    return folder
+
+
+def _check_encoder(where: str, projection: Mapping[str, StoredTensor], encoder: Path) -> None:
+    """The projection reads what the encoder gives: a projected vector, or hidden states."""
+    config = read_json(encoder / "config.json")
+    architectures = config.get("architectures") or [ENCODER_CLASS]
+    if ENCODER_CLASS not in architectures:
+        raise CheckpointError(
+            f"{where}: {encoder} is {', '.join(architectures)}; it must be {ENCODER_CLASS}"
+        )
+    vector, states = projection.get("proj.weight"), projection.get("proj_in.weight")
+    read = vector or states
+    if read is None:
+        raise CheckpointError(
+            f"{where} is of a kind that is not served here; take a plain IP-Adapter, or a plus one"
+        )
+    given = config.get("projection_dim", 512) if vector else config.get("hidden_size", 768)
+    if read.shape[1] != given:
+        raise CheckpointError(
+            f"{where} wants another image encoder: it reads {read.shape[1]} numbers, and {encoder}"
+            f" gives {given}"
+        )

@@ -1,0 +1,41 @@
+"""What CONTROLNETS and IP_ADAPTERS name: fetched, looked at by headers, and held against the model,
+before any weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atelier.settings import Settings
+from atelier.sources.adapters import fetch_named
+from atelier.sources.checkpoint import controls, image_prompts
+from atelier.sources.checkpoint.contents import Checkpoint
+from atelier.sources.checkpoint.controls import ControlFolder, inspect_control
+from atelier.sources.checkpoint.image_prompts import ImagePromptFile, inspect_image_prompt
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Pictures' ways into a drawing, besides the prompt: none unless settings name them."""
+
+    controls: tuple[ControlFolder, ...] = ()
+    image_prompts: tuple[ImagePromptFile, ...] = ()
+
+
+def find_conditioning(
+    settings: Settings, checkpoint: Checkpoint, here: bool = False
+) -> Conditioning:
+    """Everything that the settings name; with `here`, only what needs no download.
+
+    Raises:
+        SourceError, SettingsError, CheckpointError: one of them cannot be had, or does not fit the
+            checkpoint.
+    """
+    pipeline = settings.pipeline_class or checkpoint.pipeline_class
+    nets = fetch_named(settings, controls.VARIABLE, settings.controlnets, here)
+    prompts = fetch_named(settings, image_prompts.VARIABLE, settings.ip_adapters, here)
+    return Conditioning(
+        tuple(inspect_control(name, path, checkpoint, pipeline) for name, path in nets.items()),
+        tuple(
+            inspect_image_prompt(name, path, checkpoint, pipeline) for name, path in prompts.items()
+        ),
+    )
