@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from atelier.errors import InvalidRequest
 from atelier.images import codec
 from atelier.images.argument_types import check_argument, sendable
 from atelier.images.request import ImageRequest
 from atelier.images.sizes import DrawableSizes, native_size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 # Arguments that the engine sets itself, or that carry tensors and callables, which no protocol can
 # send.
@@ -51,6 +54,10 @@ TAKES_SEVERAL = {
     "QwenImageEditPlusPipeline",
     "ZImageOmniPipeline",
 }
+
+
+TAKES_THEM_SIDE_BY_SIDE = {"FluxKontextPipeline"}
+"""Pipelines that read several pictures in one, as their makers show it: of one height, in a row."""
 
 
 def accepted(pipeline: Any) -> list[str]:
@@ -186,10 +193,9 @@ def _inputs(pipeline: Any, request: ImageRequest, drawable: DrawableSizes) -> di
     itself."""
     if request.image is None:
         return {}
-    if len(request.image) > 1 and type(pipeline).__name__ not in TAKES_SEVERAL:
-        raise InvalidRequest(
-            f"image: {type(pipeline).__name__} takes one picture, not {len(request.image)}", "image"
-        )
+    name = type(pipeline).__name__
+    if len(request.image) > 1 and name not in TAKES_SEVERAL | TAKES_THEM_SIDE_BY_SIDE:
+        raise InvalidRequest(f"image: {name} takes one picture, not {len(request.image)}", "image")
     most = drawable.pixels
     pictures = [codec.decode(data, most, "image").convert("RGB") for data in request.image]
     width, height = drawable.like(*pictures[0].size)
@@ -198,8 +204,20 @@ def _inputs(pipeline: Any, request: ImageRequest, drawable: DrawableSizes) -> di
     inputs: dict[str, Any] = {**sized(pipeline, width, height)}
     if "strength" in accepted(pipeline):
         pictures = [picture.resize((width, height)) for picture in pictures]
+    if name in TAKES_THEM_SIDE_BY_SIDE:
+        pictures = [side_by_side(pictures)]
     inputs["image"] = pictures[0] if len(pictures) == 1 else pictures
     if request.mask_image is not None:
         mask = codec.decode(request.mask_image, most, "mask_image")
         inputs["mask_image"] = mask.convert("L").resize((width, height))
     return inputs
+
+
+def side_by_side(pictures: Sequence[PILImage]) -> PILImage:
+    """In a row, in their order, each scaled to the height of the first."""
+    height = pictures[0].height
+    widths = [max(1, round(one.width * height / one.height)) for one in pictures]
+    row = pictures[0].resize((sum(widths), height))
+    for place, (one, width) in enumerate(zip(pictures, widths, strict=True)):
+        row.paste(one.resize((width, height)), (sum(widths[:place]), 0))
+    return row if len(pictures) > 1 else pictures[0]

@@ -182,6 +182,8 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     from atelier.protocols.kserve.predict import router as predict_router
     from atelier.protocols.openai.image_routes import ImagesApi
     from atelier.protocols.openai.image_routes import router as images_router
+    from atelier.protocols.openai.picture_chats import PictureChats
+    from atelier.protocols.openai.picture_chats import router as chats_router
     from atelier.protocols.picture_writer import PictureWriter
     from atelier.workers.image_front import ImageFront
 
@@ -193,6 +195,7 @@ def _image_model(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:
     app.include_router(predict_router(model, writer, jobs, settings))
     app.include_router(infer_router(model, partial(infer, model, writer, settings)))
     app.include_router(images_router(ImagesApi(model, writer, jobs, store, settings)))
+    app.include_router(chats_router(PictureChats(model, writer, settings)))
     app.include_router(jobs_router(jobs))
     outputs = {"image": "BYTES", "seed": "INT64"}
     return Served(
