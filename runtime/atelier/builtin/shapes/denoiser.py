@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -87,18 +88,26 @@ class Denoiser(torch.nn.Module):
         """Mean squared error of the velocity noise - latents; latents (B, 16, 16, 16) scaled,
         tokens (B, 32)."""
         n, device = latents.shape[0], latents.device
-        level = _levels(n, device)[:, None, None, None]
+        level = noise_levels(n, device)[:, None, None, None]
         noise = torch.randn_like(latents)
         velocity = self.velocity(
-            torch.lerp(latents, noise, level), level.flatten() * 1000.0, tokens, _counts(n, device)
+            torch.lerp(latents, noise, level),
+            level.flatten() * 1000.0,
+            tokens,
+            zero_counts(n, device),
         )
         return F.mse_loss(velocity.float(), noise - latents)
 
     def velocity(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, zeros: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        timestep: torch.Tensor,
+        tokens: torch.Tensor,
+        zeros: torch.Tensor,
+        residuals: Callable[[torch.Tensor], Sequence[torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """What the pipeline's transformer answers when `zeros` (B,) zero embeddings follow the
-        prompt."""
+        prompt. `residuals` makes those of a control, from the pooled text."""
         first = self.text_encoder(tokens, output_hidden_states=True)
         second = self.text_encoder_2(tokens, output_hidden_states=True)
         context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
@@ -114,12 +123,13 @@ class Denoiser(torch.nn.Module):
             timestep=timestep,
             encoder_hidden_states=context,
             pooled_projections=pooled,
+            block_controlnet_hidden_states=residuals(pooled) if residuals else None,
             joint_attention_kwargs={"key_bias": bias},
             return_dict=False,
         )[0]
 
 
-def _levels(n: int, device: torch.device) -> torch.Tensor:
+def noise_levels(n: int, device: torch.device) -> torch.Tensor:
     """Noise levels in 0..1, logit-normal (arXiv:2403.03206) with a fifth of them uniform so that
     the ends are learnt too.
 
@@ -131,7 +141,7 @@ def _levels(n: int, device: torch.device) -> torch.Tensor:
     return torch.where(torch.rand(n, device=device) < 0.2, torch.rand(n, device=device), most)
 
 
-def _counts(n: int, device: torch.device) -> torch.Tensor:
+def zero_counts(n: int, device: torch.device) -> torch.Tensor:
     """How many zero embeddings follow: the default 256 for half of the samples, none for some, else
     between."""
     draw = torch.rand(n, device=device)
