@@ -3,6 +3,7 @@ any spelling, long prompts are read to their end, and what a filter takes stands
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,20 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    CLIPConfig,
     CLIPImageProcessor,
     ConvNextImageProcessor,
     ViTImageProcessor,
 )
 
 from atelier.errors import CheckpointError, ContentRefused, PlanError, SettingsError
+from atelier.events import Failed
+from atelier.events import Image as Picture
 from atelier.hardware.choice import OptimizationManager, plan
 from atelier.hardware.machine import Device
 from atelier.images.classifiers import PictureClassifier, PromptClassifier
 from atelier.images.content_filter import ContentFilter, blurred
+from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
 from atelier.images.word_list import WordList
 from atelier.settings import Settings
@@ -33,6 +40,7 @@ from atelier.sources.checkpoint.classifier import classifiers
 from atelier.sources.checkpoint.folder import inspect
 from atelier.units import gib
 from tests.tiny_classifiers import picture_classifier, prompt_classifier
+from tests.tiny_pipelines import FAMILIES
 
 MIB = 2**20
 PROCESSORS = {
@@ -219,3 +227,58 @@ def test_the_plan_counts_the_filters_and_says_when_they_do_not_fit(
     small = replace(device, free_bytes=700 * MIB)
     with pytest.raises(PlanError, match=r"of it by SAFETY_CHECKER, .* of it by PROMPT_CHECKER"):
         plan(account(checkpoint), small, sizes_of.wishes(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion with a checker of its own that finds fault with every picture."""
+    folder = FAMILIES["sd15"](tmp_path_factory.mktemp("checked"))
+    bare = StableDiffusionPipeline.from_pretrained(folder)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 32, "patch_size": 8}  # fmt: skip
+    torch.manual_seed(1)
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    checker.concept_embeds_weights.data[:] = -2  # below any similarity
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    own = {"safety_checker": checker, "feature_extractor": CLIPImageProcessor(**size)}
+    whole = StableDiffusionPipeline(**{**bare.components, **own}, requires_safety_checker=True)
+    whole.save_pretrained(folder)
+    return folder
+
+
+def drawn(folder: Path, **settings: Any) -> tuple[list[Picture], list[str]]:
+    """Pictures of two requests at once, and the errors."""
+    model = ImageModel(Settings(model_id=str(folder), device="cpu", **settings))
+    model.load()
+
+    async def draw() -> tuple[list[Picture], list[str]]:
+        wanted = [{"prompt": "a cup", "seed": seed, "num_inference_steps": 2} for seed in (1, 2)]
+        streams = [await model.submit(ImageRequest.model_validate(one)) for one in wanted]
+        events = [event for stream in streams async for event in stream]
+        failed = [event.error.message for event in events if isinstance(event, Failed)]
+        return [event for event in events if isinstance(event, Picture)], failed
+
+    try:
+        return asyncio.run(draw())
+    finally:
+        model.close()
+
+
+def test_what_the_pipelines_own_checker_finds_is_told(checked: Path) -> None:
+    """Black as in diffusers where no setting says more; else what the setting says."""
+    black, _ = drawn(checked)
+    assert [(set(one.pixels), one.flags) for one in black] == [({0}, ("unsafe",))] * 2
+    flagged, _ = drawn(checked, safety_checker="own", safety_action="flag")
+    assert [one.flags for one in flagged] == [("unsafe",)] * 2
+    assert all(len(set(one.pixels)) > 50 for one in flagged)
+    assert flagged[0].pixels != flagged[1].pixels
+    none, errors = drawn(checked, safety_checker="own")
+    assert not none and len(errors) == 2
+    assert "it was classified as unsafe; change the prompt or the seed" in errors[0]
+
+
+def test_an_own_checker_that_is_not_there_ends_the_start(tiny_checkpoint: Path) -> None:
+    with pytest.raises(SettingsError, match=r"SAFETY_CHECKER=own: .* brings no safety_checker"):
+        drawn(tiny_checkpoint, safety_checker="own")
+    with pytest.raises(SettingsError, match="SAFETY_CHECKER=own knows no labels"):
+        drawn(tiny_checkpoint, safety_checker="own", safety_labels=["nsfw"])

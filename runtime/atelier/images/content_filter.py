@@ -16,10 +16,11 @@ from torch.nn import functional
 
 from atelier.errors import ContentRefused
 from atelier.images.classifiers import PictureClassifier, PromptClassifier
+from atelier.images.own_checker import OwnChecker
 from atelier.images.request import ImageRequest
 from atelier.images.word_list import WordList
 from atelier.settings import Settings
-from atelier.sources.checkpoint.classifier import classifiers
+from atelier.sources.checkpoint.classifier import OWN, classifiers
 
 Told = Callable[[str, str, str], None]
 
@@ -42,6 +43,7 @@ class ContentFilter:
             found.get("PROMPT_CHECKER"),
             found.get("SAFETY_CHECKER"),
         )
+        self._judges_own = settings.safety_checker == OWN
         self.action = settings.safety_action
         self._told = told
         self._words = WordList.read(words) if words else None
@@ -51,10 +53,12 @@ class ContentFilter:
     @property
     def withholds(self) -> bool:
         """Whether a picture may be kept back: its previews are too, then."""
-        return self._pictures is not None and self.action != "flag"
+        looks = self._pictures is not None or self._judges_own
+        return looks and self.action != "flag"
 
-    def guard(self, request: ImageRequest) -> RequestGuard | None:
-        """What looks at this request; None if nothing does. For a thread: it tokenizes.
+    def guard(self, request: ImageRequest, pipeline: Any = None) -> RequestGuard | None:
+        """What looks at this request; None if nothing does. For a thread: it tokenizes. `pipeline`
+        may bring a checker of its own.
 
         Raises:
             ContentRefused: a prompt has a word of the list.
@@ -67,10 +71,17 @@ class ContentFilter:
                     raise ContentRefused(
                         f"{name}: this server draws nothing with {phrase!r}; leave it out"
                     )
-        if not (self._prompts or self._pictures):
+        own = OwnChecker.of(pipeline, blackens=not self._judges_own)
+        if not (self._prompts or self._pictures or own):
             return None
         rows = self._prompts.prepare(list(texts.values())) if self._prompts else None
-        return RequestGuard(self, rows, self._prompts, self._pictures)
+        return RequestGuard(self, rows, self._prompts, self._pictures, own)
+
+    @property
+    def action_on_bad(self) -> str:
+        """What becomes of a bad picture: what the setting says, but if SAFETY_CHECKER is empty what
+        the pipeline's own checker does."""
+        return self.action if self._pictures or self._judges_own else "black"
 
     def tell(self, what: str, label: str, action: str) -> None:
         """Pass on to `told`."""
@@ -96,6 +107,12 @@ class RequestGuard:
     rows: dict[str, Any] | None
     prompts: PromptClassifier | None
     pictures: PictureClassifier | None
+    own: OwnChecker | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What the request's copy of the pipeline is given in place of shared modules."""
+        return {"safety_checker": self.own} if self.own else {}
 
     def check_prompt(self) -> None:
         """See that the prompt's labels let it be drawn. Waits for the device.
@@ -125,18 +142,22 @@ class RequestGuard:
         Raises:
             ContentRefused: one of them may not.
         """
-        if self.pictures is None or scores is None:
-            return pixels, [()] * len(pixels)
-        flags = self.pictures.flags(scores)
+        flags: list[tuple[str, ...]] = [()] * len(pixels)
+        action = self.filter.action_on_bad
+        if self.pictures is not None and scores is not None:
+            flags = self.pictures.flags(scores)
+        if self.own is not None:
+            found = self.own.flags(len(pixels))
+            flags = [(*each, *further) for each, further in zip(flags, found, strict=True)]
         for label in (label for each in flags for label in each):
-            self.filter.tell("picture", label, self.filter.action)
+            self.filter.tell("picture", label, action)
         labels = _all(flags)
-        if labels and self.filter.action == "block":
+        if labels and action == "block":
             raise ContentRefused(
                 f"the picture was drawn and is not given out: it was classified as"
                 f" {', '.join(labels)}; change the prompt or the seed"
             )
-        if labels and self.filter.action == "blur":
+        if labels and action == "blur":
             shown = [
                 blurred(picture) if each else picture
                 for picture, each in zip(pixels, flags, strict=True)

@@ -46,8 +46,9 @@ class Gate:
         self.stage = stage or _stage(name, method)
         self.real: Callable[..., Any] = getattr(module, method)
         self.stacker = Stacker(inspect.signature(self.real))
-        # A VAE encodes to a distribution, one object whose rows cannot be told apart.
-        self.stackable = method != "encode"
+        # A VAE encodes to a distribution, one object whose rows cannot be told apart, and a
+        # pipeline's own checker answers with words beside tensors.
+        self.stackable = method != "encode" and name != "safety_checker"
         self._method = method
         self._gated = self._make_gated()
 
@@ -166,5 +167,7 @@ def _stage(name: str, method: str) -> Stage:
         return Stage.DECODE
     if method == "encode":
         return Stage.ENCODE
+    if name == "safety_checker":
+        return Stage.CHECK
     encodes = role_of(name) in ("text_encoder", "image_encoder")
     return Stage.ENCODE if encodes else Stage.DENOISE

@@ -100,6 +100,7 @@ class ImageModel:
 
     def _fetch(self) -> Checkpoint:
         from atelier.sources import fetch
+        from atelier.sources.checkpoint.classifier import check_own
         from atelier.sources.checkpoint.folder import inspect
 
         settings = self._settings
@@ -110,6 +111,7 @@ class ImageModel:
             trust_remote_code=settings.trust_remote_code,
         )
         checkpoint.check()
+        check_own(settings, checkpoint)
         return checkpoint
 
     def _build(

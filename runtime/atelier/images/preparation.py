@@ -67,7 +67,7 @@ class Preparation:
         if weights:
             request = request.model_copy(update=weights.texts)
             weights = self._needed(weights)
-        guard = self._filter.guard(request)
+        guard = self._filter.guard(request, pipeline)
         drawable = DrawableSizes.of(pipeline, self._max_pixels)
         if chosen:
             request = self._controls.sized(request, chosen, drawable)
@@ -93,7 +93,10 @@ class Preparation:
             adapters=Adaptation(
                 self._adapters.select(request.lora), prompts.selection if prompts else ()
             ),
-            parts=self._controls.parts(chosen) if chosen else {},
+            parts={
+                **(self._controls.parts(chosen) if chosen else {}),
+                **(guard.parts if guard else {}),
+            },
             image_prompts=prompts,
             previews=0 if withheld else request.previews,
             warnings=(

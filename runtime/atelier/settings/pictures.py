@@ -30,7 +30,8 @@ class PictureSettings(BaseSettings):
 
     safety_checker: str = MARKS(
         "",
-        "Folder of an image-classification model that looks at every picture; empty: none does.",
+        "Folder of an image-classification model that looks at every picture; own: the checker that"
+        " the pipeline brings along; empty: none does.",
         PICTURES,
     )
     safety_labels: WeightedNames = MARKS(

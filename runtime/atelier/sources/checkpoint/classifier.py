@@ -10,8 +10,12 @@ from typing import Any, Literal
 
 from atelier.errors import CheckpointError, SettingsError
 from atelier.settings import Settings
+from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.sources.checkpoint.folder import read_json
 from atelier.sources.checkpoint.headers import read_header
+
+OWN = "own"
+"""SAFETY_CHECKER: the one that the pipeline brings along."""
 
 FLOAT32_BYTES = 4
 ROWS = 8
@@ -46,6 +50,25 @@ class ClassifierFolder:
         return self.weights_bytes + self.working_bytes
 
 
+def check_own(settings: Settings, checkpoint: Checkpoint) -> None:
+    """See that SAFETY_CHECKER=own has something to name.
+
+    Raises:
+        SettingsError: the checkpoint has no checker, or labels are named, of which it has none.
+    """
+    if settings.safety_checker != OWN:
+        return
+    if settings.safety_labels:
+        raise SettingsError(
+            f"SAFETY_LABELS: SAFETY_CHECKER={OWN} knows no labels; leave SAFETY_LABELS empty"
+        )
+    if checkpoint.component("safety_checker") is None:
+        raise SettingsError(
+            f"SAFETY_CHECKER={OWN}: {checkpoint.path} brings no safety_checker; name the folder of"
+            " an image classifier, or leave it empty"
+        )
+
+
 def classifiers(settings: Settings) -> dict[str, ClassifierFolder]:
     """The classifiers that the settings name, by the setting's name; read from headers alone.
 
@@ -53,7 +76,7 @@ def classifiers(settings: Settings) -> dict[str, ClassifierFolder]:
         CheckpointError, SettingsError: one cannot be used; the message says which and why.
     """
     found = {}
-    if settings.safety_checker:
+    if settings.safety_checker not in ("", OWN):
         found["SAFETY_CHECKER"] = _inspect(
             "SAFETY_CHECKER",
             settings.safety_checker,
