@@ -89,7 +89,7 @@ def t2i_adapter(into: Path, large: bool = False, channels: int = 3) -> Path:
     return into
 
 
-def ip_adapter(checkpoint: Path, folder: Path, name: str, seed: int) -> Path:
+def ip_adapter(checkpoint: Path, folder: Path, name: str, seed: int, plus: bool = False) -> Path:
     """A file of the published form, with the image encoder's folder beside it."""
     torch.manual_seed(seed)
     pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint)
@@ -112,12 +112,8 @@ def ip_adapter(checkpoint: Path, folder: Path, name: str, seed: int) -> Path:
                 tensors[f"{key}.weight"] = torch.randn(inner, width)
                 tensors[f"{key}.bias"] = torch.randn(inner)
         prefix = "ip_adapter_proj_model"
-    tensors |= {
-        f"{prefix}.proj.weight": torch.randn(4 * width, EYES),
-        f"{prefix}.proj.bias": torch.randn(4 * width),
-        f"{prefix}.norm.weight": torch.ones(width),
-        f"{prefix}.norm.bias": torch.zeros(width),
-    }
+    projection = _resampler(width) if plus else _projection(width)
+    tensors |= {f"{prefix}.{name}": tensor for name, tensor in projection.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / name)
     if not (folder / "image_encoder").exists():
@@ -133,3 +129,40 @@ def ip_adapter(checkpoint: Path, folder: Path, name: str, seed: int) -> Path:
         torch.manual_seed(9)
         CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
     return folder / name
+
+
+def _projection(width: int) -> dict[str, torch.Tensor]:
+    """Of one vector a picture to four tokens."""
+    return {
+        "proj.weight": torch.randn(4 * width, EYES),
+        "proj.bias": torch.randn(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+
+
+def _resampler(width: int, inner: int = 64) -> dict[str, torch.Tensor]:
+    """Of one vector a patch to four tokens, as plus adapters have it."""
+    sizes: dict[str, tuple[int, ...]] = {
+        "latents": (1, 4, inner),
+        "proj_in.weight": (inner, TEXT_WIDTH),
+        "proj_in.bias": (inner,),
+        "proj_out.weight": (width, inner),
+        "proj_out.bias": (width,),
+        "norm_out.weight": (width,),
+        "norm_out.bias": (width,),
+    }
+    for layer in range(4):
+        sizes |= {
+            f"layers.{layer}.{norm}.{kind}": (inner,)
+            for norm in ("0.norm1", "0.norm2", "1.0")
+            for kind in ("weight", "bias")
+        }
+        sizes |= {
+            f"layers.{layer}.0.to_q.weight": (inner, inner),
+            f"layers.{layer}.0.to_kv.weight": (2 * inner, inner),
+            f"layers.{layer}.0.to_out.weight": (inner, inner),
+            f"layers.{layer}.1.1.weight": (4 * inner, inner),
+            f"layers.{layer}.1.3.weight": (inner, 4 * inner),
+        }
+    return {name: torch.randn(shape) for name, shape in sizes.items()}

@@ -52,10 +52,11 @@ def prompted(
 ) -> Iterator[Prompted]:
     root = tmp_path_factory.mktemp("prompts")
     checkpoint = CHECKPOINTS[request.param](root)
-    for seed, name in enumerate("xy", 1):
-        ip_adapter(checkpoint, root / "ip", f"{name}.safetensors", seed)
+    names = "xyp" if request.param == "sd15" else "xy"
+    for seed, name in enumerate(names, 1):
+        ip_adapter(checkpoint, root / "ip", f"{name}.safetensors", seed, plus=name == "p")
     control(checkpoint, root / "net", 3)
-    adapters = ",".join(str(root / "ip" / f"{name}.safetensors") for name in "xy")
+    adapters = ",".join(str(root / "ip" / f"{name}.safetensors") for name in names)
     with showing(checkpoint, ip_adapters=adapters, controlnets=str(root / "net")) as exhibit:
         yield Prompted(request.param, exhibit, checkpoint, root / "ip")
 
@@ -90,6 +91,22 @@ def test_an_image_prompt_draws_what_diffusers_draws(prompted: Prompted) -> None:
     assert not exhibit.verdicts.alone
 
 
+@pytest.mark.parametrize("prompted", ["sd15"], indirect=True)
+def test_a_plus_adapter_goes_alone_and_beside_a_plain_one(prompted: Prompted) -> None:
+    requests: list[dict[str, Any]] = [
+        {"image_prompt": [entry("p", "slope", weight=0.6)], "seed": 1},
+        {"image_prompt": [entry("x", "rows"), entry("p", "slope", weight=0.4)], "seed": 2},
+    ]
+    wanted = [
+        prompted.bare(1, ("p", "slope", 0.6)),
+        prompted.bare(2, ("p", "slope", 0.4), ("x", "rows", 1.0)),
+    ]
+    for got, expected in zip(
+        prompted.exhibit.draw(*requests, **FIELDS, **SIZE), wanted, strict=True
+    ):
+        assert difference(got, expected) <= 1
+
+
 @pytest.mark.parametrize("prompted", ["sd15", "flux"], indirect=True)
 def test_an_image_prompt_goes_with_a_control(prompted: Prompted) -> None:
     """Each shows, for several pictures of one request too; a weight of 0 is none."""
@@ -109,11 +126,11 @@ def test_an_image_prompt_goes_with_a_control(prompted: Prompted) -> None:
 @pytest.mark.parametrize("prompted", ["sd15"], indirect=True)
 def test_what_cannot_be_an_image_prompt_is_refused_in_words(prompted: Prompted) -> None:
     for given, told in (
-        ([entry("z", "rows")], "image_prompt.0.name: 'z' is not here; available: x, y"),
+        ([entry("z", "rows")], "image_prompt.0.name: 'z' is not here; available: p, x, y"),
         ([entry("x", "rows")] * 2, "image_prompt.1.name: x is named twice"),
         ([entry("x", "rows", start=0.1)], "image_prompt.0.start: 0.1 is not valid"),
         ([entry("x", "rows", weight=-1)], "image_prompt.0.weight: -1 is not valid"),
     ):
         answer = prompted.exhibit.post({"image_prompt": given}, **FIELDS)
         assert answer.status_code == 400 and told in answer.json()["error"]
-    assert prompted.exhibit.model.metadata()["image_prompts"] == ["x", "y"]
+    assert prompted.exhibit.model.metadata()["image_prompts"] == ["p", "x", "y"]
