@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-PR_SET_PDEATHSIG = 1
-"""linux/prctl.h"""
+TIE = """
+import ctypes, os, sys
+number, parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG of linux/prctl.h
+if os.getppid() != int(parent):  # it ended before it was watched
+    sys.exit(1)
+os.execv(command[0], command)
+"""
+"""Run before the child's own program. Between fork and exec of a process with threads no Python
+may run: it could wait for a lock that no thread holds any more."""
+
+_starting = ThreadPoolExecutor(1, thread_name_prefix="starting")
+# Linux watches the thread that started a child, not the process: this one ends with the process.
 
 
 def free_port() -> int:
@@ -18,8 +33,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def end_with_parent(number: signal.Signals) -> None:
-    """Have Linux send this process the signal when the thread that started it ends, however it
-    does. Elsewhere nothing."""
+def start_child(
+    command: Sequence[str], number: signal.Signals, **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start a process by the path of its program; Linux sends it the signal when this process ends,
+    however it does. `options` are those of `Popen`."""
+    tied = [*command]
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        tied = [sys.executable, "-ISc", TIE, str(int(number)), str(os.getpid()), *command]
+    popen: Any = subprocess.Popen  # its overloads do not look into options
+    started: subprocess.Popen[bytes] = _starting.submit(popen, tied, **options).result()
+    return started

@@ -101,12 +101,14 @@ class Token:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a text request: of the prompt, of the prompt but found in the cache, and generated
-    for all choices."""
+    """Tokens of a text request: of the prompt, of the prompt but found in the cache, generated for
+    all choices, and of these guessed before and come true (`accepted` of `drafted`)."""
 
     prompt: int
     cached: int
     generated: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter, Gauge, Histogram
 
 from atelier.errors import report
-from atelier.events import Event, Failed, Finished, Image, Preview, Queued, Started
+from atelier.events import Event, Failed, Finished, Image, Preview, Queued, Started, Usage
 from atelier.logs import current_request_id
 from atelier.tracing import Tracer
 
@@ -106,6 +106,14 @@ class Metrics:
                     ["model_name"],
                 )
                 gauges.append(named.labels(alias))
+        self._alias = alias
+        self.guesses = {
+            what: Counter(
+                f"vllm:spec_decode_num_{what}_tokens", f"Guessed tokens {words}.", ["model_name"]
+            )
+            for what, words in (("draft", "of all answers"), ("accepted", "that came true"))
+            if alias
+        }
         self.memory_used = Gauge("atelier_device_memory_used_bytes", "Device memory in use.")
         self.memory_free = Gauge("atelier_device_memory_free_bytes", "Device memory not in use.")
 
@@ -178,6 +186,12 @@ class Metrics:
         for gauge in self.states.get(after, ()):
             gauge.inc()
 
+    def guessed(self, usage: Usage) -> None:
+        """Count guesses under the names that dashboards of vLLM query."""
+        counts = {"draft": usage.drafted, "accepted": usage.accepted}
+        for what, counter in self.guesses.items():
+            counter.labels(self._alias).inc(counts[what])
+
     def loaded(self, stage: str, seconds: float) -> None:
         """See `Observer`."""
         self.load.labels(stage).set(seconds)
@@ -213,6 +227,8 @@ class _Request:
             self.metrics.images.inc()
             self.metrics.pixels.inc(event.width * event.height)
         elif isinstance(event, Finished):
+            if event.usage is not None:
+                self.metrics.guessed(event.usage)
             self._end("ok", passed, event.timings, "")
         elif isinstance(event, Failed):
             self._end(report(event.error).code, passed, {}, event.error.message)

@@ -1,5 +1,6 @@
 """What only CUDA takes in the embedded language engine: causal and flash kernels, decode as graphs,
-fused norms; against the plain model on the same GPU. `make test-gpu` runs this."""
+fused norms, steps that verify guesses; against the plain model on the same GPU. `make test-gpu`
+runs this."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from atelier.text.embedded.capacity import Capacity  # noqa: E402
 from atelier.text.embedded.loading import make_runner, record_graphs  # noqa: E402
 from atelier.text.embedded.probe import check_steps, reference_logits  # noqa: E402
 from atelier.text.embedded.slots import SlotCache  # noqa: E402
-from tests.text import families  # noqa: E402
+from tests.text import families, guessing  # noqa: E402
 
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.25}
 """Nats. A wrong window changes likelihoods by more than one; rounding of bfloat16 by 0.07."""
@@ -83,3 +84,61 @@ def test_a_small_prompt_beside_a_long_one_is_not_disturbed_by_the_padding() -> N
     finally:
         engine.close()
     families.check(reference, prompts, answers, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("drafter", ["oracle", "draft model"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_guesses_change_nothing_with_graphs_and_flash(
+    family: str, dtype: Any, drafter: str
+) -> None:
+    reference = families.make(family, "cuda", dtype)
+    prompts = [families.prompt_of(length, length) for length in families.LENGTHS]
+
+    def answers(speculation: Any) -> Any:
+        runner = guessing.runner_of(families.make(family, "cuda", dtype), slots=8)
+        assert runner.graphs
+        assert runner.flash == (dtype == torch.bfloat16 and family not in ("gemma3", "mistral"))
+        record_graphs(runner)
+        engine = families.engine_of(runner, speculation)
+        try:
+            return families.ask_all(engine, prompts, 24)
+        finally:
+            engine.close()
+
+    if drafter == "oracle":
+        known = guessing.Oracle(prompts, [one.ids for one in answers(None)])
+        speculation = guessing.Always(known, guessing.TOKENS)
+    else:
+        own = guessing.draft_model(family, "cuda", dtype, slots=8)
+        record_graphs(own.runner)
+        speculation = guessing.Always(own, guessing.TOKENS)
+    guessed = answers(speculation)
+    families.check(reference, prompts, guessed, TOLERANCE[dtype])
+    drafted, accepted = (sum(getattr(one, k) for one in guessed) for k in ("drafted", "accepted"))
+    assert drafted > accepted > 0.2 * drafted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_check_at_the_start_passes_for_steps_with_guesses(family: str, dtype: Any) -> None:
+    model = families.make(family, "cuda", dtype)
+    reference = reference_logits(model)
+    check_steps(guessing.runner_of(model), reference)
+
+
+def test_a_seeded_answer_is_the_same_with_guesses() -> None:
+    prompt = families.prompt_of(7, 50)
+
+    def answer(speculation: Any) -> Any:
+        runner = guessing.runner_of(families.make("llama", "cuda"))
+        engine = families.engine_of(runner, speculation)
+        try:
+            return families.ask_all(engine, [prompt], 24, temperature=0.7, seed=3)[0]
+        finally:
+            engine.close()
+
+    plain = answer(None)
+    guessed = answer(guessing.Always(guessing.Oracle([prompt], [plain.ids]), guessing.TOKENS))
+    assert guessed.ids == plain.ids
+    assert guessed.accepted > 0

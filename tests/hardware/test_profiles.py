@@ -18,8 +18,8 @@ from atelier.hardware.account import ModelSizes
 from atelier.hardware.choice import plan
 from atelier.settings import Settings, load_settings
 from atelier.text.embedded.capacity import cache_budget, plan_capacity, split_by_window
-from atelier.text.embedded.runner import layer_windows
 from atelier.text.embedded.slots import ring_size
+from atelier.text.embedded.windows import layer_windows
 from atelier.units import GIB
 from tests.hardware.test_memory_plan import AUTO, FLUX, SD35M, SDXL, gpu
 

@@ -19,7 +19,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the tiny model; `tests.text.faulty` can be told to fail by signals."""
+    """A server of the tiny model, which guesses tokens; `tests.text.faulty` can be told to fail by
+    signals."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with serving(checkpoint, log, module="tests.text.faulty", MAX_NUM_SEQS="8") as running:
+    given = {"MAX_NUM_SEQS": "8", "PROMPT_LOOKUP": "true"}
+    with serving(checkpoint, log, module="tests.text.faulty", **given) as running:
         yield running

@@ -31,11 +31,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from atelier.events import Failed, PromptRead, Token
+from atelier.events import Failed, Finished, PromptRead, Token
 from atelier.streams import EventStream
 from atelier.text.embedded.admission import ContextLimits, Vocabulary
 from atelier.text.embedded.engine import TransformersEngine
 from atelier.text.embedded.runner import Runner
+from atelier.text.embedded.speculation import Speculation
 from atelier.text.request import make_request
 
 CONTEXT = 512
@@ -105,6 +106,8 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 def make(family: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -113,11 +116,11 @@ def make(family: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
     return FAMILIES[family]().to(device, dtype).eval()
 
 
-def engine_of(runner: Runner) -> TransformersEngine:
+def engine_of(runner: Runner, speculation: Speculation | None = None) -> TransformersEngine:
     """An engine over the runner, with prompts in chunks of CHUNK."""
     vocabulary = Vocabulary(tokenizer(), VOCABULARY, frozenset())
     limits = ContextLimits(CONTEXT, queue=100, timeout=300, prefill_tokens=CHUNK)
-    return TransformersEngine(runner, vocabulary, limits)
+    return TransformersEngine(runner, vocabulary, limits, speculation)
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
@@ -126,11 +129,10 @@ def prompt_of(seed: int, length: int) -> list[int]:
     return [int(token) for token in drawn]
 
 
-async def ask(engine: TransformersEngine, prompt: list[int], count: int) -> Answer:
-    """A greedy answer of `count` tokens."""
-    request = make_request(
-        prompt_ids=prompt, temperature=0, max_tokens=count, logprobs=1, ignore_eos=True
-    )
+async def ask(engine: TransformersEngine, prompt: list[int], count: int, **fields: Any) -> Answer:
+    """A greedy answer of `count` tokens, unless `fields` say otherwise."""
+    wanted = {"temperature": 0, "max_tokens": count, "logprobs": 1, "ignore_eos": True} | fields
+    request = make_request(prompt_ids=prompt, **wanted)
     stream: EventStream = engine.submit(request, prompt)
     answer = Answer()
     async for event in stream:
@@ -138,15 +140,20 @@ async def ask(engine: TransformersEngine, prompt: list[int], count: int) -> Answ
         if isinstance(event, Token):
             answer.ids += event.ids
             answer.logprobs += [likelihood.logprob for likelihood in event.likelihoods]
-        answer.cached = getattr(getattr(event, "usage", None), "cached", answer.cached)
+        if isinstance(event, Finished) and event.usage is not None:
+            usage = event.usage
+            answer.cached = usage.cached
+            answer.drafted, answer.accepted = usage.drafted, usage.accepted
     return answer
 
 
-def ask_all(engine: TransformersEngine, prompts: list[list[int]], count: int) -> list[Answer]:
-    """Greedy answers of all prompts at once."""
+def ask_all(
+    engine: TransformersEngine, prompts: list[list[int]], count: int, **fields: Any
+) -> list[Answer]:
+    """Greedy answers of all prompts at once, unless `fields` say otherwise."""
 
     async def all_of_them() -> list[Answer]:
-        return await asyncio.gather(*(ask(engine, prompt, count) for prompt in prompts))
+        return await asyncio.gather(*(ask(engine, one, count, **fields) for one in prompts))
 
     return asyncio.run(all_of_them())
 

@@ -7,6 +7,7 @@ A file `slow` beside it makes its start take the seconds that the file holds.
 from __future__ import annotations
 
 import json
+import os
 import socketserver
 import sys
 import time
@@ -18,6 +19,12 @@ HERE = Path(__file__).parent
 GIVEN = sys.argv[1:]
 VLLM = "--uds" in GIVEN
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize", "/detokenize")
+REFUSALS = {
+    "busy": (429, "too many requests"),
+    "gone": (404, "no such adapter"),
+    "asleep": (503, "the engine sleeps"),
+    "wrong": (400, "a bad prompt"),
+}
 NO_PARSER = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
 
 
@@ -46,17 +53,22 @@ class Routes(BaseHTTPRequestHandler):
             self._say(200, {"content": "".join(map(chr, body["tokens"]))})
         elif self.path not in ROUTES:
             self._say(501 if not VLLM else 404, {"error": {"message": "not supported"}})
+        elif body.get("prompt") in REFUSALS:
+            status, message = REFUSALS[body["prompt"]]
+            self._say(status, {"error": {"message": message}}, wait="7")
         elif body.get("tools") and "--tool-call-parser" not in GIVEN:
             self._say(400, {"error": {"message": NO_PARSER, "type": "BadRequestError"}})
         else:
             choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}}
             self._say(200, {"choices": [choice], "usage": {}})
 
-    def _say(self, status: int, told: Any) -> None:
+    def _say(self, status: int, told: Any, wait: str = "") -> None:
         body = json.dumps(told).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if wait:
+            self.send_header("Retry-After", wait)
         self.end_headers()
         self.wfile.write(body)
 
@@ -76,6 +88,7 @@ def option(name: str) -> str:
 
 if __name__ == "__main__":
     (HERE / "arguments").write_text(json.dumps(GIVEN))
+    (HERE / "environment").write_text(json.dumps(dict(os.environ)))
     if (HERE / "slow").exists():
         time.sleep(float((HERE / "slow").read_text()))
     server: socketserver.BaseServer

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ import openai
 import psutil
 import pytest
 
+from atelier.settings import Settings
+from atelier.text.child.process import ProcessEngine
 from tests.text.running import Server, serving
 
 SOURCE = Path(__file__).with_name("stand_in.py")
@@ -47,7 +51,14 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (folder / "model" / "config.json").write_text(json.dumps(config))
     (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    settings = {"ENGINE": "vllm", "ENGINE_PATH": str(engine(folder, "python")), "WARMUP": "off"}
+    settings = {
+        "ENGINE": "vllm",
+        "ENGINE_PATH": str(engine(folder, "python")),
+        "WARMUP": "off",
+        "MCP_ENDPOINT_KEY": "secret",
+        "aws_secret_access_key": "secret",
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+    }
     with serving(folder / "model", folder / "log", **settings) as running:
         yield running
 
@@ -130,6 +141,69 @@ def test_tools_without_a_parser_name_the_setting(vllm: Server) -> None:
         )
     plain = httpx.post(f"{vllm.url}/v1/chat/completions", json=body).json()
     assert plain["choices"][0]["message"]["content"] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "status", "said"),
+    [
+        ("busy", 429, "too many requests"),
+        ("gone", 404, "no such adapter"),
+        ("asleep", 503, "the engine sleeps"),
+        ("wrong", 400, "a bad prompt"),
+    ],
+)
+def test_what_the_engine_refuses_keeps_its_status(
+    vllm: Server, prompt: str, status: int, said: str
+) -> None:
+    handed_on = httpx.post(f"{vllm.url}/v1/completions", json={"prompt": prompt})
+    body = {"instances": [{"prompt": prompt}]}
+    translated = httpx.post(f"{vllm.url}/v1/models/tiny:predict", json=body)
+    for answer in (handed_on, translated):
+        assert answer.status_code == status
+        assert said in answer.text
+        if status in (429, 503):
+            assert answer.headers["retry-after"] == "7"
+
+
+def test_the_engine_gets_no_keys(vllm: Server) -> None:
+    given = json.loads((vllm.log.parent / "bin" / "environment").read_text())
+    assert given["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert not {"mcp_endpoint_key", "aws_secret_access_key", "pythonpath"} & {
+        name.lower() for name in given
+    }
+    assert "secret" not in json.dumps(given)
+
+
+def test_the_engine_outlives_the_thread_that_started_it_and_not_the_process(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    settings = Settings(
+        engine="llamacpp", engine_path=str(engine(tmp_path / "engine", "llama-server"))
+    )
+    made = ProcessEngine(settings, tmp_path / "tiny.gguf", "tiny")
+    starter = threading.Thread(target=made.start)
+    starter.start()
+    starter.join()
+    try:
+        time.sleep(0.3)
+        assert made._process is not None and made._process.poll() is None
+    finally:
+        made.close()
+    program = (
+        "import signal, sys, time; from atelier.children import start_child;"
+        "print(start_child(['/bin/sleep', '60'], signal.SIGKILL).pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        while child.name() != "sleep":
+            time.sleep(0.01)
+        parent.kill()
+    ends = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp"])

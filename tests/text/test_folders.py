@@ -8,12 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from atelier.errors import CheckpointError
 from atelier.serving.assembly import kind_of
 from atelier.settings import Settings
 from atelier.sources.checkpoint.folder import inspect
+from atelier.text.embedded.loading import load
 from tests.text.running import serving
 from tests.text.tiny import make_checkpoint
 
@@ -40,6 +42,26 @@ def test_a_config_that_names_only_its_type_is_a_language_model(gpt2: Path) -> No
     (gpt2 / "config.json").write_text(json.dumps(config | {"architectures": None}))
     assert kind_of(Settings(model_id=str(gpt2))) == "text"
     assert inspect(gpt2).pipeline_class == "GPT2LMHeadModel"
+
+
+def test_the_variant_that_is_asked_for_is_loaded(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny")
+
+    def loaded(variant: str) -> torch.Tensor:
+        settings = Settings(model_id=str(folder), variant=variant, max_num_seqs=2)
+        return load(folder, settings, torch.device("cpu"), torch.float32).model.lm_head.weight
+
+    plain = loaded("").clone()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight *= 2
+    model.save_pretrained(folder, variant="twice")
+    assert torch.equal(loaded(""), plain)
+    assert torch.equal(loaded("twice"), 2 * plain)
+    with pytest.raises(CheckpointError, match=r"VARIANT=fp16 is not in this checkpoint; .*: twice"):
+        loaded("fp16")
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(loaded(""), 2 * plain)  # the only one there is
 
 
 @pytest.mark.parametrize("damage", [lambda text: "\ufeff" + text, lambda text: text[:60]])

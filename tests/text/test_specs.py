@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from atelier import profiles
-from atelier.errors import PlanError, SettingsError, StartError
+from atelier.errors import PlanError, SettingsError, SourceError, StartError
 from atelier.settings import Settings, load_settings
 from atelier.text.child.command_line import command_line
 from atelier.text.child.specs import SPECS, check_embedded, served_paths
@@ -109,6 +110,44 @@ def test_adapters_are_not_dropped_without_a_word(environment: Path) -> None:
         StartError, match=r"LORA_PATHS .*ENGINE=sglang: use ENGINE=vllm, or .* ENGINE_ARGS"
     ):
         line(environment, engine="sglang", lora_paths="/x")
+
+
+@pytest.mark.parametrize(
+    ("engine", "setting", "said"),
+    [
+        ("vllm", "prompt_lookup", '"method": "ngram", "num_speculative_tokens": 3'),
+        ("vllm", "draft", '"model": "{draft}", "num_speculative_tokens": 3}'),
+        ("sglang", "prompt_lookup", "NGRAM --speculative-num-draft-tokens 4"),
+        ("sglang", "draft", "STANDALONE --speculative-draft-model-path {draft} "),
+        ("llamacpp", "prompt_lookup", "ngram-simple"),
+        ("llamacpp", "draft", "--model-draft {draft}/small.gguf"),
+    ],
+)
+def test_guesses_are_handed_to_every_engine_in_its_words(
+    environment: Path, tmp_path: Path, engine: str, setting: str, said: str
+) -> None:
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    for name in ("small.gguf", "config.json"):
+        (draft / name).touch()
+    (tmp_path / "weights.gguf").touch()
+    given = {"prompt_lookup": True} if setting != "draft" else {"draft_model_id": str(draft)}
+    settings = Settings(
+        engine=engine, engine_path=str(environment), num_speculative_tokens=3, **given
+    )  # type: ignore[arg-type]
+    command = command_line(settings, tmp_path / "weights.gguf", Path("/s"), 9)
+    assert said.replace("{draft}", str(draft)) in " ".join(command)
+    for word in command:
+        if word.startswith("{"):
+            assert json.loads(word)["num_speculative_tokens"] == 3
+
+
+def test_guesses_that_an_engine_cannot_have_are_refused_by_name(environment: Path) -> None:
+    both = {"prompt_lookup": True, "draft_model_id": "/x"}
+    with pytest.raises(StartError, match="PROMPT_LOOKUP=true and DRAFT_MODEL_ID=/x"):
+        line(environment, engine="vllm", **both)
+    with pytest.raises(SourceError, match="DRAFT_MODEL_ID=/nowhere is not a path"):
+        line(environment, engine="vllm", draft_model_id="/nowhere")
 
 
 def test_llamacpp_takes_the_gguf_file_of_a_folder(environment: Path, tmp_path: Path) -> None:

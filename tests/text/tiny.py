@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TEMPLATE = """{%- if tools %}<|im_start|>system
+TEMPLATE = """{%- if reasoning_effort %}<|im_start|>system
+Reasoning: {{ reasoning_effort }}<|im_end|>
+{% endif %}{%- if tools %}<|im_start|>system
 Answer with <tool_call>{"name": ..., "arguments": ...}</tool_call>. Tools:{% for tool in tools %}
 {{ tool | tojson }}{% endfor %}<|im_end|>
 {% endif %}{% for message in messages %}<|im_start|>{{ message.role }}

@@ -32,6 +32,7 @@ from atelier.settings.groups import (
     SPEED,
     TEXT,
 )
+from atelier.settings.guesses import SpeculationSettings
 from atelier.settings.pictures import PictureSettings
 from atelier.settings.values import (
     AttentionBackend,
@@ -47,7 +48,7 @@ from atelier.settings.values import (
 )
 
 
-class Settings(AssistantSettings, PictureSettings):
+class Settings(AssistantSettings, SpeculationSettings, PictureSettings):
     """Everything that can be set. Field `model_id` is variable `MODEL_ID`, and so on."""
 
     # A variable that is there but empty, as manifests leave it, is unset.

@@ -19,6 +19,7 @@ CHILDREN: frozenset[Server] = frozenset({"vllm", "sglang", "vllm-omni", "llamacp
 LANGUAGE_CHILDREN: frozenset[Server] = frozenset({"vllm", "sglang"})
 PYTHON_CHILDREN: frozenset[Server] = LANGUAGE_CHILDREN | {"vllm-omni"}
 TEXT: frozenset[Server] = CHILDREN | {"text"}
+SPECULATORS: frozenset[Server] = TEXT - {"vllm-omni"}
 ALL: frozenset[Server] = TEXT | PICTURES
 
 
@@ -48,6 +49,7 @@ REQUESTS = Group("Requests and results")
 MARKS = Group("Filters and marks")
 PROCESSES = Group("Workers and engines")
 LANGUAGE = Group("Language models")
+SPECULATION = Group("Speculative decoding")
 ACCESS = Group("Access and logs")
 SOURCES = Group("Where weights come from")
 ASSISTANTS = Group("Assistants")
@@ -60,6 +62,7 @@ GROUPS = (
     MARKS,
     PROCESSES,
     LANGUAGE,
+    SPECULATION,
     ACCESS,
     SOURCES,
     ASSISTANTS,

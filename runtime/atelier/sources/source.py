@@ -39,6 +39,19 @@ def fetch(
     return _store(settings.model_id).fetch(settings, into=into, progress=progress)
 
 
+def fetch_draft(settings: Settings) -> Path:
+    """The place of the checkpoint that DRAFT_MODEL_ID names, as `fetch` finds MODEL_ID's.
+
+    Raises:
+        SourceError: as `fetch`; the message names DRAFT_MODEL_ID.
+    """
+    wanted = settings.model_copy(update={"model_id": settings.draft_model_id, "variant": ""})
+    try:
+        return fetch(wanted)
+    except SourceError as error:
+        raise SourceError(error.message.replace("MODEL_ID", "DRAFT_MODEL_ID")) from error
+
+
 def file_names(settings: Settings) -> list[str]:
     """The files that MODEL_ID names, as paths below it, without downloading any: what a checkpoint
     is shows in them.

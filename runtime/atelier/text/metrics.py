@@ -29,6 +29,10 @@ CACHED = Counter(
     "atelier_text_cached_tokens_total", "Tokens of prompts found in the cache", ["model"]
 )
 GENERATED = Counter("atelier_text_generated_tokens_total", "Tokens generated", ["model"])
+DRAFTED = Counter("atelier_text_drafted_tokens_total", "Tokens guessed before", ["model"])
+ACCEPTED = Counter(
+    "atelier_text_accepted_draft_tokens_total", "Tokens guessed before that came true", ["model"]
+)
 RUNNING = Gauge("atelier_text_running_sequences", "Sequences in the batch", ["model"])
 WAITING = Gauge("atelier_text_waiting_sequences", "Sequences not yet in the batch", ["model"])
 CACHE_USE = Gauge(
@@ -60,6 +64,8 @@ async def measured(
                 PROMPT.labels(model).inc(event.usage.prompt)
                 CACHED.labels(model).inc(event.usage.cached)
                 GENERATED.labels(model).inc(event.usage.generated)
+                DRAFTED.labels(model).inc(event.usage.drafted)
+                ACCEPTED.labels(model).inc(event.usage.accepted)
             ended = isinstance(event, Finished | Failed)
             follow(event)
             yield event

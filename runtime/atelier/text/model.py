@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atelier.errors import AtelierError, InvalidRequest, NotReady
+from atelier.errors import AtelierError, NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.calls import FORMATS, forced_call_grammar, form_for, schemas_of
@@ -109,6 +109,11 @@ class TextModel:
         """Token ids go from 0 to one less."""
         return self._loaded.vocabulary.size if self._loaded is not None else 0
 
+    @property
+    def template_takes(self) -> list[str]:
+        """Of the protocols' fields those that the chat template reads."""
+        return self._encoder.takes if self._encoder is not None else []
+
     def load(self) -> None:
         """Bring the model up to `ready`; `progress` says at every moment what is being done.
 
@@ -127,10 +132,8 @@ class TextModel:
             self._load_embedded()
         else:
             self._start_child()
-        log.info(
-            "started in %s",
-            ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items()),
-        )
+        took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items())
+        log.info("started in %s", took)
         self._up = True
         self._progress = "ready"
 
@@ -193,17 +196,10 @@ class TextModel:
             make_request(prompt=text) if isinstance(text, str) else make_request(prompt_ids=text)
         )
         ids = await self.tokenize(request)
-        loaded = self._loaded
-        assert loaded is not None
-        size = loaded.vocabulary.size
-        if any(not 0 <= token < size for token in ids):
-            raise InvalidRequest(f"input holds token ids outside of 0 to {size - 1}", "input")
-
-        def work() -> list[float]:
-            return embed(loaded.model, ids, pooling(self._path), loaded.capacity.context)
-
+        assert self._loaded is not None
+        asked = self._loaded.model, ids, pooling(self._path), self.context
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._embedding, work), len(ids)
+        return await loop.run_in_executor(self._embedding, embed, *asked), len(ids)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -259,22 +255,25 @@ class TextModel:
             device = DeviceManager(settings).select()
             if device.kind == "cpu":
                 set_cpu_threads(settings)
-            checkpoint = inspect(self._path, allow_pickle=settings.allow_pickle)
+            pickle, variant = settings.allow_pickle, settings.variant
+            checkpoint = inspect(self._path, variant=variant, allow_pickle=pickle)
             checkpoint.check()
             dtype = DtypeSelector(device, settings).select(checkpoint).torch_dtype
             self._loaded = load(self._path, settings, device.torch, dtype)
         if self._loaded.runner.graphs:
             with self._stage("compile", "recording the decode steps"):
-                record_graphs(self._loaded.runner)
+                record_graphs(*self._loaded.runners)
         prefill = settings.max_num_batched_tokens or PREFILL_TOKENS.get(device.kind, 512)
         if settings.warmup == "auto":
             with self._stage("warmup", "warming up"):
                 warm_up(self._loaded.runner, settings.warmup_prompts, prefill)
         self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer, self.context)
-        limits = ContextLimits(
-            self.context, settings.max_queue_size, settings.request_timeout, prefill
+        queue, timeout = settings.max_queue_size, settings.request_timeout
+        limits = ContextLimits(self.context, queue, timeout, prefill)
+        loaded = self._loaded
+        self._engine = TransformersEngine(
+            loaded.runner, loaded.vocabulary, limits, loaded.speculation
         )
-        self._engine = TransformersEngine(self._loaded.runner, self._loaded.vocabulary, limits)
 
     def _start_child(self) -> None:
         from atelier.text.child.process import ProcessEngine

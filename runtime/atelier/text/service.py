@@ -20,6 +20,9 @@ class Names(Protocol):
     def pieces(self, ids: list[int]) -> list[str]:
         """Text of each id by itself."""
 
+    def raw(self, token: int) -> bytes:
+        """The bytes that an id stands for, of half a character as well."""
+
 
 class TextService(Protocol):
     """`TextModel` and `workers.text_front.TextFront` are two."""
@@ -46,6 +49,10 @@ class TextService(Protocol):
     @property
     def vocabulary_size(self) -> int:
         """Token ids go from 0 to one less."""
+
+    @property
+    def template_takes(self) -> list[str]:
+        """Of the protocols' fields those that the chat template reads."""
 
     @property
     def encoder(self) -> Names:

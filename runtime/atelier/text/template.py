@@ -15,11 +15,15 @@ from atelier.errors import InvalidRequest, shown
 from atelier.text.calls import knows_tools
 from atelier.text.request import TextRequest
 from atelier.text.time_limit import TimeIsUp, time_limit
+from atelier.text.token_bytes import token_bytes
 from atelier.text.told_tools import folded
 
 ITEMS = re.compile(r"\b(arguments|args)\s*(\|\s*items|\.items\(\))")
 """In templates that write a call's arguments one by one."""
 
+
+PASSED_ON = ("reasoning_effort",)
+"""Fields of requests that templates of some models read."""
 
 CHARACTERS_A_TOKEN = 16
 """More than texts of any language have on average: the beginning of a text of so many characters
@@ -123,6 +127,11 @@ class PromptEncoder:
         words = set(re.findall(r"\w+", self.template))
         return {name: value for name, value in arguments.items() if name in words}
 
+    @property
+    def takes(self) -> list[str]:
+        """Of the protocols' fields those that the template reads."""
+        return [name for name in PASSED_ON if name in self.template]
+
     def serialized(self) -> str:
         """The tokenizer as its library writes it, for a process that only names tokens."""
         return str(self._tokenizer.backend_tokenizer.to_str())
@@ -134,6 +143,10 @@ class PromptEncoder:
     def pieces(self, ids: list[int]) -> list[str]:
         """Text of each id by itself."""
         return [str(self._tokenizer.decode([token])) for token in ids]
+
+    def raw(self, token: int) -> bytes:
+        """The bytes that an id stands for."""
+        return token_bytes(self._tokenizer.backend_tokenizer, token)
 
 
 class TokenNames:
@@ -149,6 +162,10 @@ class TokenNames:
     def pieces(self, ids: list[int]) -> list[str]:
         """Text of each id by itself."""
         return [self.decode([token]) for token in ids]
+
+    def raw(self, token: int) -> bytes:
+        """The bytes that an id stands for."""
+        return token_bytes(self._tokenizer, token)
 
 
 def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:

@@ -11,12 +11,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import httpx
 
-from atelier.children import end_with_parent, free_port
+from atelier.children import free_port, start_child
 from atelier.errors import AtelierError
 from atelier.tune.space import Value
 
@@ -66,12 +65,12 @@ def serving(
     command = [*PROGRAM, "serve", f"--http_port={http}", f"--grpc_port={grpc}"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = start_child(
             command,
+            signal.SIGTERM,
             env=os.environ | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     server = TrialServer(f"http://127.0.0.1:{http}", process, log)
     try:

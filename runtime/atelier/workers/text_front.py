@@ -276,6 +276,11 @@ class TextFront:
         return int(self._trait("vocabulary_size", 0))
 
     @property
+    def template_takes(self) -> list[str]:
+        """Of the protocols' fields those that the chat template reads."""
+        return list(self._trait("template_takes", []))
+
+    @property
     def depth(self) -> int:
         """Requests waiting or running."""
         return len(self._tickets)

@@ -55,6 +55,7 @@ class TextWork:
             "metadata": self._model.metadata(),
             "context": self._model.context,
             "vocabulary_size": self._model.vocabulary_size,
+            "template_takes": self._model.template_takes,
             "tokenizer": self._model.encoder.serialized(),
         }
 

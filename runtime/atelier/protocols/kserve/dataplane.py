@@ -13,7 +13,7 @@ from kserve.protocol.infer_type import InferRequest
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from atelier.bounds import check_values
-from atelier.errors import Unauthorized
+from atelier.errors import ModelUnknown, Unauthorized, shown
 from atelier.protocols.http.access import Keys
 from atelier.settings import Settings
 
@@ -52,13 +52,42 @@ class OneModelExtension(ModelRepositoryExtension):
         return {"name": model_name, "load": True}
 
 
+class OtherModel(ModelUnknown, kserve.errors.ModelNotFound):
+    """To KServe's gRPC it is the error that it knows; over HTTP it is told as ours are, where
+    KServe would write a traceback into the log."""
+
+    def __init__(self, name: str, here: list[str]) -> None:
+        self.reason = f"there is no model {shown(name)} here; this server has {', '.join(here)}"
+        ModelUnknown.__init__(self, self.reason)
+
+
 class KeyedDataPlane(DataPlane):
     """Checks the key of gRPC calls, which pass no HTTP middleware: in the metadata, as HTTP has it
-    in a header."""
+    in a header. And says which model there is to those who ask for another."""
 
     def __init__(self, registry: OneModel, settings: Settings) -> None:
         super().__init__(model_registry=registry)
         self._keys = Keys(settings)
+
+    def get_model_from_registry(self, name: str) -> Any:
+        """See KServe. Raises OtherModel."""
+        self._check(name)
+        return super().get_model_from_registry(name)
+
+    async def get_model(self, name: str) -> Any:
+        """See KServe. Raises OtherModel."""
+        self._check(name)
+        return await super().get_model(name)
+
+    async def model_ready(self, model_name: str, *more: Any, **named: Any) -> bool:
+        """See KServe. Raises OtherModel."""
+        self._check(model_name)
+        return bool(await super().model_ready(model_name, *more, **named))
+
+    def _check(self, name: str) -> None:
+        models = self._model_registry.get_models()
+        if name not in models:
+            raise OtherModel(name, list(models))
 
     def decode(self, body: Any, headers: dict[str, str] | None, *more: Any, **named: Any) -> Any:
         """See KServe, whose routes parse what they are sent.

@@ -1,4 +1,4 @@
-"""OpenAI's documented fields of the routes of text that nothing here acts on.
+"""OpenAI's documented fields of the routes of text that nothing here acts on, or not always.
 
 Some are taken: the answer's `warnings` name them, unless the value asks for what is done anyway.
 Some are refused, since the answer would not be what they ask for.
@@ -7,6 +7,7 @@ Some are refused, since the answer would not be what they ask for.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from atelier.errors import InvalidRequest, shown
@@ -74,12 +75,13 @@ def refuse(body: dict[str, Any], refused: Refused = REFUSED) -> None:
             raise InvalidRequest(f"{name}={shown(value)} is not offered here: {remedy}", name)
 
 
-def warnings(body: dict[str, Any], taken: Taken = TAKEN) -> list[str]:
-    """What the answer says of the fields that were taken and do nothing."""
+def warnings(body: dict[str, Any], taken: Taken = TAKEN, read: Collection[str] = ()) -> list[str]:
+    """What the answer says of the fields that were taken and do nothing; those that are `read` by
+    the chat template do something."""
     return [
         without_effect(name)
         for name, harmless in taken.items()
-        if body.get(name) is not None and body[name] not in harmless
+        if body.get(name) is not None and body[name] not in harmless and name not in read
     ]
 
 

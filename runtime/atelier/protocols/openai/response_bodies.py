@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from atelier.protocols.openai.idle_fields import (
 )
 from atelier.protocols.openai.response_items import Item, read_items, turns_of
 from atelier.protocols.openai.response_store import ResponseStore
-from atelier.protocols.openai.text_bodies import shared_fields, switch
+from atelier.protocols.openai.text_bodies import shared_fields, switch, template_arguments
 from atelier.text.request import TextRequest, make_request
 
 LOGPROBS = "message.output_text.logprobs"
@@ -66,8 +66,10 @@ class WantedResponse:
     warnings: list[str]
 
 
-def read_response(body: dict[str, Any], store: ResponseStore) -> WantedResponse:
-    """A `/v1/responses` body.
+def read_response(
+    body: dict[str, Any], store: ResponseStore, read: Collection[str] = ()
+) -> WantedResponse:
+    """A `/v1/responses` body; `read` are the fields that the chat template reads.
 
     Raises:
         InvalidRequest: names the field, its value and what is allowed.
@@ -85,7 +87,7 @@ def read_response(body: dict[str, Any], store: ResponseStore) -> WantedResponse:
     tools, custom = _tools(body.get("tools"), told)
     tools, choice = _choice(body.get("tool_choice"), tools)
     text, form = _text_options(body, told)
-    reasoning = _reasoning(body, told)
+    reasoning = _reasoning(body, told, "reasoning_effort" in read)
     top = body.get("top_logprobs")
     listed = LOGPROBS in _include(body, told)
     shared = shared_fields(body)
@@ -97,7 +99,7 @@ def read_response(body: dict[str, Any], store: ResponseStore) -> WantedResponse:
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=body.get("parallel_tool_calls"),
-            template_arguments=body.get("chat_template_kwargs"),
+            template_arguments=template_arguments(body, reasoning["effort"], "reasoning.effort"),
             **shared | {"n": 1, "response_format": form},
         )
     keep = body.get("store") is None or switch(body, "store")
@@ -219,12 +221,12 @@ def _text_options(
     return {"format": form}, asked
 
 
-def _reasoning(body: dict[str, Any], told: list[str]) -> dict[str, Any]:
+def _reasoning(body: dict[str, Any], told: list[str], read: bool) -> dict[str, Any]:
     given = _object(body, "reasoning")
     told += [
         without_effect(f"reasoning.{name}")
         for name in ("effort", "summary", "generate_summary", "mode", "context")
-        if given.get(name) is not None
+        if given.get(name) is not None and not (read and name == "effort")
     ]
     return {"effort": given.get("effort"), "summary": given.get("summary")}
 

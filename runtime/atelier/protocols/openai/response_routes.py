@@ -23,6 +23,7 @@ from atelier.protocols.openai.idle_fields import log_user
 from atelier.protocols.openai.response_answers import ResponseDraft, TellableEvent, error_event
 from atelier.protocols.openai.response_bodies import WantedResponse, own_words, read_response
 from atelier.protocols.openai.response_store import KeptResponse, ResponseStore
+from atelier.protocols.openai.text_answers import Named
 from atelier.protocols.openai.text_bodies import switch
 from atelier.protocols.text_requests import pieces, running
 from atelier.text.request import TextRequest
@@ -36,14 +37,13 @@ async def create(store: ResponseStore, model: TextService, request: Request) -> 
     with model.refusals("openai"):
         body = await read_object(request)
         check_name(model, body.get("model", model.name))
-        wanted = read_response(body, store)
+        wanted = read_response(body, store, model.template_takes)
         wanted = replace(wanted, request=timed(wanted.request, request.headers))
         streaming = switch(body, "stream")
         if wanted.truncate:
             wanted = replace(wanted, request=await fitting(model, wanted.request))
     log_user(body)
-    encoder = model.encoder
-    draft = ResponseDraft(wanted, model.name, lambda token: encoder.pieces([token])[0])
+    draft = ResponseDraft(wanted, model.name, Named(model.encoder))
     if streaming:
         return await when_begun(_frames(store, model, wanted, draft), _error_frame)
     async for _ in _events(store, model, wanted, draft):

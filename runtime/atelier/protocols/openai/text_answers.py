@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -16,10 +17,21 @@ from atelier.protocols.http.sse import DONE, frame
 from atelier.protocols.text_requests import Answer, AnswerChoice, pieces, running
 from atelier.text.parsing import AnswerPart, ToolCall
 from atelier.text.request import TextRequest
-from atelier.text.service import TextService
+from atelier.text.service import Names, TextService
 
-Named = Callable[[int], str]
-"""The text of one token."""
+
+@dataclass(frozen=True)
+class Named:
+    """What tokens are called in answers: `named(token)` is the text of one."""
+
+    encoder: Names
+
+    def __call__(self, token: int) -> str:
+        return self.encoder.pieces([token])[0]
+
+    def bytes(self, token: int) -> list[int]:
+        """The bytes of one, which clients join where a character is spread over several."""
+        return list(self.encoder.raw(token))
 
 
 def usage_object(usages: Iterable[Usage]) -> dict[str, Any]:
@@ -110,8 +122,7 @@ def chat_logprobs(likelihoods: Iterable[Likelihood], named: Named) -> dict[str, 
     """`{"content": [...]}`, or None when none were asked for."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        text = named(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": named(token), "logprob": logprob, "bytes": named.bytes(token)}
 
     content = [
         entry(each.id, each.logprob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ SAME = (
 """Fields that mean the same in both endpoints and in TextRequest; those beyond OpenAI's are vLLM's
 names."""
 
+EFFORT = re.compile(r"[a-z]{1,16}")
+
 REFUSED = {"suffix": "", "best_of": 1, "use_beam_search": False}
 """Fields that would change the answer but are not offered, with the value that changes nothing."""
 
@@ -60,7 +63,7 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
             tools=body.get("tools"),
             tool_choice=tool_choice(body.get("tool_choice")),
             parallel_tool_calls=body.get("parallel_tool_calls"),
-            template_arguments=body.get("chat_template_kwargs"),
+            template_arguments=template_arguments(body, body.get("reasoning_effort")),
             **shared_fields(body),
         )
     except InvalidRequest as error:
@@ -170,6 +173,21 @@ def switch(body: dict[str, Any], name: str, where: str = "") -> bool:
     if value is not None and not isinstance(value, bool):
         raise InvalidRequest(f"{where}{name}={shown(value)} must be true or false", where + name)
     return bool(value)
+
+
+def template_arguments(body: dict[str, Any], effort: Any, where: str = "reasoning_effort") -> Any:
+    """`chat_template_kwargs` with the effort under the name that templates know it by; what stands
+    there already wins. Templates that do not know it are not told.
+
+    Raises:
+        InvalidRequest: the effort is no word.
+    """
+    given = body.get("chat_template_kwargs")
+    if effort is None or not isinstance(given, dict | None):
+        return given
+    if not isinstance(effort, str) or not EFFORT.fullmatch(effort):
+        raise InvalidRequest(f"{where}={shown(effort)} must be a word such as low or high", where)
+    return {"reasoning_effort": effort} | (given or {})
 
 
 def tool_choice(value: Any) -> str | None:

@@ -19,6 +19,7 @@ from atelier.protocols.anthropic.messages import count_tokens, messages
 from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.deadlines import seconds_allowed, timed
 from atelier.protocols.http.models import check_name
+from atelier.protocols.http.pools import writing
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.http.sse import when_begun
 from atelier.protocols.openai.completion_answers import completion_answer, completion_chunks
@@ -92,14 +93,15 @@ async def chat(model: TextService, request: Request) -> Response:
         wanted = timed(chat_request(body), request.headers)
         streaming = streaming_of(body)
     log_user(body)
-    named = _named(model)
-    idle = warnings(body)
+    named = Named(model.encoder)
+    idle = warnings(body, read=model.template_takes)
     told = {"warnings": idle} if idle else {}
     if streaming:
         events = chat_chunks(model, wanted, streaming.usage, named, told)
         return await when_begun(events, error_frame)
     answer = await complete(model, wanted)
-    return json_response(chat_answer(model, answer, named, wanted.prompt_logprobs) | told)
+    said = await writing(chat_answer, model, answer, named, wanted.prompt_logprobs)
+    return json_response(said | told)
 
 
 async def completions(model: TextService, request: Request) -> Response:
@@ -116,14 +118,13 @@ async def completions(model: TextService, request: Request) -> Response:
                 f"prompt: {len(requests)} prompts cannot be streamed in one request", "prompt"
             )
     log_user(body)
-    named = _named(model)
+    named = Named(model.encoder)
     if streaming:
         return await when_begun(
             completion_chunks(model, wanted, streaming.usage, named), error_frame
         )
-    return json_response(
-        completion_answer(model, wanted, await complete_all(model, requests), named)
-    )
+    answers = await complete_all(model, requests)
+    return json_response(await writing(completion_answer, model, wanted, answers, named))
 
 
 async def embeddings(model: TextService, request: Request) -> Response:
@@ -183,11 +184,6 @@ async def detokenize(model: TextService, request: Request) -> Response:
             f"tokens must be a list of ids from 0 to {model.vocabulary_size - 1}", "tokens"
         )
     return json_response({"prompt": model.encoder.decode(ids)})
-
-
-def _named(model: TextService) -> Named:
-    encoder = model.encoder
-    return lambda token: encoder.pieces([token])[0]
 
 
 def _packed(vector: list[float]) -> str:

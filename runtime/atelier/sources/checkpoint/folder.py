@@ -131,10 +131,7 @@ def _pipeline(path: Path, variant: str, allow_pickle: bool, trust_remote_code: b
             }
         )
     )
-    problems: list[str] = []
-    if variant and variant not in variants:
-        named = ", ".join(one for one in variants if one) or "none"
-        problems.append(f"VARIANT={variant} is not in this checkpoint; variants here: {named}")
+    problems = _lacking(variant, variants)
     variant = variant or _only_variant(sets.values(), allow_pickle)
     components = []
     for name, (library, class_name) in entries.items():
@@ -222,6 +219,14 @@ def _weighted(
     )
 
 
+def _lacking(variant: str, variants: tuple[str, ...]) -> list[str]:
+    """What is wrong with a variant that was asked for."""
+    if not variant or variant in variants:
+        return []
+    named = ", ".join(one for one in variants if one) or "none"
+    return [f"VARIANT={variant} is not in this checkpoint; variants here: {named}"]
+
+
 def _only_variant(groups: Any, allow_pickle: bool) -> str:
     """The one variant that every component without plain weights has, or empty."""
     lacking = []
@@ -253,8 +258,10 @@ def _language_model(path: Path, variant: str, allow_pickle: bool) -> Checkpoint:
     config = read_json(path / "config.json")
     sets = weight_sets(path)
     variants = tuple(sorted({one.variant for one in sets if allow_pickle or not one.pickle}))
+    lacking = _lacking(variant, variants)
     variant = variant or _only_variant([sets], allow_pickle)
     weights, problems = weigh("model", path, sets, variant, allow_pickle)
+    problems += lacking
     architecture = language_config.architecture(config, path)
     if not any(path.glob("tokenizer*")) and not any(path.glob("*vocab*")):
         problems.append(f"tokenizer: no tokenizer files in {path}")

@@ -11,7 +11,8 @@ from atelier.errors import StartError
 from atelier.settings import Settings
 from atelier.sources.adapters import fetch_adapters
 from atelier.sources.checkpoint.gguf import chosen
-from atelier.text.child.specs import VLLM, EngineSpec, spec_for
+from atelier.sources.source import fetch_draft
+from atelier.text.child.specs import VLLM, EngineSpec, check_guesses, spec_for
 from atelier.text.child.tool_parsers import parser_for
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def command_line(settings: Settings, model: Path, socket: Path, port: int) -> li
     folder = root / "bin" if (root / "bin").is_dir() else root
     words = {
         "bin": folder,
-        "model": _model_file(spec, settings, model),
+        "model": _model_file(spec, model, settings.variant),
         "name": settings.served_name,
         "socket": socket,
     }
@@ -48,7 +49,13 @@ def command_line(settings: Settings, model: Path, socket: Path, port: int) -> li
         )
     extra = shlex.split(settings.engine_args)
     _refuse(spec, extra, settings.engine_force)
-    return [*command, *_options(spec, settings), *_parser(spec, settings, model, extra), *extra]
+    return [
+        *command,
+        *_options(spec, settings),
+        *_guesses(spec, settings),
+        *_parser(spec, settings, model, extra),
+        *extra,
+    ]
 
 
 def _options(spec: EngineSpec, settings: Settings) -> list[str]:
@@ -84,6 +91,18 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
     return words
 
 
+def _guesses(spec: EngineSpec, settings: Settings) -> list[str]:
+    """The options of speculative decoding."""
+    check_guesses(settings)
+    template = spec.draft_model if settings.draft_model_id else spec.prompt_lookup
+    wanted = settings.draft_model_id or settings.prompt_lookup
+    if settings.task == "image" or not wanted or not template:
+        return []
+    tokens = settings.num_speculative_tokens
+    draft = _model_file(spec, fetch_draft(settings)) if settings.draft_model_id else ""
+    return [part.format(tokens=tokens, width=tokens + 1, draft=draft) for part in template]
+
+
 def _parser(spec: EngineSpec, settings: Settings, model: Path, extra: list[str]) -> list[str]:
     """The tool parser that the chat template asks for, unless one is set or switched off."""
     option = spec.options.get("tool_call_parser", "")
@@ -110,12 +129,12 @@ def _refuse(spec: EngineSpec, words: list[str], force: bool) -> None:
             )
 
 
-def _model_file(spec: EngineSpec, settings: Settings, model: Path) -> Path:
+def _model_file(spec: EngineSpec, model: Path, variant: str = "") -> Path:
     """llama.cpp wants a GGUF file, of several parts the first; the others want the folder."""
     if spec.name != "llamacpp" or model.is_file():
         return model
     try:
-        files = chosen([one.name for one in model.iterdir() if one.is_file()], settings.variant)
+        files = chosen([one.name for one in model.iterdir() if one.is_file()], variant)
     except ValueError as error:
         raise StartError(f"{model}: {error}") from None
     if not files:

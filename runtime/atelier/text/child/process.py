@@ -19,14 +19,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from functools import partial
 from pathlib import Path
 
-from atelier.children import end_with_parent, free_port
+from atelier.children import free_port, start_child
 from atelier.errors import Busy, Draining, NotReady, StartError
 from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.child.command_line import command_line
+from atelier.text.child.environment import child_environment
 from atelier.text.child.specs import served_paths, spec_for
 from atelier.text.child.start_clock import StartClock
 from atelier.text.child.upstream import submit as submit_upstream
@@ -194,22 +194,13 @@ class ProcessEngine:
 
     def _spawn(self) -> None:
         self._socket.unlink(missing_ok=True)
-        environment = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("PYTHONPATH", "PYTHONHOME")
-        }
-        environment |= self._cache.environment() | {
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-        }
         log.info("starting %s", " ".join(self._command))
-        self._process = subprocess.Popen(
+        self._process = start_child(
             self._command,
-            env=environment,
+            signal.SIGKILL,
+            env=child_environment() | self._cache.environment(),
             cwd=self._folder,
             start_new_session=True,
-            preexec_fn=partial(end_with_parent, signal.SIGKILL),
         )
 
     def _wait_healthy(self) -> bool:

@@ -28,7 +28,9 @@ class EngineSpec:
     cached by the body's `cache_salt`. `parsers` are its tool parsers by the form of calls. With
     `tells_paths` its OpenAPI document says which paths it has; paths that it `needs` an option for
     are served with one of them. With `divides_context` its slots share the context that its option
-    sets; with `own_tokens` it tokenizes in words of its own, which `tokens` translates."""
+    sets; with `own_tokens` it tokenizes in words of its own, which `tokens` translates.
+    `prompt_lookup` and `draft_model` are its options for {tokens} guesses a step ({width}: with the
+    token that they stand behind), of the smaller model {draft}."""
 
     name: str
     command: tuple[str, ...]
@@ -48,6 +50,8 @@ class EngineSpec:
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     divides_context: bool = False
     own_tokens: bool = False
+    prompt_lookup: tuple[str, ...] = ()
+    draft_model: tuple[str, ...] = ()
     harmful: Mapping[str, str] = field(default_factory=dict)
     obsolete: Mapping[str, str] = field(default_factory=dict)
 
@@ -92,6 +96,15 @@ VLLM = EngineSpec(
         "qwen3_coder": "qwen3_coder",
     },
     tells_paths=True,
+    prompt_lookup=(
+        "--speculative-config",
+        '{{"method": "ngram", "num_speculative_tokens": {tokens}, "prompt_lookup_min": 2,'
+        ' "prompt_lookup_max": 4}}',
+    ),
+    draft_model=(
+        "--speculative-config",
+        '{{"method": "draft_model", "model": "{draft}", "num_speculative_tokens": {tokens}}}',
+    ),
     harmful={
         "--enforce-eager": (
             "it turns off CUDA graphs and compilation, which makes decoding several times slower"
@@ -153,6 +166,17 @@ SGLANG = EngineSpec(
         "mistral": "mistral",
         "qwen3_coder": "qwen3_coder",
     },
+    prompt_lookup=(
+        *("--speculative-algorithm", "NGRAM"),
+        *("--speculative-num-draft-tokens", "{width}"),
+    ),
+    draft_model=(
+        *("--speculative-algorithm", "STANDALONE"),
+        *("--speculative-draft-model-path", "{draft}"),
+        *("--speculative-num-steps", "{tokens}"),
+        *("--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", "{width}"),
+    ),
     harmful={"--disable-cuda-graph": "it makes decoding several times slower"},
 )
 
@@ -215,6 +239,8 @@ LLAMACPP = EngineSpec(
     needs={"/v1/embeddings": ("--embedding", "--embeddings")},
     divides_context=True,
     own_tokens=True,
+    prompt_lookup=("--spec-type", "ngram-simple", "--draft-max", "{tokens}"),
+    draft_model=("--model-draft", "{draft}", "--draft-max", "{tokens}"),
 )
 
 SPECS = {spec.name: spec for spec in (VLLM, SGLANG, VLLM_OMNI, LLAMACPP)}
@@ -272,4 +298,18 @@ def check_embedded(settings: Settings) -> None:
         raise StartError(
             "LORA_PATHS with a language model needs a child engine: merge the adapter, or set"
             " ENGINE=vllm"
+        )
+    check_guesses(settings)
+
+
+def check_guesses(settings: Settings) -> None:
+    """Refuse two ways to guess at once.
+
+    Raises:
+        StartError: both are set.
+    """
+    if settings.prompt_lookup and settings.draft_model_id:
+        raise StartError(
+            f"PROMPT_LOOKUP=true and DRAFT_MODEL_ID={settings.draft_model_id}: tokens are guessed"
+            " in one way: leave one of them out"
         )

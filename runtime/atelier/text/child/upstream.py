@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 from atelier.errors import (
     AtelierError,
+    Busy,
     Cancelled,
     DeadlineExceeded,
     GenerationFailed,
     InvalidRequest,
+    NotFound,
     NotReady,
 )
 from atelier.events import Failed, Finished, Queued, Started, Token, Usage
@@ -111,7 +113,7 @@ async def _run(engine: Child, request: TextRequest, stream: EventStream) -> None
             finally:
                 engine.wire.give_back(reply)
         if reply.status >= 400:
-            raise _error(reply.status, answer)
+            raise _error(reply, answer)
         for choice in answer["choices"]:
             stream.put(Token(choice["index"], _text(choice)))
         reasons = tuple(choice["finish_reason"] or "stop" for choice in answer["choices"])
@@ -140,7 +142,17 @@ def _usage(usage: dict[str, Any]) -> Usage:
     return Usage(usage["prompt_tokens"], cached, usage["completion_tokens"])
 
 
-def _error(status: int, answer: Any) -> AtelierError:
+def _error(reply: Connection, answer: Any) -> AtelierError:
+    """What the engine refuses, as an error of the same status."""
     said = answer.get("error", answer) if isinstance(answer, dict) else answer
     message = str(said.get("message", said) if isinstance(said, dict) else said)
-    return InvalidRequest(message) if status < 500 else GenerationFailed(message)
+    wait = reply.headers.get("retry-after", "")
+    match reply.status:
+        case 404:
+            return NotFound(message)
+        case 429:
+            return Busy(message, float(wait) if wait.isdigit() else 1.0)
+        case 503:
+            return NotReady(message, float(wait) if wait.isdigit() else None)
+        case status:
+            return InvalidRequest(message) if status < 500 else GenerationFailed(message)

@@ -25,9 +25,9 @@ class SlotView:
     `slots` are the rows (None: the first `rows` of the cache), `columns` the positions written,
     rows x queries; `ring_columns` the same for layers that keep their window only. `length` is how
     many columns are read back; 0 means that the rows begin here and attend to themselves alone.
-    `lengths`, if given, counts the readable columns of each row and lets the flash kernel skip the
-    rest. `causal` are the masks of this forward that hide nothing but the future: kernels compute
-    those by themselves.
+    `lengths`, if given, counts the columns that the last query of each row may read, and lets the
+    flash kernel skip the rest. `causal` are the masks of this forward that hide nothing but the
+    future: kernels compute those by themselves.
     """
 
     rows: int
@@ -60,13 +60,16 @@ def attend(
         out = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1
         )
-    elif queries == 1 and groups > 1:
-        grouped = query.view(rows, heads // groups, groups, size)
-        mask = None if attention_mask is None else attention_mask.expand(rows, 1, groups, -1)
+    elif groups > 1 and slot_view is not None and slot_view.slots is None:
+        grouped = query.reshape(rows, heads // groups, groups * queries, size)
+        mask = attention_mask
+        if mask is not None:  # one for each query head; a single query's needs no copy
+            mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
         out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-        out = out.reshape(rows, heads, 1, value.shape[-1])
+        out = out.reshape(rows, heads, queries, value.shape[-1])
     else:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         causal = attention_mask is None and queries > 1
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling
@@ -77,9 +80,10 @@ def attend(
 def _flash_decode(
     query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scaling: float | None
 ) -> Tensor:
-    """One query a row against a cache whose rows are laid out position by position; `lengths` is
-    int32, one a row."""
-    rows, heads, _, size = query.shape
+    """The newest queries of each row, as many in all, against a cache whose rows are laid out
+    position by position; `lengths` is int32, one a row. The kernel's causal mask lets the last
+    query see them all, the one before one less, and so on."""
+    rows, heads, queries, size = query.shape
     columns = key.shape[2]
     key, value = (
         part.transpose(1, 2).reshape(rows * columns, part.shape[1], part.shape[3])
@@ -87,20 +91,20 @@ def _flash_decode(
     )
     starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device)
     out = torch.ops.aten._flash_attention_forward(
-        query.reshape(rows, heads, size),
+        query.transpose(1, 2).reshape(rows * queries, heads, size),
         key,
         value,
-        starts,
+        starts * queries,
         starts * columns,
-        1,
+        queries,
         columns,
         0.0,
-        False,
+        queries > 1,
         False,
         scale=scaling,
         seqused_k=lengths,
     )[0]
-    return out.view(rows, heads, 1, size)
+    return out.view(rows, queries, heads, size).transpose(1, 2)
 
 
 def register() -> None:

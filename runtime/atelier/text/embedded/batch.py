@@ -1,22 +1,22 @@
 """The running batch: which sequence sits in which slot, and what one step computes.
 
 Three verbs: `admit` a sequence, `step`, `evict` those that are over. A step prefills one chunk of
-waiting prompts and decodes one token of every running sequence. On a CUDA device the step's tokens
-are read back while the next step runs.
+waiting prompts and decodes one token of every running sequence, or several where guesses come true.
+On a CUDA device the step's tokens are read back while the next step runs, unless that step depends
+on them: grammars and guesses do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
-from atelier.errors import AtelierError, GenerationFailed
-from atelier.events import Likelihood
+from atelier.errors import GenerationFailed
+from atelier.text.embedded.failures import of_a_request
+from atelier.text.embedded.pending import Pending
 from atelier.text.embedded.runner import Chunk, Runner
 from atelier.text.embedded.sampling import Draw, draw, likelihoods
 from atelier.text.embedded.sequence import Sequence
+from atelier.text.embedded.speculation import Speculation
 
 LEAST_PREFIX = 16
 """Shorter common beginnings are computed again: copying them would gain nothing."""
@@ -25,21 +25,14 @@ MOST_LOGITS = 2**25
 """Of one prefill that keeps those of every position: 128 MiB of them."""
 
 
-@dataclass
-class Pending:
-    """A draw that is on its way to the host, and whose rows were which sequence when it was
-    made."""
-
-    sequences: dict[int, Sequence]
-    draw: Draw
-    ready: torch.cuda.Event | None
-
-
 class Batch:
     """`prefill_tokens` bounds the padded size of one prefill."""
 
-    def __init__(self, runner: Runner, prefill_tokens: int) -> None:
+    def __init__(
+        self, runner: Runner, prefill_tokens: int, speculation: Speculation | None = None
+    ) -> None:
         self.runner = runner
+        self.speculation = speculation
         self.prefill_tokens = prefill_tokens
         self.slots: list[Sequence | None] = [None] * runner.cache.slots
         self.history: list[list[int]] = [[] for _ in self.slots]
@@ -104,16 +97,18 @@ class Batch:
 
     def step(self) -> None:
         """Prefill one chunk, decode one token a row, and hand the tokens to their sequences."""
-        masked = any(sequence.grammar is not None for sequence in self.running)
-        if masked:
+        serial = self.speculation is not None or any(
+            sequence.grammar is not None for sequence in self.running
+        )
+        if serial:
             self._settle()
         if self.waiting:
             self._prefill()
-            if masked:
+            if serial:
                 self._settle()
         if any(sequence.position and not sequence.over for sequence in self.running):
             self._decode()
-        self._settle(keep=1 if self._overlap and not masked else 0)
+        self._settle(keep=1 if self._overlap and not serial else 0)
 
     def clear(self) -> None:
         """Forget everything, keys included; for use after a failure."""
@@ -123,12 +118,14 @@ class Batch:
             self.slots[slot] = None
             self.history[slot] = []
             self.runner.leave(slot)
+        if self.speculation is not None:
+            self.speculation.drafter.clear()
 
     def _shared(self, slot: int, prompt: list[int], salt: str) -> int:
         """How much of the prompt's beginning the slot holds, keys of sliding layers included."""
         if self.salts[slot] != salt:
             return 0
-        length = _common(self.history[slot], prompt[:-1])
+        length = common(self.history[slot], prompt[:-1])
         return length if self.runner.cache.keeps(length, len(self.history[slot])) else 0
 
     def _prefill(self) -> None:
@@ -182,12 +179,51 @@ class Batch:
 
     def _decode(self) -> None:
         rows = {sequence.slot: sequence for sequence in self.running if sequence.position}
-        last = max(rows)
-        logits = self.runner.decode(last + 1, max(sequence.position for sequence in rows.values()))
-        drawn = self._draw(logits, rows)
+        longest = max(sequence.position for sequence in rows.values())
+        if self.speculation is None:
+            self._decode_one(rows, longest)
+            return
+        drafts = self.speculation.drafts(rows) if self.runner.fits(longest) else {}
+        width = self._verify(rows, drafts, longest) if drafts else self._decode_one(rows, longest)
+        self._settle()
+        if self.runner.fits(longest):
+            self.speculation.note(len(rows), width)
+
+    def _decode_one(self, rows: dict[int, Sequence], longest: int) -> int:
+        drawn = self._draw(self.runner.decode(max(rows) + 1, longest), rows)
         self.runner.advance(drawn.tokens)
         for sequence in rows.values():
             sequence.position += 1
+        return 1
+
+    def _verify(self, rows: dict[int, Sequence], drafts: dict[int, list[int]], longest: int) -> int:
+        """Draw position after position as always; a row goes on while its guess was the token
+        drawn, whose keys are in their place then. Returns how many tokens of a row were
+        computed."""
+        guesses = [drafts.get(slot, []) for slot in range(max(rows) + 1)]
+        logits = self.runner.verify(guesses, longest)
+        begun = {slot: sequence.position for slot, sequence in rows.items()}
+        going = rows
+        for place in range(logits.shape[1]):
+            self._draw(logits[:, place], going)
+            for sequence in going.values():
+                sequence.position += 1
+            self._settle()
+            going = {
+                slot: sequence
+                for slot, sequence in going.items()
+                if not sequence.over and guesses[slot][place : place + 1] == sequence.tokens[-1:]
+            }
+            if not going:
+                break
+        for slot, guess in drafts.items():
+            rows[slot].judge(len(guess), rows[slot].position - begun[slot] - 1)
+        kept = {slot: sequence for slot, sequence in rows.items() if not sequence.over}
+        self.runner.place(
+            {slot: sequence.tokens[-1] for slot, sequence in kept.items()},
+            {slot: sequence.position for slot, sequence in kept.items()},
+        )
+        return int(logits.shape[1])
 
     def _draw(self, logits: Tensor, rows: dict[int, Sequence]) -> Draw:
         allowed = {}
@@ -196,26 +232,19 @@ class Batch:
                 try:
                     allowed[index] = sequence.grammar.allowed().to(logits.device)
                 except Exception as error:
-                    sequence.job.fail(_wrapped(error))
+                    sequence.job.fail(of_a_request(error))
         states = [rows[index].row if index in rows else None for index in range(logits.shape[0])]
         drawn = draw(logits, states, allowed)
         for index, fault in drawn.errors.items():
-            rows[index].job.fail(_wrapped(fault))
-        if not self._overlap:
-            self._pending.append(Pending(rows, drawn, None))
-            return drawn
-        on_host = _on_host(drawn)
-        ready = torch.cuda.Event()
-        ready.record()
-        self._pending.append(Pending(rows, on_host, ready))
+            rows[index].job.fail(of_a_request(fault))
+        self._pending.append(Pending.of(rows, drawn, self._overlap))
         return drawn
 
     def _settle(self, keep: int = 0) -> None:
         """Hand the oldest draws to their sequences until `keep` are left in flight."""
         while len(self._pending) > keep:
             pending = self._pending.pop(0)
-            if pending.ready is not None:
-                pending.ready.synchronize()
+            pending.wait()
             self._hand_out(pending)
 
     def _hand_out(self, pending: Pending) -> None:
@@ -230,10 +259,10 @@ class Batch:
                     raise GenerationFailed("the model computed logits that are not finite numbers")
                 sequence.take(
                     tokens[index],
-                    _likelihood(pending.draw, index, tokens[index], sequence.row.logprobs),
+                    pending.likelihood(index, tokens[index], sequence.row.logprobs),
                 )
             except Exception as error:
-                sequence.job.fail(_wrapped(error))
+                sequence.job.fail(of_a_request(error))
 
     def _move(self, sequence: Sequence, target: int) -> None:
         self._settle()
@@ -244,9 +273,11 @@ class Batch:
         self.slots[target], self.slots[source], sequence.slot = sequence, None, target
         self.history[target] = list(self.history[source])
         self.salts[target] = self.salts[source]
+        if self.speculation is not None:
+            self.speculation.drafter.move(source, target)
 
 
-def _common(left: list[int], right: list[int]) -> int:
+def common(left: list[int], right: list[int]) -> int:
     """Length of the common beginning; compares slices, since most lists differ early or not at
     all."""
     end = min(len(left), len(right))
@@ -257,41 +288,3 @@ def _common(left: list[int], right: list[int]) -> int:
     while at < end and left[at] == right[at]:
         at += 1
     return at
-
-
-def _likelihood(drawn: Draw, index: int, token: int, count: int | None) -> Likelihood | None:
-    if count is None or drawn.chosen is None or drawn.best is None or drawn.best_ids is None:
-        return None
-    best = zip(
-        drawn.best_ids[index, :count].tolist(), drawn.best[index, :count].tolist(), strict=True
-    )
-    return Likelihood(token, float(drawn.chosen[index]), tuple(best))
-
-
-def _on_host(drawn: Draw) -> Draw:
-    """Start copies into pinned memory; an event tells when they are there."""
-
-    def start(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else _pinned(tensor)
-
-    return Draw(
-        _pinned(drawn.tokens),
-        _pinned(drawn.finite),
-        start(drawn.chosen),
-        start(drawn.best),
-        start(drawn.best_ids),
-    )
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
-        tensor, non_blocking=True
-    )
-
-
-def _wrapped(error: Exception) -> AtelierError:
-    return (
-        error
-        if isinstance(error, AtelierError)
-        else GenerationFailed(f"{type(error).__name__}: {error}")
-    )

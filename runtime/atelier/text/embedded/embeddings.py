@@ -28,10 +28,13 @@ def embed(model: Any, ids: list[int], mode: str, context: int) -> list[float]:
     """The vector of one text.
 
     Raises:
-        InvalidRequest: the text is empty or longer than the context.
+        InvalidRequest: the text is empty, longer than the context, or holds unknown tokens.
     """
     if not 0 < len(ids) <= context:
         raise InvalidRequest(f"input has {len(ids)} tokens; allowed are 1 to {context}", "input")
+    size = model.config.get_text_config().vocab_size
+    if any(not 0 <= token < size for token in ids):
+        raise InvalidRequest(f"input holds token ids outside of 0 to {size - 1}", "input")
     body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     hidden = (
         body(input_ids=torch.tensor([ids], device=model.device), use_cache=False)

@@ -21,7 +21,6 @@ from atelier.errors import (
     Busy,
     Cancelled,
     DeadlineExceeded,
-    DeviceOutOfMemory,
     Draining,
     GenerationFailed,
     NotReady,
@@ -31,10 +30,12 @@ from atelier.streams import EventStream
 from atelier.text.embedded.admission import ContextLimits, Vocabulary, check_fit
 from atelier.text.embedded.batch import Batch
 from atelier.text.embedded.detokenizer import Detokenizer
+from atelier.text.embedded.failures import of_a_step
 from atelier.text.embedded.grammar import GrammarDesk
 from atelier.text.embedded.runner import Runner
 from atelier.text.embedded.sampling import SamplingRow
 from atelier.text.embedded.sequence import RunningRequest, Sequence
+from atelier.text.embedded.speculation import Speculation
 
 if TYPE_CHECKING:
     from atelier.text.request import TextRequest
@@ -48,13 +49,19 @@ MOST_FAILURES = 3
 class TransformersEngine:
     """Serves a loaded model through `runner`; starts its thread at once."""
 
-    def __init__(self, runner: Runner, vocabulary: Vocabulary, limits: ContextLimits) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        vocabulary: Vocabulary,
+        limits: ContextLimits,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.limits = limits
         self.restarts = 0
         self._recent_s = 1.0
         self.dead: str | None = None
         self._vocabulary = vocabulary
-        self._batch = Batch(runner, limits.prefill_tokens)
+        self._batch = Batch(runner, limits.prefill_tokens, speculation)
         self._jobs: list[RunningRequest] = []
         self._unadmitted: deque[Sequence] = deque()
         self._wake = threading.Condition()
@@ -294,7 +301,7 @@ class TransformersEngine:
         log.error("a batch step failed; its requests fail and serving goes on", exc_info=error)
         self._failures += 1
         self.restarts += 1
-        told = _as_failure(error)
+        told = of_a_step(error)
         for sequence in self._batch.running:
             sequence.job.fail(told)
         try:
@@ -306,13 +313,3 @@ class TransformersEngine:
             self.dead = f"{self._failures} batch steps failed in a row, the last with {error}"
             for job in self._jobs:
                 job.fail(told)
-
-
-def _as_failure(error: BaseException) -> AtelierError:
-    if isinstance(error, AtelierError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return DeviceOutOfMemory(
-            "out of device memory: lower MAX_NUM_SEQS, MAX_MODEL_LEN or MAX_NUM_BATCHED_TOKENS"
-        )
-    return GenerationFailed(f"the batch failed: {type(error).__name__}: {error}")

@@ -1,5 +1,5 @@
-"""From a checkpoint folder to a running embedded engine: weights, attention, cache, probe,
-warm-up."""
+"""From a checkpoint folder to a running embedded engine: weights, attention, cache, probe, warm-up,
+and the draft model, if there is one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atelier.errors import CheckpointError
+from atelier.sources.checkpoint.folder import inspect
 from atelier.text.embedded import attention, fusion
 from atelier.text.embedded.admission import Vocabulary
 from atelier.text.embedded.capacity import (
@@ -20,9 +21,13 @@ from atelier.text.embedded.capacity import (
     plan_capacity,
     split_by_window,
 )
+from atelier.text.embedded.draft_model import DraftModel, check_tokenizer
 from atelier.text.embedded.probe import check_steps, reference_logits
-from atelier.text.embedded.runner import ROW_BUCKETS, Chunk, Runner, layer_windows
+from atelier.text.embedded.prompt_lookup import PromptLookup
+from atelier.text.embedded.runner import ROW_BUCKETS, Chunk, Runner
 from atelier.text.embedded.slots import SlotCache, ring_size
+from atelier.text.embedded.speculation import MOST_ROWS, Drafter, Speculation
+from atelier.text.embedded.windows import layer_windows
 
 if TYPE_CHECKING:
     from atelier.settings import Settings
@@ -40,10 +45,18 @@ class Loaded:
     vocabulary: Vocabulary
     runner: Runner
     capacity: Capacity
+    speculation: Speculation | None = None
+
+    @property
+    def runners(self) -> list[Runner]:
+        """The model's, and the draft model's."""
+        drafter = self.speculation.drafter if self.speculation is not None else None
+        return [self.runner, *([drafter.runner] if isinstance(drafter, DraftModel) else [])]
 
     def described(self) -> dict[str, Any]:
         """For the model's metadata."""
-        return {
+        told = {"speculation": self.speculation.described()} if self.speculation else {}
+        return told | {
             "architecture": type(self.model).__name__,
             "dtype": str(self.runner.dtype).removeprefix("torch."),
             "device": str(self.runner.device),
@@ -58,16 +71,20 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
     model does alone.
 
     Raises:
-        CheckpointError: transformers cannot load it, or its layers cannot be batched.
+        CheckpointError: transformers cannot load it, its layers cannot be batched, or the draft
+            model has another tokenizer.
         PlanError: the cache does not fit.
+        SourceError: the draft model cannot be fetched.
     """
     tokenizer, model = _load_weights(path, settings, device, dtype)
+    draft = _load_draft(settings, device, dtype, tokenizer)
     config = model.config.get_text_config()
     limit = int(getattr(config, "max_position_embeddings", 0) or 4096)
     windows = layer_windows(config)
     window = max((one for one in windows if one is not None), default=0)
     ring = ring_size(window, settings.max_model_len or limit)
     whole, windowed = split_by_window(layer_bytes(model), windows, ring)
+    whole += sum(layer_bytes(draft)) if draft is not None else 0
     budget = cache_budget(settings, device)
     capacity = plan_capacity(settings, device.type, limit, whole, budget, windowed)
     log.info(
@@ -78,8 +95,14 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
         capacity.context,
     )
     reference = reference_logits(model)
-    runner = make_runner(model, capacity, compiled=settings.compile != "off")
+    compiled = settings.compile != "off"
+    guessing = settings.prompt_lookup or draft is not None
+    drafts = settings.num_speculative_tokens if guessing else 0
+    runner = make_runner(model, capacity, compiled, drafts)
     check_steps(runner, reference)
+    drafter: Drafter = PromptLookup()
+    if draft is not None:
+        drafter = _draft_model(draft, capacity, compiled, drafts)
     generation = model.generation_config
     defaults = {
         name: float(value)
@@ -89,12 +112,13 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
     if generation.do_sample is False:  # said by the checkpoint, not merely left out
         defaults["temperature"] = 0.0
     vocabulary = Vocabulary(tokenizer, config.vocab_size, _eos(generation, tokenizer), defaults)
-    return Loaded(model, vocabulary, runner, capacity)
+    speculation = Speculation(drafter, drafts) if drafts else None
+    return Loaded(model, vocabulary, runner, capacity, speculation)
 
 
-def make_runner(model: Any, capacity: Capacity, compiled: bool = True) -> Runner:
+def make_runner(model: Any, capacity: Capacity, compiled: bool = True, drafts: int = 0) -> Runner:
     """The runner for a model whose reference logits are taken: it switches the model to grouped
-    attention.
+    attention. At most `drafts` guesses are verified behind a row's next token.
 
     On CUDA it also fuses small kernels; those that need a compiler only if `compiled`.
     """
@@ -112,7 +136,7 @@ def make_runner(model: Any, capacity: Capacity, compiled: bool = True) -> Runner
         and not any(windows)
         and model.dtype in (torch.float16, torch.bfloat16)
     )
-    cache = SlotCache(capacity.slots, capacity.context, windows)
+    cache = SlotCache(capacity.slots, capacity.context, windows, drafts=drafts)
     return Runner(model, cache, graphs=cuda, flash=flash)
 
 
@@ -128,11 +152,40 @@ def warm_up(runner: Runner, lengths: list[int], prefill_tokens: int) -> None:
         runner.leave(0)
 
 
-def record_graphs(runner: Runner) -> None:
-    """Record the decode step of every batch size, so that no request waits for it."""
-    for rows in [bucket for bucket in ROW_BUCKETS if bucket <= runner.cache.slots]:
-        runner.decode(rows, 0)
+def record_graphs(*runners: Runner) -> None:
+    """Record the decode step of every batch size, and the step that verifies guesses, so that no
+    request waits for it."""
+    for runner in runners:
+        for rows in [bucket for bucket in ROW_BUCKETS if bucket <= runner.cache.slots]:
+            runner.decode(rows, 0)
+            if runner.cache.drafts and rows <= MOST_ROWS:
+                runner.verify([[] for _ in range(rows)], 0)
     torch.cuda.synchronize()
+
+
+def _load_draft(
+    settings: Settings, device: torch.device, dtype: torch.dtype, tokenizer: Any
+) -> Any:
+    """The model that DRAFT_MODEL_ID names, or None."""
+    if not settings.draft_model_id:
+        return None
+    from atelier.sources import fetch_draft
+
+    log.info("the draft model is %s", settings.draft_model_id)
+    path, plain = fetch_draft(settings), settings.model_copy(update={"variant": ""})
+    own, draft = _load_weights(path, plain, device, dtype)
+    check_tokenizer(tokenizer, own, settings.draft_model_id)
+    return draft
+
+
+def _draft_model(model: Any, capacity: Capacity, compiled: bool, drafts: int) -> DraftModel:
+    config = model.config.get_text_config()
+    limit = int(getattr(config, "max_position_embeddings", 0) or capacity.context)
+    reference = reference_logits(model)
+    own = Capacity(capacity.slots, min(capacity.context, limit), 0)
+    runner = make_runner(model, own, compiled, drafts)
+    check_steps(runner, reference)
+    return DraftModel(runner, config.vocab_size)
 
 
 def _load_weights(
@@ -144,6 +197,8 @@ def _load_weights(
         "trust_remote_code": settings.trust_remote_code,
         "local_files_only": True,
     }
+    checkpoint = inspect(path, variant=settings.variant, allow_pickle=settings.allow_pickle)
+    checkpoint.check()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         if not getattr(tokenizer, "is_fast", False):
@@ -156,6 +211,7 @@ def _load_weights(
             attn_implementation=None,
             device_map={"": device},
             quantization_config=_quantization(settings, dtype),
+            variant=checkpoint.variant or None,
             use_safetensors=None if settings.allow_pickle else True,
             **options,
         )

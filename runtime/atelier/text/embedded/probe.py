@@ -43,8 +43,9 @@ def reference_logits(model: Any) -> Tensor:
 
 
 def check_steps(runner: Runner, reference: Tensor) -> None:
-    """Compare a prompt prefilled in chunks next to strangers, then fed token by token, and one that
-    continues a copied beginning, with the plain model.
+    """Compare a prompt prefilled in chunks next to strangers, then fed token by token, one that
+    continues a copied beginning, and, where guesses are verified, one that is fed several tokens at
+    a time, with the plain model.
 
     Raises:
         CheckpointError: the rows differ by more than rounding.
@@ -54,6 +55,8 @@ def check_steps(runner: Runner, reference: Tensor) -> None:
     with narrowed(config):
         own = _small_runner(runner, len(prompt))
         apart = [_chunks_then_steps(own, prompt, reference), _copied(own, prompt, reference)]
+        if runner.cache.drafts:
+            apart.append(_verified(own, prompt, reference))
     worst = max(apart) / float(reference.std())
     if not worst <= TOLERANCE.get(runner.dtype, 0.5):
         raise CheckpointError(
@@ -82,7 +85,8 @@ def narrowed(config: Any) -> Iterator[None]:
 
 def _small_runner(runner: Runner, length: int) -> Runner:
     windows = tuple(None if one is None else min(one, WINDOW) for one in runner.cache.windows)
-    cache = SlotCache(3, length + 8, windows, SLACK)
+    drafts = runner.cache.drafts
+    cache = SlotCache(3, length + 8 + drafts, windows, SLACK, drafts)
     return Runner(runner.model, cache, runner.graphs, runner.flash)
 
 
@@ -111,6 +115,25 @@ def _copied(runner: Runner, prompt: list[int], reference: Tensor) -> float:
     runner.cache.copy(1, 2, shared)
     last = runner.prefill([Chunk(2, shared, prompt[shared:])])[0]
     return float((last - reference[len(prompt) - 1]).abs().max())
+
+
+def _verified(runner: Runner, prompt: list[int], reference: Tensor) -> float:
+    """A step of as many guesses as there may be, of which half are wrong, and one that goes on from
+    there."""
+    drafts, slot = runner.cache.drafts, 1
+    split = len(prompt) - drafts - 2
+    runner.prefill([Chunk(slot, 0, prompt[:split])])
+    right = drafts // 2
+    guesses = prompt[split + 1 :][:right] + prompt[: drafts - right]
+    runner.place({slot: prompt[split]}, {slot: split})
+    first = runner.verify([[], guesses], split)[slot, : right + 1]
+    split += right + 1
+    runner.place({slot: prompt[split]}, {slot: split})
+    rest = prompt[split + 1 :][:drafts]
+    second = runner.verify([[], rest], split)[slot, : len(rest) + 1]
+    runner.leave(slot)
+    at = range(split - right - 1, split + len(rest) + 1)
+    return float((torch.cat([first, second]) - reference[list(at)]).abs().max())
 
 
 def _prompt(config: Any) -> list[int]:

@@ -1,5 +1,5 @@
-"""The forward passes of the embedded engine: prefill of some slots, decode of the first rows, CUDA
-graphs of decode.
+"""The forward passes of the embedded engine: prefill of some slots, decode of the first rows, with
+or without drafts behind their next tokens, and CUDA graphs of decode.
 
 It keeps the batch's tokens, positions and write columns on the device, so that a decode step needs
 nothing from the host when no sequence joins or leaves. It samples nothing and knows no request.
@@ -7,6 +7,7 @@ nothing from the host when no sequence joins or leaves. It samples nothing and k
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from atelier.text.embedded.attention import SlotView
 from atelier.text.embedded.slots import SlotCache
+from atelier.text.embedded.windows import additive_mask, held_positions, window_kinds
+
+log = logging.getLogger(__name__)
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 LENGTH_BUCKETS = tuple(256 << n for n in range(12))
@@ -31,7 +35,7 @@ class Chunk:
 
 class Runner:
     """Runs `model` over `cache`. `graphs` replays decode steps as CUDA graphs; `flash` reads only
-    valid columns."""
+    valid columns. At most `cache.drafts` tokens are verified behind the next one of a row."""
 
     def __init__(
         self, model: Any, cache: SlotCache, graphs: bool = False, flash: bool = False
@@ -43,7 +47,7 @@ class Runner:
         self.graphs = graphs
         self.flash = flash
         self._pool: Any = None
-        self._captured: dict[tuple[int, int], tuple[Any, Tensor]] = {}
+        self._captured: dict[tuple[int, int, int], tuple[Any, Tensor]] = {}
         self._windows = window_kinds(model.config.get_text_config())
         slots, spare = cache.slots, cache.columns
         self.tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
@@ -51,6 +55,7 @@ class Runner:
         self.write_columns = torch.full((slots,), spare, dtype=torch.long, device=self.device)
         self.active = torch.zeros(slots, dtype=torch.long, device=self.device)
         self._columns = torch.arange(cache.columns + 1, device=self.device)
+        self._drafted = torch.zeros(slots, cache.drafts, dtype=torch.long, device=self.device)
 
     def device_memory(self) -> tuple[int, int]:
         """Used and free bytes of a GPU; (0, 0) elsewhere."""
@@ -119,18 +124,38 @@ class Runner:
     def decode(self, rows: int, longest: int) -> Tensor:
         """One token for each of the first `rows`; `longest` is the largest position among them.
         Returns float logits, rows x vocab. The caller writes the sampled tokens with `advance`."""
-        if not self.graphs:
-            length = min((longest // 32 + 1) * 32, self.cache.columns)
-            return self._decode(rows, length)[:rows].float()
-        rows_bucket = min(next(b for b in ROW_BUCKETS if b >= rows), self.cache.slots)
-        length = self.cache.columns
-        if not self.flash:
-            length = min(next(b for b in LENGTH_BUCKETS if b > longest), length)
-        if (rows_bucket, length) not in self._captured:
-            self._capture(rows_bucket, length)
-        graph, logits = self._captured[rows_bucket, length]
-        graph.replay()
-        return logits[:rows].float()
+        return self._step(rows, longest, 1)[:, 0]
+
+    @torch.no_grad()
+    def verify(self, drafts: list[list[int]], longest: int) -> Tensor:
+        """The next token of each of the first rows and the drafts behind it, in one forward.
+
+        Returns float logits, rows x width x vocab: after the next token, after the first draft, and
+        so on; behind a row's own drafts they mean nothing. The caller says with `place` what became
+        of the rows. All of width must fit the context behind `longest`: see `fits`.
+        """
+        width = self.width_of(drafts)
+        padded = [row + [0] * (width - 1 - len(row)) for row in drafts]
+        self._drafted[: len(drafts), : width - 1] = torch.tensor(padded).to(self.device)
+        return self._step(len(drafts), longest, width)
+
+    def width_of(self, drafts: list[list[int]]) -> int:
+        """Tokens a row in the forward that verifies them; graphs are recorded for one width."""
+        return 1 + (self.cache.drafts if self.graphs else max(map(len, drafts)))
+
+    def fits(self, longest: int) -> bool:
+        """Whether drafts can be verified while this is the largest position of the rows."""
+        return longest + 1 + self.cache.drafts <= self.cache.columns
+
+    def place(self, tokens: dict[int, int], positions: dict[int, int]) -> None:
+        """Set next tokens and their positions, both by slot; all other slots become idle rows."""
+        state = torch.zeros(3, self.cache.slots, dtype=torch.long)
+        state[2] = self.cache.columns
+        for slot, position in positions.items():
+            state[0, slot], state[1, slot], state[2, slot] = tokens[slot], position, position
+        state = state.to(self.device)
+        self.tokens[:], self.positions[:], self.write_columns[:] = state[0], state[1], state[2]
+        self.active[:] = self.write_columns < self.cache.columns
 
     def advance(self, tokens: Tensor) -> None:
         """Set the next input of the first rows, and step their positions where a sequence is
@@ -141,17 +166,51 @@ class Runner:
         self.write_columns[:rows] += self.active[:rows]
         self.write_columns.clamp_(max=self.cache.columns)
 
-    def _decode(self, rows: int, length: int) -> Tensor:
-        positions = self.positions[:rows, None]
-        lengths = (self.positions[:rows] + 1).to(torch.int32) if self.flash else None
-        written = self.write_columns[:rows, None]
+    def _step(self, rows: int, longest: int, width: int) -> Tensor:
+        """Float logits of `width` tokens of each of the first rows, replayed where that can be."""
+        longest += width - 1
+        if self.graphs and (logits := self._replayed(rows, longest, width)) is not None:
+            return logits[:rows].float()
+        length = self.cache.columns
+        if not self.flash:
+            length = min((longest // 32 + 1) * 32, length)
+        return self._decode(rows, length, width)[:rows].float()
+
+    def _replayed(self, rows: int, longest: int, width: int) -> Tensor | None:
+        """Logits of the recorded forward that is wide and long enough; None, now and from then on,
+        if it cannot be recorded: experts in float32 ask the CPU on the way."""
+        rows = min(next(b for b in ROW_BUCKETS if b >= rows), self.cache.slots)
+        length = self.cache.columns
+        if not self.flash:
+            length = min(next(b for b in LENGTH_BUCKETS if b > longest), length)
+        if (rows, length, width) not in self._captured:
+            try:
+                self._capture(rows, length, width)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.graphs = False
+                reason = str(error).partition("\n")[0]
+                log.warning("decode steps are not recorded as CUDA graphs: %s", reason)
+                return None
+        graph, logits = self._captured[rows, length, width]
+        graph.replay()
+        return logits
+
+    def _decode(self, rows: int, length: int, width: int) -> Tensor:
+        spare = self.cache.columns
+        ahead = self._columns[None, :width]
+        positions = self.positions[:rows, None] + ahead
+        lengths = (self.positions[:rows] + width).to(torch.int32) if self.flash else None
+        written = (self.write_columns[:rows, None] + ahead).clamp(max=spare)
+        ids = torch.cat([self.tokens[:rows, None], self._drafted[:rows, : width - 1]], 1)
         view = SlotView(rows, None, written, length, lengths)
         view.ring_columns = self._ring_columns(written)
         masks = {
             kind: self._decode_mask(positions, length, window)
             for kind, window in self._windows.items()
         }
-        return self._run(self.tokens[:rows, None], positions, view, masks, 1)[:, 0]
+        return self._run(ids, positions.clamp(max=spare - 1), view, masks, width)
 
     def _run(
         self,
@@ -184,7 +243,9 @@ class Runner:
     def _decode_mask(self, positions: Tensor, length: int, window: int | None) -> Tensor:
         columns = self._columns[None, :length]
         if window is not None and self.cache.ring:
-            columns = held_positions(positions, self._columns[: min(length, self.cache.ring)])
+            columns = held_positions(
+                positions[:, -1:], self._columns[: min(length, self.cache.ring)]
+            )
         return additive_mask(positions, columns, window, self.dtype)
 
     def _ring_columns(self, columns: Tensor, ends: Tensor | None = None) -> Tensor | None:
@@ -198,66 +259,16 @@ class Runner:
             kept = kept & (columns >= ends - ring)
         return torch.where(kept, columns % ring, ring)
 
-    def _capture(self, rows: int, length: int) -> None:
+    def _capture(self, rows: int, length: int, width: int) -> None:
         """Record the decode forward of this shape. Idle rows beyond the batch write to the spare
         column alone."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._decode(rows, length)
+            self._decode(rows, length, width)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = self._decode(rows, length)
+            logits = self._decode(rows, length, width)
         self._pool = self._pool or graph.pool()
-        self._captured[rows, length] = (graph, logits)
-
-
-def additive_mask(
-    positions: Tensor, columns: Tensor, window: int | None, dtype: torch.dtype
-) -> Tensor:
-    """0 where a query at `positions` (rows x queries) may see a column, the dtype's least value
-    elsewhere; rows x 1 x queries x columns. `columns` (rows or 1 x columns) are the positions that
-    the columns hold, negative where they hold none. `window` is how many positions back a sliding
-    layer sees."""
-    query, key = positions[:, None, :, None], columns[:, None, None]
-    seen = (key <= query) & (key >= 0)
-    if window is not None:
-        seen = seen & (key > query - window)
-    zero = torch.zeros((), dtype=dtype, device=positions.device)
-    return torch.where(seen, zero, torch.finfo(dtype).min)
-
-
-def held_positions(last: Tensor, columns: Tensor) -> Tensor:
-    """The position in each column of a ring whose newest one is `last` (rows x 1): rows x columns,
-    negative where none was written yet. Columns left out at the end hold none."""
-    return last - (last - columns[None]) % columns.shape[0]
-
-
-def window_kinds(config: Any) -> dict[str, int | None]:
-    """Attention window by layer type; one entry when all layers are alike.
-
-    Raises:
-        CheckpointError: a layer type that keeps no keys (recurrent state) cannot be batched in
-            slots.
-    """
-    from atelier.errors import CheckpointError
-
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    unknown = kinds - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise CheckpointError(
-            f"layers of type {', '.join(sorted(unknown))} keep a state that the embedded engine"
-            " cannot batch: set ENGINE=vllm or ENGINE=llamacpp"
-        )
-    if kinds:
-        return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
-    return {"sliding_attention" if window else "full_attention": window}
-
-
-def layer_windows(config: Any) -> tuple[int | None, ...]:
-    """The attention window of each layer, None where it sees everything."""
-    kinds = window_kinds(config)
-    layers = getattr(config, "layer_types", None) or [*kinds] * config.num_hidden_layers
-    return tuple(kinds[layer] for layer in layers)
+        self._captured[rows, length, width] = (graph, logits)

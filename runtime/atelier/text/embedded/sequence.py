@@ -24,6 +24,7 @@ from atelier.streams import EventStream
 from atelier.text.embedded.detokenizer import Detokenizer
 from atelier.text.embedded.grammar import Grammar
 from atelier.text.embedded.sampling import SamplingRow
+from atelier.text.embedded.speculation import Acceptance
 
 if TYPE_CHECKING:
     from atelier.text.request import TextRequest
@@ -50,6 +51,8 @@ class RunningRequest:
     started: float = 0.0
     first_token: float = 0.0
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
     ended: bool = False
     likelihoods: list[Likelihood] = field(default_factory=list)
 
@@ -82,7 +85,7 @@ class RunningRequest:
             "decode": now - self.first_token,
         }
         generated = sum(len(sequence.tokens) for sequence in self.sequences)
-        usage = Usage(len(self.prompt), self.cached, generated)
+        usage = Usage(len(self.prompt), self.cached, generated, self.drafted, self.accepted)
         self.emit(
             self.stream,
             Finished(
@@ -111,6 +114,7 @@ class Sequence:
     reason: str = ""
     unsent: list[int] = field(default_factory=list)
     last_token: float = 0.0
+    acceptance: Acceptance = field(default_factory=Acceptance)
 
     @property
     def over(self) -> bool:
@@ -121,6 +125,12 @@ class Sequence:
     def scored(self) -> bool:
         """Whether its reading of the prompt is to give the prompt's log probabilities."""
         return self.choice == 0 and self.job.request.prompt_logprobs is not None
+
+    def judge(self, guessed: int, accepted: int) -> None:
+        """So many tokens were guessed for it, and so many of them came true."""
+        self.acceptance.note(guessed, accepted)
+        self.job.drafted += guessed
+        self.job.accepted += accepted
 
     def close(self) -> None:
         """The prompt is read, and no answer is wanted."""

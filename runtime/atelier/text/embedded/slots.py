@@ -21,7 +21,8 @@ RING_SLACK = 512
 on by as many tokens."""
 
 READ_AHEAD = 4
-"""Tokens that a sequence may have written beyond those that are known to be its own."""
+"""Tokens that a sequence may have written beyond those that are known to be its own; drafts come on
+top."""
 
 
 class SlotCache(Cache):
@@ -30,7 +31,8 @@ class SlotCache(Cache):
 
     `windows` holds each layer's attention window or None. A layer with a window keeps `ring`
     positions, the window and `slack` more, position p in column p % ring, if that is less than
-    `columns`; `ring` is 0 where no layer does.
+    `columns`; `ring` is 0 where no layer does. `drafts` tokens may be written ahead and not be
+    kept; the slack must hold them.
 
     Layers are allocated when they first see keys, since only then is the number and size of their
     heads known (layers of one model may differ, and in multi-head latent attention keys and values
@@ -43,6 +45,7 @@ class SlotCache(Cache):
         columns: int,
         windows: tuple[int | None, ...] = (),
         slack: int = RING_SLACK,
+        drafts: int = 0,
     ) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.slots = slots
@@ -50,6 +53,7 @@ class SlotCache(Cache):
         self.windows = windows
         self.window = max((window for window in windows if window is not None), default=0)
         self.ring = ring_size(self.window, columns, slack)
+        self.drafts = drafts
         self.view = SlotView(0, None, torch.empty(0), 0)
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
@@ -68,9 +72,9 @@ class SlotCache(Cache):
         keys, values, view = self._keys[layer_idx], self._values[layer_idx], self.view
         columns = view.columns if not ring or view.ring_columns is None else view.ring_columns
         if view.slots is None:
-            rows = self._row_numbers(key_states.device)[: view.rows]
-            keys[rows, :, columns[:, 0]] = key_states[:, :, 0]
-            values[rows, :, columns[:, 0]] = value_states[:, :, 0]
+            rows = self._row_numbers(key_states.device)[: view.rows, None]
+            keys[rows, :, columns] = key_states.transpose(1, 2)
+            values[rows, :, columns] = value_states.transpose(1, 2)
             end = view.length if view.lengths is None else self.columns + 1
             end = min(end, self.ring) if ring else end
             return keys[: view.rows, :, :end], values[: view.rows, :, :end]
@@ -88,7 +92,7 @@ class SlotCache(Cache):
     def keeps(self, length: int, written: int) -> bool:
         """Whether a slot in which `written` positions are known still holds what a continuation
         after `length` sees."""
-        written += READ_AHEAD
+        written += READ_AHEAD + self.drafts
         return not self.ring or written <= self.ring or written - length <= self.ring - self.window
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
