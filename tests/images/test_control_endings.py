@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from atelier.errors import GenerationFailed
 from atelier.events import Event, Failed, Image, Step
+from atelier.hardware.choice import OptimizationManager
 from atelier.images.interception import Stage
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
@@ -35,6 +37,12 @@ ON: dict[str, dict[str, Any]] = {
     },
     "control and LoRA": {"control": [entry("net", "slope")], "lora": {"ink": 1.0}},
     "image prompt and LoRA": {"image_prompt": [entry("look", "rows")], "lora": {"ink": 0.5}},
+    "control and weighted prompt": {
+        "control": [entry("net", "slope")],
+        "image_prompt": [entry("look", "slope")],
+        "prompt": "a (cat:1.4)",
+        "prompt_syntax": "weighted",
+    },
     "control and step cache": {
         "control": [entry("net", "slope")],
         "step_cache": 0.5,
@@ -60,16 +68,21 @@ class Room:
             ip_adapters=str(ip_adapter(checkpoint, root / "ip", "look.safetensors", 4)),
             lora_paths=str(root / "loras"),
         )
-        self.model = ImageModel(self.settings)
-        self.model.load()
+        self.model = self.loaded()
         self.alone = {name: asyncio.run(self.picture(name)) for name in ON}
+
+    def loaded(self) -> ImageModel:
+        model = ImageModel(self.settings)
+        model.load()
+        return model
 
     def request(self, name: str, **more: Any) -> ImageRequest:
         fields = with_control_pictures(FIELDS | SMALL | ON[name], "", self.settings)
         return ImageRequest.parse(fields | more, self.settings)
 
-    async def picture(self, name: str) -> np.ndarray:
-        events = [event async for event in await self.model.submit(self.request(name))]
+    async def picture(self, name: str, model: ImageModel | None = None) -> np.ndarray:
+        stream = await (model or self.model).submit(self.request(name))
+        events = [event async for event in stream]
         [image] = [event for event in events if isinstance(event, Image)]
         return np.frombuffer(image.pixels, np.uint8)
 
@@ -138,3 +151,22 @@ def test_each_of_them_shows(room: Room) -> None:
     for name, picture in room.alone.items():
         for other, elsewhere in room.alone.items():
             assert name == other or not np.array_equal(picture, elsewhere), (name, other)
+
+
+def test_controls_go_with_components_that_are_kept_in_ram(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plan places them where a device is short; here on the processor, with diffusers'
+    hooks."""
+    plan = OptimizationManager.plan
+    monkeypatch.setattr(
+        OptimizationManager,
+        "plan",
+        lambda *given: replace(plan(*given), placement="model_offload"),
+    )
+    model = room.loaded()
+    try:
+        for name in ("control and image prompt", "two controls", "plain", "T2I-Adapter"):
+            assert np.array_equal(asyncio.run(room.picture(name, model)), room.alone[name]), name
+    finally:
+        model.close()
