@@ -210,15 +210,15 @@ class ImagePrompts:
 
     def _loaded(self, pipeline: Any, file: ImagePromptFile) -> LoadedAdapter:
         """Through diffusers, which puts it into the denoiser; it is taken out again."""
-        holder = copy.copy(pipeline)  # what it registers there is not the shared pipeline's
-        without = "pretrained_model_name_or_path" if hasattr(pipeline, "transformer") else "folder"
+        holder = copy.copy(pipeline)
+        eyes = self._encoders[file.encoder]  # or it would look for some itself
+        vars(holder).update(image_encoder=eyes.module, feature_extractor=eyes.processor)
         try:
             holder.load_ip_adapter(
                 str(file.path.parent),
                 subfolder="",
                 weight_name=file.path.name,
                 local_files_only=True,
-                **{f"image_encoder_{without}": None},
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
