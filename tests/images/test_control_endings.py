@@ -35,8 +35,11 @@ ON: dict[str, dict[str, Any]] = {
         "control": [entry("net", "slope")],
         "image_prompt": [entry("look", "rows", weight=0.5)],
     },
-    "control and LoRA": {"control": [entry("net", "slope")], "lora": {"ink": 1.0}},
-    "image prompt and LoRA": {"image_prompt": [entry("look", "rows")], "lora": {"ink": 0.5}},
+    "control, image prompt and LoRA": {
+        "control": [entry("net", "slope")],
+        "image_prompt": [entry("look", "rows")],
+        "lora": {"ink": 0.5},
+    },
     "control and weighted prompt": {
         "control": [entry("net", "slope")],
         "image_prompt": [entry("look", "slope")],
