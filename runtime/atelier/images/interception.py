@@ -48,7 +48,8 @@ class Gate:
         self.stacker = Stacker(inspect.signature(self.real))
         # A VAE encodes to a distribution, one object whose rows cannot be told apart, and a
         # pipeline's own checker answers with words beside tensors.
-        self.stackable = method != "encode" and name != "safety_checker"
+        own_checker = name == "safety_checker" and stage is None
+        self.stackable = method != "encode" and not own_checker
         self._method = method
         self._gated = self._make_gated()
 
