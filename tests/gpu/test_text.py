@@ -21,6 +21,20 @@ from tests.text import families, guessing  # noqa: E402
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.25}
 """Nats. A wrong window changes likelihoods by more than one; rounding of bfloat16 by 0.07."""
 
+EXPERTS = 1.5
+"""The same for experts in bfloat16, where rounding sends a token now and then to another expert: on
+a processor the plain model in bfloat16 is up to 1.35 from itself in float32, by the median 0.1."""
+
+USUAL = 0.06
+"""Of bfloat16 by the median: a mask or window that is wrong moves most tokens, not a few."""
+
+
+def bounds(family: str, dtype: Any) -> tuple[float, float]:
+    """The largest and the median difference that count as rounding."""
+    if dtype == torch.float32:
+        return TOLERANCE[dtype], TOLERANCE[dtype]
+    return EXPERTS if family == "mixtral" else TOLERANCE[dtype], USUAL
+
 
 def runner_of(model: Any, slack: int, slots: int = 8) -> Any:
     runner = make_runner(model, Capacity(slots, families.CONTEXT, 0), compiled=False)
@@ -48,9 +62,9 @@ def test_answers_are_the_plain_models_below_at_and_beyond_window_and_chunk(
         scores = families.score_all(engine, prompts)
     finally:
         engine.close()
-    families.check_scores(reference, prompts, scores, TOLERANCE[dtype])
-    families.check(reference, prompts, answers, TOLERANCE[dtype])
-    families.check(reference, [prompts[-1][:390] + prompts[0]], again, TOLERANCE[dtype])
+    families.check_scores(reference, prompts, scores, *bounds(family, dtype))
+    families.check(reference, prompts, answers, *bounds(family, dtype))
+    families.check(reference, [prompts[-1][:390] + prompts[0]], again, *bounds(family, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -114,7 +128,7 @@ def test_guesses_change_nothing_with_graphs_and_flash(
         record_graphs(own.runner)
         speculation = guessing.Always(own, guessing.TOKENS)
     guessed = answers(speculation)
-    families.check(reference, prompts, guessed, TOLERANCE[dtype])
+    families.check(reference, prompts, guessed, *bounds(family, dtype))
     drafted, accepted = (sum(getattr(one, k) for one in guessed) for k in ("drafted", "accepted"))
     assert drafted > accepted > 0.2 * drafted
 

@@ -175,15 +175,20 @@ def score_all(engine: TransformersEngine, prompts: list[list[int]]) -> list[list
 
 @torch.no_grad()
 def check_scores(
-    model: Any, prompts: list[list[int]], scores: list[list[float]], tolerance: float
+    model: Any,
+    prompts: list[list[int]],
+    scores: list[list[float]],
+    tolerance: float,
+    usual: float | None = None,
 ) -> None:
-    """Every log probability of a prompt is the plain model's."""
+    """Every log probability of a prompt is the plain model's. `usual` bounds the median too."""
     for prompt, told in zip(prompts, scores, strict=True):
         ids = torch.tensor([prompt], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
         own = logits.log_softmax(1).gather(1, ids[0, 1:, None])[:, 0]
         apart = (own - torch.tensor(told, device=model.device)).abs()
         assert float(apart.max()) <= tolerance, (len(prompt), apart)
+        assert float(apart.median()) <= (usual or tolerance), (len(prompt), apart)
 
 
 @torch.no_grad()
@@ -197,11 +202,19 @@ def plain(model: Any, prompt: list[int], answer: Answer) -> tuple[Tensor, Tensor
     return logits.amax(1) - chosen, logits.log_softmax(1).gather(1, said)[:, 0]
 
 
-def check(model: Any, prompts: list[list[int]], answers: list[Answer], tolerance: float) -> None:
+def check(
+    model: Any,
+    prompts: list[list[int]],
+    answers: list[Answer],
+    tolerance: float,
+    usual: float | None = None,
+) -> None:
     """Every token is the plain model's greedy token (ties within `tolerance`), with its log
-    probability."""
+    probability. `usual` bounds the median difference too: a mask that is wrong moves most."""
     for prompt, answer in zip(prompts, answers, strict=True):
         margin, logprobs = plain(model, prompt, answer)
         told = torch.tensor(answer.logprobs, device=logprobs.device)
+        apart = (logprobs - told).abs()
         assert float(margin.max()) <= tolerance, (len(prompt), margin)
-        assert float((logprobs - told).abs().max()) <= tolerance, (len(prompt), logprobs, told)
+        assert float(apart.max()) <= tolerance, (len(prompt), logprobs, told)
+        assert float(apart.median()) <= (usual or tolerance), (len(prompt), apart)

@@ -11,8 +11,9 @@ import torch
 from atelier.text.embedded.capacity import Capacity
 from atelier.text.embedded.loading import make_runner
 from atelier.text.embedded.probe import check_steps, reference_logits
+from atelier.text.embedded.runner import Runner
 from atelier.text.embedded.slots import SlotCache
-from tests.text import families
+from tests.text import families, guessing
 
 torch.set_num_threads(1)
 
@@ -53,6 +54,29 @@ def test_steps_that_cannot_be_recorded_run_plainly(caplog: pytest.LogCaptureFixt
     assert not runner.graphs
     told = [one.getMessage() for one in caplog.records if "CUDA graphs" in one.getMessage()]
     assert len(told) == 1 and told[0].startswith("decode steps are not recorded as CUDA graphs: ")
+
+
+def test_the_check_at_the_start_keeps_what_a_replay_overwrites(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A recorded step writes its logits to one place, and in float32 nothing copies them."""
+    written: dict[tuple[int, int], torch.Tensor] = {}
+
+    def replayed(runner: Runner, rows: int, longest: int, width: int) -> torch.Tensor:
+        logits = runner._decode(rows, min(longest + 8, runner.cache.columns), width)
+        place = written.setdefault((rows, width), torch.empty_like(logits))
+        return place.copy_(logits)
+
+    monkeypatch.setattr(Runner, "_replayed", replayed)
+    model = families.make("llama", "cpu")
+    reference = reference_logits(model)
+    runner = runner_of(model)
+    runner.graphs = True
+    check_steps(runner, reference)
+    guessing_runner = guessing.runner_of(model)
+    guessing_runner.graphs = True
+    check_steps(guessing_runner, reference)
+    assert len(written) == 2  # one step of one token, one of several
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

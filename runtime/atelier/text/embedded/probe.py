@@ -101,7 +101,7 @@ def _chunks_then_steps(runner: Runner, prompt: list[int], reference: Tensor) -> 
     runner.join(slot, split)
     for position in range(split, len(prompt)):
         runner.tokens[slot] = prompt[position]
-        got.append(runner.decode(rows, position)[slot])
+        got.append(runner.decode(rows, position)[slot].clone())
         at.append(position)
         runner.advance(runner.tokens[:rows])
     runner.leave(slot)
@@ -126,7 +126,7 @@ def _verified(runner: Runner, prompt: list[int], reference: Tensor) -> float:
     right = drafts // 2
     guesses = prompt[split + 1 :][:right] + prompt[: drafts - right]
     runner.place({slot: prompt[split]}, {slot: split})
-    first = runner.verify([[], guesses], split)[slot, : right + 1]
+    first = runner.verify([[], guesses], split)[slot, : right + 1].clone()
     split += right + 1
     runner.place({slot: prompt[split]}, {slot: split})
     rest = prompt[split + 1 :][:drafts]

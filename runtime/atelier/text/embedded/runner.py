@@ -123,7 +123,8 @@ class Runner:
     @torch.no_grad()
     def decode(self, rows: int, longest: int) -> Tensor:
         """One token for each of the first `rows`; `longest` is the largest position among them.
-        Returns float logits, rows x vocab. The caller writes the sampled tokens with `advance`."""
+        Returns float logits, rows x vocab, which the next step may overwrite. The caller writes the
+        sampled tokens with `advance`."""
         return self._step(rows, longest, 1)[:, 0]
 
     @torch.no_grad()
@@ -131,8 +132,8 @@ class Runner:
         """The next token of each of the first rows and the drafts behind it, in one forward.
 
         Returns float logits, rows x width x vocab: after the next token, after the first draft, and
-        so on; behind a row's own drafts they mean nothing. The caller says with `place` what became
-        of the rows. All of width must fit the context behind `longest`: see `fits`.
+        so on; behind a row's own drafts they mean nothing, and the next step may overwrite all. The
+        caller says with `place` what became of the rows. All of width must fit the context behind `longest`: see `fits`.
         """
         width = self.width_of(drafts)
         padded = [row + [0] * (width - 1 - len(row)) for row in drafts]
