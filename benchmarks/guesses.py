@@ -3,7 +3,7 @@
 Three kinds of prompts: one that the answer copies from, plain text to go on with, and random words.
 Plain and guessing engines take turns on the same weights, so that what else the machine does meets
 both; answers are compared token by token. Usage: python -m benchmarks.guesses [--model FOLDER]
-[--draft FOLDER] [--rounds 3] [--dtype float32]
+[--draft FOLDER] [--rounds 3] [--dtype float32] [--streams 1 4 8] [--answer 96]
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from atelier.text.embedded.loading import Loaded, load
 from atelier.text.request import make_request
 
 ROOT = Path(__file__).parents[1]
-STREAMS = (1, 4, 8)
-ANSWER = 96
 CONTEXT = 512
 
 LIST = "apples 12, pears 7, plums 31, cherries 48, figs 5, quinces 9, medlars 2, lemons 14"
@@ -37,11 +35,13 @@ PROMPTS = {
 }
 
 
-async def answers(engine: TransformersEngine, prompts: list[list[int]]) -> tuple[Any, float]:
-    """Tokens of each answer with its usage, and seconds of all."""
+async def answers(
+    engine: TransformersEngine, prompts: list[list[int]], length: int
+) -> tuple[Any, float]:
+    """Tokens of each answer of that length with its usage, and seconds of all."""
 
     async def one(prompt: list[int]) -> tuple[list[int], Any]:
-        request = make_request(prompt_ids=prompt, temperature=0, max_tokens=ANSWER, ignore_eos=True)
+        request = make_request(prompt_ids=prompt, temperature=0, max_tokens=length, ignore_eos=True)
         said: list[int] = []
         async for event in engine.submit(request, prompt):
             if isinstance(event, Failed):
@@ -61,13 +61,15 @@ def engine_of(loaded: Loaded) -> TransformersEngine:
     return TransformersEngine(loaded.runner, loaded.vocabulary, limits, loaded.speculation)
 
 
-def measure(engines: dict[str, TransformersEngine], prompts: list[list[int]], rounds: int) -> Any:
+def measure(
+    engines: dict[str, TransformersEngine], prompts: list[list[int]], length: int, rounds: int
+) -> Any:
     """Median seconds by engine, and of the guessing one the share of guesses that came true."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     told: dict[str, Any] = {}
     for turn in range(rounds + 1):
         for name, engine in engines.items():
-            told[name], took = asyncio.run(answers(engine, prompts))
+            told[name], took = asyncio.run(answers(engine, prompts, length))
             if turn:
                 seconds[name].append(took)
     plain, guessing = (told[name] for name in engines)
@@ -89,11 +91,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--tokens", type=int, default=4)
     arguments.add_argument("--dtype", default="float32")
+    arguments.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8])
+    arguments.add_argument("--answer", type=int, default=96, help="tokens of an answer")
     chosen = arguments.parse_args()
     shared = {
         "model_id": str(chosen.model),
         "max_model_len": CONTEXT,
-        "max_num_seqs": max(STREAMS),
+        "max_num_seqs": max(chosen.streams),
         "num_speculative_tokens": chosen.tokens,
     }
     ways = {
@@ -109,10 +113,10 @@ def main() -> None:
     tokenizer = loaded["plain"].vocabulary.tokenizer
     try:
         for kind, text in PROMPTS.items():
-            for streams in STREAMS:
+            for streams in chosen.streams:
                 prompts = [list(tokenizer(f"{n}. {text}").input_ids) for n in range(streams)]
-                medians, drafted, accepted = measure(engines, prompts, chosen.rounds)
-                rates = {name: streams * ANSWER / took for name, took in medians.items()}
+                medians, drafted, accepted = measure(engines, prompts, chosen.answer, chosen.rounds)
+                rates = {name: streams * chosen.answer / took for name, took in medians.items()}
                 print(
                     f"{kind:8} {streams} streams: plain {rates['plain']:7.1f} tokens/s, guessing"
                     f" {rates['guessing']:7.1f} ({rates['guessing'] / rates['plain']:.2f}),"

@@ -40,10 +40,13 @@ def test_answers_are_the_plain_models_below_at_and_beyond_window_and_chunk(famil
 
 
 def test_steps_that_cannot_be_recorded_run_plainly(caplog: pytest.LogCaptureFixture) -> None:
-    """As of experts in float32 on a GPU; here recording fails because there is none."""
-    reference = families.make("mixtral", "cpu")
-    runner = runner_of(families.make("mixtral", "cpu"))
+    """As of experts in float32 on a GPU; here recording fails because there is none. The check at
+    the start finds it out, and nobody tries again."""
+    reference, model = (families.make("mixtral", "cpu") for _ in range(2))
+    logits = reference_logits(model)
+    runner = runner_of(model)
     runner.graphs = True
+    check_steps(runner, logits)
     engine = families.engine_of(runner)
     prompts = [families.prompt_of(seed, 20) for seed in range(3)]
     try:
@@ -77,6 +80,21 @@ def test_the_check_at_the_start_keeps_what_a_replay_overwrites(
     guessing_runner.graphs = True
     check_steps(guessing_runner, reference)
     assert len(written) == 2  # one step of one token, one of several
+
+
+def test_steps_that_find_no_memory_to_be_recorded_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = runner_of(families.make("llama", "cpu"))
+    runner.graphs = True
+
+    def short(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory for a graph")
+
+    monkeypatch.setattr(runner, "_capture", short)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory for a graph"):
+        runner.decode(1, 0)
+    assert runner.graphs
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -155,7 +155,7 @@ def warm_up(runner: Runner, lengths: list[int], prefill_tokens: int) -> None:
 def record_graphs(*runners: Runner) -> None:
     """Record the decode step of every batch size, and the step that verifies guesses, so that no
     request waits for it."""
-    for runner in runners:
+    for runner in (one for one in runners if one.graphs):
         for rows in [bucket for bucket in ROW_BUCKETS if bucket <= runner.cache.slots]:
             runner.decode(rows, 0)
             if runner.cache.drafts and rows <= MOST_ROWS:

@@ -45,7 +45,7 @@ def reference_logits(model: Any) -> Tensor:
 def check_steps(runner: Runner, reference: Tensor) -> None:
     """Compare a prompt prefilled in chunks next to strangers, then fed token by token, one that
     continues a copied beginning, and, where guesses are verified, one that is fed several tokens at
-    a time, with the plain model.
+    a time, with the plain model. Turns off the runner's graphs if steps cannot be recorded.
 
     Raises:
         CheckpointError: the rows differ by more than rounding.
@@ -57,6 +57,7 @@ def check_steps(runner: Runner, reference: Tensor) -> None:
         apart = [_chunks_then_steps(own, prompt, reference), _copied(own, prompt, reference)]
         if runner.cache.drafts:
             apart.append(_verified(own, prompt, reference))
+    runner.graphs = own.graphs  # off if they cannot be recorded
     worst = max(apart) / float(reference.std())
     if not worst <= TOLERANCE.get(runner.dtype, 0.5):
         raise CheckpointError(

@@ -269,7 +269,10 @@ class Runner:
             self._decode(rows, length, width)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),  # a failure would leave its own current
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             logits = self._decode(rows, length, width)
         self._pool = self._pool or graph.pool()
         self._captured[rows, length, width] = (graph, logits)
