@@ -78,10 +78,6 @@ def test_the_control_begins_without_effect_and_fits_the_model(tmp_path: Path) ->
     assert found.component.parameters * 2 < 6_000_000
 
 
-@pytest.mark.skipif(
-    not (SHAPES / "edges" / "diffusion_pytorch_model.safetensors").exists(),
-    reason="the weights of the control for edges are not here",
-)
 def test_the_served_model_keeps_to_outlines(cases: list[OutlinedCase]) -> None:
     with showing(SHAPES, controlnets="edges=builtin/shapes/edges") as exhibit:
         requests = [

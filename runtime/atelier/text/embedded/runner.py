@@ -133,7 +133,8 @@ class Runner:
 
         Returns float logits, rows x width x vocab: after the next token, after the first draft, and
         so on; behind a row's own drafts they mean nothing, and the next step may overwrite all. The
-        caller says with `place` what became of the rows. All of width must fit the context behind `longest`: see `fits`.
+        caller says with `place` what became of the rows. All of width must fit the context behind
+        `longest`: see `fits`.
         """
         width = self.width_of(drafts)
         padded = [row + [0] * (width - 1 - len(row)) for row in drafts]
