@@ -17,7 +17,8 @@ import pytest
 import torch
 import transformers
 import uvicorn
-from diffusers.hooks import HookRegistry
+from diffusers.hooks import HookRegistry, group_offloading
+from diffusers.loaders import PeftAdapterMixin, lora_conversion_utils
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from diffusers.utils import dummy_pt_objects
 from kserve.protocol.grpc.server import GRPCServer
@@ -53,6 +54,13 @@ THERE: dict[str, Callable[[], bool]] = {
     "forkserver.ensure_running": has(forkserver, "ensure_running"),
     "reduction.DupFd": has(reduction, "DupFd"),
     "DiffusionPipeline._all_hooks": lambda: assigned(diffusers.DiffusionPipeline, "_all_hooks"),
+    "PeftAdapterMixin._hf_peft_config_loaded": has(PeftAdapterMixin, "_hf_peft_config_loaded"),
+    "lora_conversion_utils._maybe_map_sgm_blocks_to_diffusers": has(
+        lora_conversion_utils, "_maybe_map_sgm_blocks_to_diffusers"
+    ),
+    "group_offloading._maybe_remove_and_reapply_group_offloading": has(
+        group_offloading, "_maybe_remove_and_reapply_group_offloading"
+    ),
     "ModelMixin._repeated_blocks": lambda: (
         "FluxTransformerBlock" in diffusers.FluxTransformer2DModel._repeated_blocks
     ),

@@ -107,12 +107,54 @@ def test_loras_are_found_in_files_folders_and_folders_of_them(sd, tmp_path):
     write_weights(tmp_path / "loras" / "style" / "pytorch_lora_weights.safetensors", tensors)
     for path in ("loras", "loras/style", "loras/style/pytorch_lora_weights.safetensors"):
         assert report(sd, tmp_path, lora_paths=[str(tmp_path / path)]).problems == []
-    write_weights(tmp_path / "loras" / "knit.safetensors", {"unet.hada_w1": (2, 4)})
+    (sd / "unet" / "config.json").write_text('{"cross_attention_dim": 768}')
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    for name, own in (("knit", "hada_w1_b"), ("xl", "lora_down.weight")):
+        write_weights(
+            tmp_path / "loras" / f"{name}.safetensors",
+            {f"{layer}.{own}": (2, 2048 if name == "xl" else 768)},
+        )
+    write_weights(tmp_path / "loras" / "vae.safetensors", {"decoder.up.0.block.0.weight": (2, 2)})
     found = report(sd, tmp_path, lora_paths=[str(tmp_path / "loras")])
     assert found.problems == []
-    assert [one for one in found.warnings if "LoHa" in one and "knit.safetensors" in one]
+    text = found.text()
+    assert "knit.safetensors: LoHa, kohya layout, for Stable Diffusion 1, named knit in re" in text
+    assert "xl.safetensors: it was made for Stable Diffusion XL: its cross attention" in text
+    assert "vae.safetensors: it is a VAE: put it into the folder vae" in text
     [problem] = report(sd, tmp_path, lora_paths=[str(sd)]).problems
     assert "is a LoRA adapter" in problem
+
+
+def test_embeddings_are_told_as_words_of_prompts_or_as_a_problem(sd, tmp_path):
+    ring = write_weights(tmp_path / "ring.safetensors", {"emb_params": (2, 8)})
+    found = report(sd, tmp_path, embeddings=[f"cup={ring}"])
+    assert found.problems == []
+    assert "ring.safetensors: textual inversion, <cup> in a prompt" in found.text()
+    vae = write_weights(tmp_path / "vae.safetensors", {"decoder.up.0.block.0.weight": (2, 2)})
+    [problem] = report(sd, tmp_path, embeddings=[str(vae)]).problems
+    assert "EMBEDDINGS: vae is no textual inversion: vae.safetensors: it is a VAE" in problem
+
+
+def test_adapters_of_one_transformer_are_not_for_another(sd, tmp_path):
+    index = json.loads((sd / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusion3Pipeline"
+    index["transformer"] = ["diffusers", "SD3Transformer2DModel"]
+    del index["unet"]
+    (sd / "model_index.json").write_text(json.dumps(index))
+    (sd / "unet").rename(sd / "transformer")
+    for name, layer in {
+        "flux": "lora_unet_double_blocks_0_img_attn_qkv",
+        "own": "lora_unet_joint_blocks_0_x_block_attn_qkv",
+        "either": "transformer.transformer_blocks.0.attn.to_q",
+    }.items():
+        file = tmp_path / "loras" / f"{name}.safetensors"
+        write_weights(file, {f"{layer}.lora_down.weight": (2, 64)})
+    text = report(sd, tmp_path, lora_paths=[str(tmp_path / "loras")]).text()
+    assert (
+        "flux.safetensors: it was made for FLUX, and StableDiffusion3Pipeline is Stable D" in text
+    )
+    assert "own.safetensors: LoRA, kohya layout, for Stable Diffusion 3, named own" in text
+    assert "either.safetensors: LoRA, diffusers layout, for Stable Diffusion 3 or FLUX" in text
 
 
 def test_an_adapter_as_model_and_the_wrong_task_are_problems(tmp_path):

@@ -243,21 +243,30 @@ CROSS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 UNUSABLE: dict[str, tuple[dict[str, tuple[int, ...]] | bytes, str]] = {
     "damaged": (b"\x08\0\0\0\0\0\0\0not json", "its header is not a JSON object"),
     "empty": (b"", "is empty"),
-    "loha": ({"lora_unet_mid_block_x.hada_w1_a": (2, 2)}, "LoHa"),
-    "lokr": ({"lora_unet_mid_block_x.lokr_w1": (2, 2)}, "LoKr"),
-    "inversion": ({"clip_l": (1, 768), "clip_g": (1, 1280)}, "textual inversion"),
+    "loha": ({"lora_unet_mid_block_x.hada_w1_a": (2, 2)}, "LoHa, kohya layout: 1 of its 1 layers"),
+    "lokr": ({"lora_unet_mid_block_x.lokr_w1": (2, 2)}, "LoKr, kohya layout: 1 of its 1 layers"),
+    "uneven": ({"lora_unet_conv_in.hada_w1_a": (3, 2), "lora_unet_conv_in.hada_w1_b": (2, 4)},
+               "conv_in: a change of 12 numbers does not fit a weight of"),
+    "oft": ({"lora_unet_mid_block_x.oft_blocks": (2, 2, 2)}, "of the kind OFT, which is not read"),
+    "inversion": ({"clip_l": (1, 768), "clip_g": (1, 1280)}, "set it in EMBEDDINGS"),
     "old_inversion": ({"emb_params": (2, 768)}, "textual inversion"),
-    "weights": ({"conv_in.weight": (4, 4)}, "no LoRA weights"),
-    "peft": ({"base_model.model.to_q.lora_A.weight": (2, 32)}, "save_lora_weights"),
+    "weights": ({"odd.weight": (4, 4)}, "no LoRA weights"),
+    "checkpoint": ({"model.diffusion_model.input_blocks.0.0.weight": (4, 4)}, "set it in MODEL_ID"),
+    "control": ({"controlnet_cond_embedding.conv_in.weight": (4, 4)}, "set it in CONTROLNETS"),
+    "face": ({"image_proj.proj.weight": (4, 4)}, "set it in IP_ADAPTERS"),
+    "vae": ({"decoder.up_blocks.0.resnets.0.conv1.weight": (4, 4)}, "it is a VAE: put it into"),
+    "clip": ({"text_model.encoder.layers.0.mlp.fc1.weight": (4, 4)}, "it is a text encoder"),
+    "unet": ({"down_blocks.0.resnets.0.conv1.weight": (4, 4)}, "weights of a whole denoiser"),
+    "peft": ({"base_model.model.to_q.lora_A.weight": (2, 32)}, "adapter_config.json of PEFT"),
     "sdxl": ({f"{CROSS}.lora_A.weight": (2, 2048), f"{CROSS}.lora_B.weight": (32, 2)}, "2048"),
     "kohya_sdxl": (
         {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight":
          (2, 2048)},
-        "2048",
+        "made for Stable Diffusion XL: its cross attention takes 2048",
     ),
     "flux": (
         {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (2, 64)},
-        "for a transformer",
+        "made for FLUX, which has a transformer; StableDiffusionPipeline has none",
     ),
 }  # fmt: skip
 
@@ -340,7 +349,7 @@ def test_hidden_files_are_not_adapters(checkpoint: Path, tmp_path: Path) -> None
     assert list(discover(tmp_path)) == ["ink"]
 
 
-@pytest.mark.parametrize("name", ["detail_tweaker_v1.0", "keys", "type", "train", "default"])
+@pytest.mark.parametrize("name", ["detail_tweaker_v1.0", "keys", "forward", "weight", "default"])
 def test_any_file_name_is_a_name(checkpoint: Path, tmp_path: Path, name: str) -> None:
     save_adapter(checkpoint, tmp_path, f"{name}.safetensors", 1)
     studio = Studio(checkpoint, tmp_path, default_lora=[name])

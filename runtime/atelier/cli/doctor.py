@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atelier.cli.adapter_report import look_at_adapters
 from atelier.errors import AtelierError
 from atelier.hardware.choice import OptimizationManager
 from atelier.hardware.container import Cgroup, host_memory, usable_cpus
@@ -56,8 +57,12 @@ def examine(settings: Settings) -> Examination:
     checkpoint = _checkpoint(settings, report)
     if device and checkpoint and checkpoint.kind != "adapter":
         _plan(settings, device, checkpoint, report)
-    for check in (_cache, _loras, _shared_memory, _data_connection):
+    for check in (_cache, _shared_memory, _data_connection):
         check(settings, report)
+    adapters = look_at_adapters(settings, checkpoint)
+    report.sections += [("Adapters", adapters.lines)] if adapters.lines else []
+    report.warnings += adapters.warnings
+    report.problems += [one for one in adapters.problems if one not in report.problems]
     return report
 
 
@@ -254,32 +259,6 @@ def _cache(settings: Settings, report: Examination) -> None:
             f"CACHE_DIR={settings.cache_dir} cannot be written ({error.strerror}): mount a writable"
             " volume there"
         )
-
-
-def _loras(settings: Settings, report: Examination) -> None:
-    from atelier.images.adapter_files import fault_in
-    from atelier.images.adapters import files_in
-    from atelier.sources.adapters import remote_file_names
-
-    for text in settings.lora_paths:
-        try:
-            names = remote_file_names(settings, text)
-        except AtelierError as error:
-            report.problems.append(error.message)
-            continue
-        if names is None:
-            files = files_in(Path(text).expanduser())
-            faults = [
-                f"LORA_PATHS: {file.name}: {why}" for file in files if (why := fault_in(file))
-            ]
-            report.warnings += faults
-            found = bool(files)
-        else:
-            found = any(name.endswith(".safetensors") for name in names)
-        if not found:
-            report.problems.append(
-                f"LORA_PATHS: neither {text} nor what lies in it is a LoRA adapter in safetensors"
-            )
 
 
 def _shared_memory(settings: Settings, report: Examination) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atelier.errors import CheckpointError, InvalidRequest, SettingsError, shown
-from atelier.images.adapter_files import fault_of
+from atelier.images.adapter_files import by_layers, fault_of, look_into
+from atelier.images.adapter_layers import AdapterLayers
+from atelier.images.peft_loading import in_diffusers_names, load_by_peft, without_products
 from atelier.sources.adapters import NAMED_BY_FOLDER, AdapterSource
 from atelier.sources.checkpoint.contents import PICKLES
 
@@ -62,6 +64,15 @@ class Adapters:
         for fault in self._faults.values():
             log.warning("LORA_PATHS: %s", fault)
         self._files = {name: path for name, path in found.items() if name not in self._faults}
+        looks = {name: look_into(path) for name, path in self._files.items()}
+        for name, look in looks.items():
+            log.info("LORA_PATHS: %s is a %s", name, look)
+        # Their layers are found now, while the modules have the names of the checkpoint.
+        self._layers = {
+            name: AdapterLayers.of(self._files[name], pipeline)
+            for name, look in looks.items()
+            if by_layers(look, pipeline)
+        }
         # PEFT keeps adapters in a ModuleDict, whose keys may not hold dots nor be its attributes'.
         self._keys = {name: f"adapter_{index}" for index, name in enumerate(self.names)}
         self._keep = keep
@@ -128,9 +139,7 @@ class Adapters:
         if name not in self._loaded:
             path = self._files[name]
             try:
-                self._pipeline.load_lora_weights(
-                    path.parent, weight_name=path.name, adapter_name=self._keys[name]
-                )
+                self._read(name, path)
             except Exception as error:
                 with contextlib.suppress(
                     ValueError, KeyError, AttributeError
@@ -142,6 +151,20 @@ class Adapters:
             log.info("adapter %s loaded from %s", name, path)
         self._loaded[name] = None
         self._loaded.move_to_end(name)
+
+    def _read(self, name: str, path: Path) -> None:
+        key, layers = self._keys[name], self._layers.get(name)
+        if layers and (layers.kind != "LoRA" or layers.layout == "PEFT"):
+            load_by_peft(self._pipeline, layers, key)
+        else:
+            source = in_diffusers_names(layers) if layers else path.parent
+            named = {} if layers else {"weight_name": path.name}
+            with without_products(self._pipeline):
+                self._pipeline.load_lora_weights(source, adapter_name=key, **named)
+        held = self._pipeline.get_list_adapters().values()
+        if not any(key in keys for keys in held):
+            kind = type(self._pipeline).__name__
+            raise CheckpointError(f"none of its layers is one of {kind}; diffusers took nothing")
 
     def _drop_unused(self, active: set[str]) -> None:
         for name in list(self._loaded):

@@ -10,6 +10,7 @@ from atelier.images.adapters import Adaptation, Adapters
 from atelier.images.controls import Controls
 from atelier.images.image_prompts import ImagePrompts
 from atelier.images.interception import Gate
+from atelier.sources.checkpoint.inversions import word_of
 from atelier.sources.conditioning import Conditioning
 
 
@@ -25,6 +26,7 @@ class Conditioners:
             CheckpointError: one cannot be loaded.
         """
         self.adapters = adapters
+        self._words = sorted(map(word_of, found.embeddings))
         self.controls = Controls(base, found.controls, plan.device, plan.dtype)
         self.image_prompts = ImagePrompts(base, found.image_prompts, plan)
 
@@ -40,6 +42,7 @@ class Conditioners:
             "adapters": self.adapters.names,
             "controls": self.controls.names,
             "image_prompts": self.image_prompts.names,
+            "embeddings": self._words,
         }
 
     def use(self, adaptation: Adaptation) -> None:

@@ -8,13 +8,15 @@ anything is read; what diffusers then still refuses is passed on with the checkp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from atelier.errors import CheckpointError, InvalidRequest, SettingsError
 from atelier.hardware.choice import MemoryPlan
 from atelier.images.family import scheduler_for
+from atelier.images.textual_inversions import add_inversions
 from atelier.settings import Settings
 from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.sources.checkpoint.roles import role_of
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 
 class PipelineLoader:
     """Loads the checkpoint described by `checkpoint` the way `plan` says; `denoisers_only` leaves
-    all other models out, for a rank that runs nothing else."""
+    all other models out, for a rank that runs nothing else; `words` are the textual inversions."""
 
     def __init__(
         self,
@@ -43,7 +45,9 @@ class PipelineLoader:
         plan: MemoryPlan,
         settings: Settings,
         denoisers_only: bool = False,
+        words: Mapping[str, Path] | None = None,
     ) -> None:
+        self._words = words or {}
         self._checkpoint = checkpoint
         self._plan = plan
         self._settings = settings
@@ -54,7 +58,7 @@ class PipelineLoader:
 
         Raises:
             CheckpointError: the checkpoint cannot be loaded; the message says what diffusers found
-                wrong.
+                wrong. Or an embedding that does not go with it.
             SettingsError: SCHEDULER is none that fits.
         """
         try:
@@ -90,6 +94,7 @@ class PipelineLoader:
                 vars(module)["text_model"] = (
                     module  # where diffusers' clip_skip finds the last norm; transformers moved it
                 )
+        add_inversions(pipeline, self._words)
         if self._plan.quantization_backend == "own":
             self._quantize(pipeline)
         self._place(pipeline)

@@ -74,7 +74,8 @@ class ImageModel:
         from atelier.sources.conditioning import find_conditioning
 
         settings = self._settings = settings_of(self._settings, 0, bool(self._group))
-        beside = (*settings.lora_paths, *settings.controlnets, *settings.ip_adapters)
+        images = (*settings.controlnets, *settings.ip_adapters)
+        beside = (*settings.lora_paths, *images, *settings.embeddings)
         with self._stage("source", f"fetching {', '.join((settings.model_id, *beside))}"):
             checkpoint = self._fetch()
             adapters = fetch_adapters(settings)
@@ -149,7 +150,8 @@ class ImageModel:
             )
         variables = self._kernels.environment() if self._kernels else {}
         loading = self._group.load(checkpoint, self._plan, variables) if self._group else 0
-        self._family = PipelineFamily(PipelineLoader(checkpoint, self._plan, settings).load())
+        loader = PipelineLoader(checkpoint, self._plan, settings, words=conditioning.embeddings)
+        self._family = PipelineFamily(loader.load())
         if self._group:
             self._group.meet(loading, self._family.base, self._plan.device)
         plan, base = self._plan, self._family.base

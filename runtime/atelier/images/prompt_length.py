@@ -9,6 +9,7 @@ from typing import Any
 
 from atelier.errors import shown
 from atelier.images.request import ImageRequest
+from atelier.images.textual_inversions import expansions
 
 SLOTS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 FIELDS = ("", "_2", "_3")
@@ -32,13 +33,16 @@ class PromptLengths:
             for slot, one in found.items()
             if _kind(one) is not None and one.is_fast  # the others do not tell places
         }
+        self._expansions = {slot: expansions(one) for slot, one in self._tokenizers.items()}
         self._lock = threading.Lock()
 
     def tokens(self, text: str) -> int:
         """Of a text in the first tokenizer that is known, its ends included."""
         with self._lock:
-            for tokenizer in self._tokenizers.values():
-                return len(tokenizer(text, truncation=False)["input_ids"])
+            for slot, tokenizer in self._tokenizers.items():
+                longer = self._expansions[slot]
+                ids = tokenizer(text, truncation=False)["input_ids"]
+                return sum(len(longer.get(one, [one])) for one in ids)
         return 0
 
     def warnings(self, pipeline: Any, request: ImageRequest) -> tuple[str, ...]:
@@ -48,19 +52,22 @@ class PromptLengths:
             tokenizer = self._tokenizers.get(slot)
             limit = _limit(tokenizer, pipeline, request) if tokenizer else None
             for name, text in _texts(request, end).items() if limit else ():
-                if rest := self._beyond(tokenizer, text, limit or 0):
+                if rest := self._beyond(slot, text, limit or 0):
                     told[name, _kind(tokenizer)] = (
                         f"{name}: {_kind(tokenizer)} reads {limit} tokens; what follows was not"
                         f" read by it: {shown(rest)}"
                     )
         return tuple(told.values())
 
-    def _beyond(self, tokenizer: Any, text: str, limit: int) -> str:
+    def _beyond(self, slot: str, text: str, limit: int) -> str:
         """The part of a text that no place is left for; the last place is the end's."""
         with self._lock:
-            places = tokenizer(text, truncation=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
+            read = self._tokenizers[slot](text, truncation=False, return_offsets_mapping=True)
+        places = [
+            place
+            for one, place in zip(read["input_ids"], read["offset_mapping"], strict=True)
+            for _ in self._expansions[slot].get(one, [one])
+        ]
         return text[places[limit - 1][0] :].strip() if len(places) > limit else ""
 
 

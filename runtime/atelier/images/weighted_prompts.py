@@ -13,6 +13,7 @@ import torch
 
 from atelier.errors import InvalidRequest
 from atelier.images.request import ImageRequest
+from atelier.images.textual_inversions import expansions
 from atelier.images.weighted_syntax import Part, plain_text, read_weights
 
 MOST_CHUNKS = 8
@@ -118,9 +119,20 @@ def _providers(pipeline: Any) -> list[Any]:
         EmbeddingsProvider(
             tokenizer, encoder, truncate=False, returned_embeddings_type=kind,
             dtype_for_device_getter=lambda device: torch.float32,
+            textual_inversion_manager=_Words(expansions(tokenizer)),
         )
         for tokenizer, encoder in pairs
     ]  # fmt: skip
+
+
+class _Words:
+    """compel's textual inversion manager: a word of several vectors is as many tokens."""
+
+    def __init__(self, longer: dict[int, list[int]]) -> None:
+        self._longer = longer
+
+    def expand_textual_inversion_token_ids_if_necessary(self, token_ids: list[int]) -> list[int]:
+        return [each for one in token_ids for each in self._longer.get(one, [one])]
 
 
 def _encoded(provider: Any, parts: tuple[Part, ...]) -> torch.Tensor:

@@ -105,3 +105,12 @@ class PictureSettings(BaseSettings):
     public_url: str = REQUESTS(
         "", "Base of picture URLs, such as https://host; empty: the request's Host.", PICTURES
     )
+
+    embeddings: Names = MODEL(
+        [],
+        (
+            "Textual inversions, name=source or source (from where MODEL_ID may come): prompts"
+            " say <name>; comma-separated."
+        ),
+        PICTURES,
+    )

@@ -1,5 +1,5 @@
-"""Where adapters of LORA_PATHS, CONTROLNETS and IP_ADAPTERS lie: the same kinds of source as
-MODEL_ID, found and fetched by the same code."""
+"""Where adapters of LORA_PATHS, CONTROLNETS, IP_ADAPTERS and EMBEDDINGS lie: the same kinds of
+source as MODEL_ID, found and fetched by the same code."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def fetch_adapters(settings: Settings) -> list[AdapterSource]:
 def fetch_named(
     settings: Settings, variable: str, entries: Sequence[str], here: bool = False
 ) -> dict[str, Path]:
-    """The entries of CONTROLNETS or IP_ADAPTERS by name, downloaded first if need be; with `here`,
-    only those that are on this machine already.
+    """The entries of CONTROLNETS, IP_ADAPTERS or EMBEDDINGS by name, downloaded first if need be;
+    with `here`, only those that are on this machine already.
 
     Raises:
         SourceError: as `fetch_adapters`.
@@ -95,6 +95,15 @@ def remote_file_names(settings: Settings, entry: str) -> list[str] | None:
     wanted = _as_model(settings, entry)
     with _naming("LORA_PATHS", entry):
         return None if on_this_machine(wanted) else file_names(wanted)
+
+
+def local_source(settings: Settings, entry: str) -> AdapterSource:
+    """An entry of LORA_PATHS that is on this machine.
+
+    Raises:
+        SourceError: as `fetch_adapters`.
+    """
+    return _fetch(settings, "LORA_PATHS", entry)
 
 
 def _fetch(settings: Settings, variable: str, entry: str) -> AdapterSource:

@@ -1,24 +1,29 @@
-"""What CONTROLNETS and IP_ADAPTERS name: fetched, looked at by headers, and held against the model,
-before any weights are loaded."""
+"""What CONTROLNETS, IP_ADAPTERS and EMBEDDINGS name: fetched, looked at by headers, and held
+against the model, before any weights are loaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from atelier.settings import Settings
 from atelier.sources.adapters import fetch_named
-from atelier.sources.checkpoint import controls, image_prompts
+from atelier.sources.checkpoint import controls, image_prompts, inversions
 from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.sources.checkpoint.controls import ControlFolder, inspect_control
 from atelier.sources.checkpoint.image_prompts import ImagePromptFile, inspect_image_prompt
+from atelier.sources.checkpoint.inversions import check_inversion
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Pictures' ways into a drawing, besides the prompt: none unless settings name them."""
+    """Ways into a drawing besides the prompt, and words that prompts can say: none unless settings
+    name them."""
 
     controls: tuple[ControlFolder, ...] = ()
     image_prompts: tuple[ImagePromptFile, ...] = ()
+    embeddings: Mapping[str, Path] = field(default_factory=dict)
 
 
 def find_conditioning(
@@ -33,9 +38,11 @@ def find_conditioning(
     pipeline = settings.pipeline_class or checkpoint.pipeline_class
     nets = fetch_named(settings, controls.VARIABLE, settings.controlnets, here)
     prompts = fetch_named(settings, image_prompts.VARIABLE, settings.ip_adapters, here)
+    words = fetch_named(settings, inversions.VARIABLE, settings.embeddings, here)
     return Conditioning(
         tuple(inspect_control(name, path, checkpoint, pipeline) for name, path in nets.items()),
         tuple(
             inspect_image_prompt(name, path, checkpoint, pipeline) for name, path in prompts.items()
         ),
+        {name: check_inversion(name, path, checkpoint, pipeline) for name, path in words.items()},
     )
