@@ -31,6 +31,16 @@ def test_a_generation_has_the_size_that_was_asked_for(client: openai.OpenAI) -> 
     assert answer.size == "96x64"
 
 
+def test_a_second_pass_makes_the_picture_larger(client: openai.OpenAI) -> None:
+    wanted = FAST | {"highres": {"scale": 1.5, "strength": 0.5}}
+    answer = client.images.generate(prompt="a red circle", size="64x64", extra_body=wanted)
+    assert opened(answer.data[0].b64_json).size == (96, 96)
+    with pytest.raises(openai.BadRequestError, match="highres: it does not go with image"):
+        client.images.edit(
+            image=("a.png", GREY), prompt="a red circle", extra_body={"highres": '{"scale": 2}'}
+        )
+
+
 def test_size_auto_is_the_size_the_model_chooses(client: openai.OpenAI) -> None:
     plain = client.images.generate(prompt="a red circle", extra_body=FAST)
     auto = client.images.generate(prompt="a red circle", size="auto", extra_body=FAST)

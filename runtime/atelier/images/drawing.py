@@ -24,12 +24,13 @@ from atelier.events import Event, Failed, Finished, Preview, Started, Step
 from atelier.images.adapters import PLAIN, Adaptation
 from atelier.images.content_filter import RequestGuard
 from atelier.images.delivery import Delivery
-from atelier.images.finished import SEEDS, picture_events, pixels_of
+from atelier.images.finished import generators, picture_events, pixels_of
 from atelier.images.image_prompts import ChosenImagePrompts
 from atelier.images.interception import Call, Parking, Stage
 from atelier.images.own_copy import own_copy
 from atelier.images.preview import LatentPreview, clean_estimate
 from atelier.images.scheduler import Schedulable
+from atelier.images.second_pass import SecondPass
 from atelier.images.shortage import does_not_fit, is_out_of_memory
 from atelier.images.step_cache import StepCache
 from atelier.images.weighted_prompts import WeightedPrompts
@@ -44,14 +45,14 @@ DECODE_POSITIONS = 128 * 128
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request ready for the engine: the pipeline that serves it, its arguments and its deadline.
+    """A request ready for the engine: the pipeline that serves it, its arguments and deadline.
 
     `deadline` is a `time.monotonic()` value; `previews` is how many are wanted on the way;
     `exclusive` pipelines exchange processors of the shared modules, so no other request may run in
     between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none; `warnings` say what
-    was changed in what was asked for; `guard` looks at prompt and pictures;
-    `weights` are those of a weighted prompt; `parts` stand in for the pipeline's modules in the
-    request's copy of it; `image_prompts` are pictures that go in beside the text.
+    was changed in what was asked for; `guard` looks at prompt and pictures; `weights` are those of
+    a weighted prompt; `parts` stand in for the pipeline's modules in the request's copy of it;
+    `image_prompts` are pictures beside the text; `second` redraws what was drawn.
     """
 
     pipeline: Any
@@ -69,6 +70,7 @@ class PreparedRequest:
     weights: WeightedPrompts | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
     image_prompts: ChosenImagePrompts | None = None
+    second: SecondPass | None = None
 
     @property
     def family(self) -> str:
@@ -92,6 +94,7 @@ class Drawing(Schedulable):
     parked: Call | None = None
     steps_done: int = 0
     steps_total: int = 0
+    steps_before: int = 0  # of the first pass, in the second
     timings: dict[str, float] = field(default_factory=dict)
     latents: torch.Tensor | None = None
     greenlet: Parking | None = None
@@ -214,15 +217,11 @@ class Drawing(Schedulable):
             guard = self.job.guard
             if guard:
                 guard.check_prompt()
-            pipeline = own_copy(self.job.pipeline, self.job.scheduler, self._watch)
-            vars(pipeline).update(self.job.parts)
-            arguments, weights = self.job.arguments, self.job.weights
-            if weights:
-                arguments = weights.arguments(pipeline, arguments)
-            if self.job.image_prompts:
-                arguments = self.job.image_prompts.arguments(pipeline, arguments)
-            output = pipeline(**arguments, generator=_generators(self.job.seed, self.job.pictures))
-            pixels = pixels_of(output)
+            pixels = self._run(self.job.pipeline, self.job.arguments)
+            if second := self.job.second:
+                self.steps_before = self.steps_done
+                self.kind, self.pixels = second.kind, second.width * second.height
+                pixels = self._run(second.pipeline, second.arguments_for(pixels))
             scores = guard.scores(pixels) if guard else None
             self.start()
             self.steps_left = 0
@@ -231,6 +230,15 @@ class Drawing(Schedulable):
             self.delivery.hand_over(pixels.device, deliver)
         except Exception as error:
             self.emit(Failed(bare(self._told(error))))
+
+    def _run(self, pipeline: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        own = own_copy(pipeline, self.job.scheduler, self._watch)
+        vars(own).update(self.job.parts)
+        if self.job.weights:
+            arguments = self.job.weights.arguments(own, arguments)
+        if self.job.image_prompts:
+            arguments = self.job.image_prompts.arguments(own, arguments)
+        return pixels_of(own(**arguments, generator=generators(self.job.seed, self.job.pictures)))
 
     def _deliver(self, pixels: torch.Tensor, scores: torch.Tensor | None, last: Finished) -> None:
         """Send the pictures and the last event; waits for the device."""
@@ -277,9 +285,9 @@ class Drawing(Schedulable):
         def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
             result = real(model_output, timestep, sample, *args, **kwargs)
             self.steps_done += 1
-            self.steps_total = max(
-                self.steps_done, getattr(pipeline, "_num_timesteps", 0) or len(scheduler.timesteps)
-            )
+            steps = getattr(pipeline, "_num_timesteps", 0) or len(scheduler.timesteps)
+            ahead = self.job.second.steps if self.job.second and not self.steps_before else 0
+            self.steps_total = max(self.steps_done, self.steps_before + steps + ahead)
             self.steps_left = self.steps_total - self.steps_done
             self.latents = result[0] if torch.is_tensor(result[0]) else None
             self.emit(Step(self.steps_done, self.steps_total))
@@ -303,13 +311,6 @@ class Drawing(Schedulable):
             self.emit(
                 Preview(self.steps_done, drawn.shape[1], drawn.shape[0], drawn.numpy().tobytes())
             )
-
-
-def _generators(seed: int, pictures: int) -> torch.Generator | list[torch.Generator]:
-    """Picture i has seed + i, so that each can be drawn again alone. On the CPU: the same noise on
-    every device."""
-    each = [torch.Generator("cpu").manual_seed((seed + index) % SEEDS) for index in range(pictures)]
-    return each[0] if pictures == 1 else each
 
 
 def bare(error: AtelierError) -> AtelierError:

@@ -38,3 +38,10 @@ def picture_events(
         height, width, channels = row.shape
         own = (seed + index) % SEEDS
         yield Image(index, own, width, height, channels, row.tobytes(), labels)
+
+
+def generators(seed: int, pictures: int) -> torch.Generator | list[torch.Generator]:
+    """Picture i has seed + i, so that each can be drawn again alone. On the CPU: the same noise on
+    every device."""
+    each = [torch.Generator("cpu").manual_seed((seed + index) % SEEDS) for index in range(pictures)]
+    return each[0] if pictures == 1 else each

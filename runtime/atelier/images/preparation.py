@@ -16,6 +16,7 @@ from atelier.images.drawing import PreparedRequest
 from atelier.images.family import PipelineFamily, must_run_alone, scheduler_for
 from atelier.images.prompt_length import PromptLengths
 from atelier.images.request import ImageRequest
+from atelier.images.second_pass import second_pass
 from atelier.images.sizes import DrawableSizes
 from atelier.images.step_cache import LEVELS
 from atelier.images.weighted_prompts import (
@@ -74,6 +75,7 @@ class Preparation:
         warnings: tuple[str, ...] = ()
         if self._settings.size_fallback == "nearest":
             request, warnings = fitted(pipeline, request, drawable)
+        second = second_pass(request, self._family, self._max_pixels, self._settings.max_steps)
         limit = self._settings.request_timeout
         withheld = self._filter.withholds and bool(request.previews)
         arguments = build(pipeline, request, drawable, self._settings.max_steps)
@@ -89,7 +91,8 @@ class Preparation:
             if request.scheduler
             else None,
             exclusive=must_run_alone(pipeline),
-            step_cache=self._step_cache(request),
+            step_cache=0.0 if second else self._step_cache(request),
+            second=second,
             adapters=Adaptation(
                 self._adapters.select(request.lora), prompts.selection if prompts else ()
             ),

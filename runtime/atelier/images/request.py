@@ -11,6 +11,7 @@ from atelier.bounds import MAX_ENTRIES, MAX_INPUT_PICTURES, MAX_PICTURE_TEXT
 from atelier.errors import InvalidRequest, shown
 from atelier.images.control_request import ControlList, ImagePromptList
 from atelier.images.destination import Output, check_destination
+from atelier.images.highres import HighResField
 from atelier.settings import Settings
 
 Format = Literal["PNG", "JPEG", "WEBP"]
@@ -83,6 +84,9 @@ class ImageRequest(BaseModel):
     )
     image_prompt: ImagePromptList | None = Field(
         None, description="Pictures that IP-Adapters draw by."
+    )
+    highres: HighResField = Field(
+        None, description="Draw the picture once more, larger, from what was drawn."
     )
     step_cache: StepCacheBound | None = Field(
         None,

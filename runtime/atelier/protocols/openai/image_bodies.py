@@ -19,6 +19,7 @@ from atelier.errors import InvalidRequest, shown
 from atelier.images import codec
 from atelier.images.control_request import RawControls, RawImagePrompts
 from atelier.images.destination import INLINE, Output, destination
+from atelier.images.highres import HighResField
 from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound
 from atelier.images.service import PictureService
 from atelier.protocols.control_pictures import with_control_pictures
@@ -105,6 +106,7 @@ class ImagesBody(BaseModel):
     lora: dict[str, float] | None = Field(None, description="Adapter name to weight.")
     control: RawControls = Field(None, description="Pictures that ControlNets draw by.")
     image_prompt: RawImagePrompts = Field(None, description="Pictures that IP-Adapters draw by.")
+    highres: HighResField = Field(None, description="A second pass at a larger size.")
     step_cache: StepCacheBound | None = Field(
         None, description="Error bound of skipped steps: off, low, medium, high or a number."
     )
@@ -206,7 +208,7 @@ def translate(
         key: value for key, value in (body.model_extra or {}).items() if value is not None
     }
     fields |= {"prompt": body.prompt, "negative_prompt": body.negative_prompt, "seed": body.seed}
-    fields |= {"lora": body.lora, "step_cache": body.step_cache}
+    fields |= {"lora": body.lora, "step_cache": body.step_cache, "highres": body.highres}
     fields |= {"timeout": body.timeout, "num_images_per_prompt": body.n or 1}
     fields |= _size(body)
     fields["num_inference_steps"] = _one_of(body, "num_inference_steps", "steps") or _steps(
