@@ -18,6 +18,11 @@ from atelier.images.interception import Call, Stage
 from atelier.images.sharing import Share, Sharing
 from atelier.images.stacking import Layout, Stacker
 from atelier.images.verifier import Verifier
+from atelier.sources.checkpoint.classifier import ROWS
+from atelier.sources.checkpoint.upscaler import TILES
+
+MOST_ROWS = {Stage.CHECK: ROWS, Stage.UPSCALE: TILES}
+"""Of one call, where the memory plan counts so many."""
 
 
 class BatchRunner:

@@ -10,6 +10,8 @@ from atelier.images.adapters import Adaptation, Adapters
 from atelier.images.controls import Controls
 from atelier.images.image_prompts import ImagePrompts
 from atelier.images.interception import Gate
+from atelier.images.upscalers import Upscalers
+from atelier.settings import Settings
 from atelier.sources.checkpoint.inversions import word_of
 from atelier.sources.conditioning import Conditioning
 
@@ -18,7 +20,12 @@ class Conditioners:
     """Those of one model. `use` is for the denoising thread."""
 
     def __init__(
-        self, base: Any, adapters: Adapters, found: Conditioning, plan: MemoryPlan
+        self,
+        base: Any,
+        adapters: Adapters,
+        found: Conditioning,
+        plan: MemoryPlan,
+        settings: Settings,
     ) -> None:
         """
         Raises:
@@ -29,11 +36,12 @@ class Conditioners:
         self._words = sorted(map(word_of, found.embeddings))
         self.controls = Controls(base, found.controls, plan.device, plan.dtype)
         self.image_prompts = ImagePrompts(base, found.image_prompts, plan)
+        self.upscalers = Upscalers(found.upscalers, plan.device, settings.max_upscaled_pixels)
 
     @property
     def gates(self) -> list[Gate]:
         """Before the modules that they bring."""
-        return [*self.controls.gates, *self.image_prompts.gates]
+        return [*self.controls.gates, *self.image_prompts.gates, *self.upscalers.gates]
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -43,6 +51,7 @@ class Conditioners:
             "controls": self.controls.names,
             "image_prompts": self.image_prompts.names,
             "embeddings": self._words,
+            "upscalers": self.upscalers.names,
         }
 
     def use(self, adaptation: Adaptation) -> None:

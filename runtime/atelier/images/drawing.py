@@ -22,9 +22,10 @@ from atelier.errors import (
 )
 from atelier.events import Event, Failed, Finished, Preview, Started, Step
 from atelier.images.adapters import PLAIN, Adaptation
+from atelier.images.batch import MOST_ROWS
 from atelier.images.content_filter import RequestGuard
 from atelier.images.delivery import Delivery
-from atelier.images.finished import generators, picture_events, pixels_of
+from atelier.images.finished import bare, generators, picture_events, pixels_of
 from atelier.images.image_prompts import ChosenImagePrompts
 from atelier.images.interception import Call, Parking, Stage
 from atelier.images.own_copy import own_copy
@@ -33,8 +34,8 @@ from atelier.images.scheduler import Schedulable
 from atelier.images.second_pass import SecondPass
 from atelier.images.shortage import does_not_fit, is_out_of_memory
 from atelier.images.step_cache import StepCache
+from atelier.images.upscalers import Enlargement, enlarged
 from atelier.images.weighted_prompts import WeightedPrompts
-from atelier.sources.checkpoint.classifier import ROWS
 
 # Latent positions of one decoder call, 64 pixels each with the usual VAE: one picture of 1024 x
 # 1024, four of 512 x 512. A decoder is busy with that; eight large pictures at once need many
@@ -52,7 +53,8 @@ class PreparedRequest:
     between; `step_cache` is the bound of `step_cache.StepCache`, 0 for none; `warnings` say what
     was changed in what was asked for; `guard` looks at prompt and pictures; `weights` are those of
     a weighted prompt; `parts` stand in for the pipeline's modules in the request's copy of it;
-    `image_prompts` are pictures beside the text; `second` redraws what was drawn.
+    `image_prompts` are pictures beside the text; `second` redraws what was drawn, `enlargement`
+    scales it up.
     """
 
     pipeline: Any
@@ -71,6 +73,7 @@ class PreparedRequest:
     parts: Mapping[str, Any] = field(default_factory=dict)
     image_prompts: ChosenImagePrompts | None = None
     second: SecondPass | None = None
+    enlargement: Enlargement | None = None
 
     @property
     def family(self) -> str:
@@ -204,8 +207,8 @@ class Drawing(Schedulable):
         self.most_rows = math.inf
         if gate.stage is Stage.DECODE:
             self.most_rows = max(1, DECODE_POSITIONS // call.layout.positions)
-        elif gate.stage is Stage.CHECK:
-            self.most_rows = ROWS
+        elif gate.stage in MOST_ROWS:
+            self.most_rows = MOST_ROWS[gate.stage]
 
     def spent(self, stage: Stage, seconds: float) -> None:
         """Add to the time that the answer reports for a stage."""
@@ -222,12 +225,12 @@ class Drawing(Schedulable):
                 self.steps_before = self.steps_done
                 self.kind, self.pixels = second.kind, second.width * second.height
                 pixels = self._run(second.pipeline, second.arguments_for(pixels))
+            pixels = enlarged(pixels, self.job.enlargement)
             scores = guard.scores(pixels) if guard else None
             self.start()
             self.steps_left = 0
             last = Finished(dict(self.timings), steps_run=self._steps_run())
-            deliver = partial(self._deliver, pixels, scores, last)
-            self.delivery.hand_over(pixels.device, deliver)
+            self.delivery.hand_over(pixels.device, partial(self._deliver, pixels, scores, last))
         except Exception as error:
             self.emit(Failed(bare(self._told(error))))
 
@@ -311,10 +314,3 @@ class Drawing(Schedulable):
             self.emit(
                 Preview(self.steps_done, drawn.shape[1], drawn.shape[0], drawn.numpy().tobytes())
             )
-
-
-def bare(error: AtelierError) -> AtelierError:
-    """The error without its traceback and causes, whose frames would keep tensors for as long as a
-    job keeps its end."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)

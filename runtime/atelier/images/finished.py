@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atelier.errors import GenerationFailed
+from atelier.errors import AtelierError, GenerationFailed
 from atelier.events import Image
 
 SEEDS = 2**63
@@ -45,3 +45,10 @@ def generators(seed: int, pictures: int) -> torch.Generator | list[torch.Generat
     every device."""
     each = [torch.Generator("cpu").manual_seed((seed + index) % SEEDS) for index in range(pictures)]
     return each[0] if pictures == 1 else each
+
+
+def bare(error: AtelierError) -> AtelierError:
+    """The error without its traceback and causes, whose frames would keep tensors for as long as a
+    job keeps its end."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -32,6 +32,7 @@ class Stage(Enum):
     DENOISE = "denoise"
     DECODE = "decode"
     CHECK = "check"
+    UPSCALE = "upscale"
 
 
 class Gate:

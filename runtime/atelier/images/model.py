@@ -156,7 +156,7 @@ class ImageModel:
             self._group.meet(loading, self._family.base, self._plan.device)
         plan, base = self._plan, self._family.base
         loras = Adapters(base, adapters, settings.default_adapters, keep=settings.max_loras)
-        self._conditioners = beside = Conditioners(base, loras, conditioning, plan)
+        self._conditioners = beside = Conditioners(base, loras, conditioning, plan, settings)
         content_filter = ContentFilter(settings, plan.device, self._observer.filtered)
         self._preparation = Preparation(settings, plan, self._family, beside, content_filter)
         self._modules = modules = SharedModules(base, beside.use, beside.gates)

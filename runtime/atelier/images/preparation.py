@@ -13,6 +13,7 @@ from atelier.images.arguments import build, fitted
 from atelier.images.conditioners import Conditioners
 from atelier.images.content_filter import ContentFilter
 from atelier.images.drawing import PreparedRequest
+from atelier.images.enlarging import PictureAsSent, enlarging_arguments
 from atelier.images.family import PipelineFamily, must_run_alone, scheduler_for
 from atelier.images.prompt_length import PromptLengths
 from atelier.images.request import ImageRequest
@@ -46,6 +47,7 @@ class Preparation:
         self._adapters = conditioners.adapters
         self._controls = conditioners.controls
         self._image_prompts = conditioners.image_prompts
+        self._upscalers = conditioners.upscalers
         self._filter = content_filter
         self._max_pixels = min(settings.max_pixels, plan.max_pixels)
         self._lengths = PromptLengths(family.base)
@@ -57,6 +59,8 @@ class Preparation:
             InvalidRequest: the pipeline cannot do what is asked for.
             ContentRefused: a prompt has a word of the list.
         """
+        if request.task == "upscale":
+            return self._enlarging(request)
         chosen = self._controls.chosen(request, self._max_pixels)
         pipeline = (
             self._controls.pipeline_for(request, chosen.kind)
@@ -76,17 +80,17 @@ class Preparation:
         if self._settings.size_fallback == "nearest":
             request, warnings = fitted(pipeline, request, drawable)
         second = second_pass(request, self._family, self._max_pixels, self._settings.max_steps)
-        limit = self._settings.request_timeout
         withheld = self._filter.withholds and bool(request.previews)
         arguments = build(pipeline, request, drawable, self._settings.max_steps)
         if chosen:
             arguments = self._controls.arguments(pipeline, chosen, arguments)
+        drawn = second.size if second else arguments
         return PreparedRequest(
             pipeline=pipeline,
             arguments=arguments,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             pictures=request.num_images_per_prompt,
-            deadline=time.monotonic() + min(request.timeout or limit, limit),
+            deadline=self._deadline(request),
             scheduler=scheduler_for(pipeline, request.scheduler, "scheduler")
             if request.scheduler
             else None,
@@ -101,6 +105,7 @@ class Preparation:
                 **(guard.parts if guard else {}),
             },
             image_prompts=prompts,
+            enlargement=self._upscalers.chosen(request, pipeline, drawn),
             previews=0 if withheld else request.previews,
             warnings=(
                 *warnings,
@@ -110,6 +115,24 @@ class Preparation:
             guard=guard,
             weights=weights,
         )
+
+    def _enlarging(self, request: ImageRequest) -> PreparedRequest:
+        """A request that enlarges a picture and draws none."""
+        arguments = enlarging_arguments(request, self._settings.max_upscaled_pixels)
+        pipeline = PictureAsSent()
+        return PreparedRequest(
+            pipeline=pipeline,
+            arguments=arguments,
+            seed=request.seed or 0,
+            pictures=1,
+            deadline=self._deadline(request),
+            guard=self._filter.guard(request, pipeline),
+            enlargement=self._upscalers.chosen(request, pipeline, arguments),
+        )
+
+    def _deadline(self, request: ImageRequest) -> float:
+        limit = self._settings.request_timeout
+        return time.monotonic() + min(request.timeout or limit, limit)
 
     def _needed(self, weights: WeightedPrompts) -> WeightedPrompts | None:
         """None where the pipeline itself does the same: with no weight but 1, and nothing to cut.

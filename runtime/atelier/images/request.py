@@ -18,6 +18,10 @@ Format = Literal["PNG", "JPEG", "WEBP"]
 
 StepCacheBound = Literal["off", "low", "medium", "high"] | Annotated[float, Field(ge=0, lt=1)]
 
+Times = Annotated[Literal[2, 4], BeforeValidator(lambda value: int(value)
+                                                if value in ("2", "4") else value)]  # fmt: skip
+"""Forms send numbers as text."""
+
 MAX_SEED = 2**63 - 1
 SCHEDULES = ("sigmas", "timesteps")
 """Lists with an entry a step, which stand for num_inference_steps."""
@@ -87,6 +91,15 @@ class ImageRequest(BaseModel):
     )
     highres: HighResField = Field(
         None, description="Draw the picture once more, larger, from what was drawn."
+    )
+    task: Literal["draw", "upscale"] = Field(
+        "draw", description="upscale enlarges the picture in image and draws nothing."
+    )
+    upscale: Times | None = Field(
+        None, description="How many times larger a network of UPSCALERS makes the picture."
+    )
+    upscaler: str | None = Field(
+        None, max_length=100, description="Which of several; missing: the one that fits."
     )
     step_cache: StepCacheBound | None = Field(
         None,

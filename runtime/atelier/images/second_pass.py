@@ -28,6 +28,11 @@ class SecondPass:
     steps: int
 
     @property
+    def size(self) -> dict[str, Any]:
+        """Of the pictures that come of it, as arguments name it."""
+        return {"width": self.width, "height": self.height}
+
+    @property
     def kind(self) -> tuple[str, int, int]:
         """As `expectation.expected` names what its times depend on."""
         return type(self.pipeline).__name__, self.width, self.height

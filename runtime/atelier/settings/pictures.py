@@ -114,3 +114,14 @@ class PictureSettings(BaseSettings):
         ),
         PICTURES,
     )
+    upscalers: Names = MODEL(
+        [],
+        (
+            "Networks that enlarge pictures (ESRGAN, Real-ESRGAN, compact), in safetensors,"
+            " written as EMBEDDINGS."
+        ),
+        PICTURES,
+    )
+    max_upscaled_pixels: int = REQUESTS(
+        4096 * 4096, "Largest width x height of an enlarged picture.", PICTURES, ge=64
+    )

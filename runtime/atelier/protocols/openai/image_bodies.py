@@ -20,7 +20,7 @@ from atelier.images import codec
 from atelier.images.control_request import RawControls, RawImagePrompts
 from atelier.images.destination import INLINE, Output, destination
 from atelier.images.highres import HighResField
-from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound
+from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound, Times
 from atelier.images.service import PictureService
 from atelier.protocols.control_pictures import with_control_pictures
 from atelier.protocols.http.models import check_name
@@ -107,6 +107,8 @@ class ImagesBody(BaseModel):
     control: RawControls = Field(None, description="Pictures that ControlNets draw by.")
     image_prompt: RawImagePrompts = Field(None, description="Pictures that IP-Adapters draw by.")
     highres: HighResField = Field(None, description="A second pass at a larger size.")
+    upscale: Times | None = Field(None, description="Times larger: 2 or 4.")
+    upscaler: str | None = Field(None, max_length=100, description="Which of several.")
     step_cache: StepCacheBound | None = Field(
         None, description="Error bound of skipped steps: off, low, medium, high or a number."
     )
@@ -144,7 +146,7 @@ class VariationBody(ImagesBody):
     none here."""
 
 
-Body = TypeVar("Body", bound=ImagesBody)
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def check(cls: type[Body], fields: dict[str, Any]) -> Body:
@@ -209,6 +211,7 @@ def translate(
     }
     fields |= {"prompt": body.prompt, "negative_prompt": body.negative_prompt, "seed": body.seed}
     fields |= {"lora": body.lora, "step_cache": body.step_cache, "highres": body.highres}
+    fields |= {"upscale": body.upscale, "upscaler": body.upscaler}
     fields |= {"timeout": body.timeout, "num_images_per_prompt": body.n or 1}
     fields |= _size(body)
     fields["num_inference_steps"] = _one_of(body, "num_inference_steps", "steps") or _steps(

@@ -36,6 +36,7 @@ from atelier.protocols.openai.image_bodies import (
     translate,
 )
 from atelier.protocols.openai.image_uploads import Upload, read
+from atelier.protocols.openai.image_upscaling import UpscaleBody, upscale_call
 from atelier.protocols.picture_requests import DrawnRequest, draw_all
 from atelier.protocols.picture_writer import EncodedPicture, PictureWriter
 from atelier.settings import Settings
@@ -99,6 +100,14 @@ class ImagesApi:
             body = check(VariationBody, upload.fields)
         return await self._answer(request, body, upload, "image_edit")
 
+    async def upscale(self, request: Request) -> Response:
+        """Make one picture larger, by a network of UPSCALERS. Nothing is drawn."""
+        with self.model.refusals(PROTOCOL):
+            self.model.check_room()
+            upload = await read(request, self.settings)
+            body = check(UpscaleBody, upload.fields)
+        return await self._answer(request, body, upload, "image_edit")
+
     async def file(self, name: str) -> Response:
         """A picture that an answer with `response_format: url` named."""
         entry = self.store.get(name)
@@ -110,15 +119,14 @@ class ImagesApi:
         )
 
     async def _answer(
-        self, request: Request, body: ImagesBody, upload: Upload, kind: str
+        self, request: Request, body: ImagesBody | UpscaleBody, upload: Upload, kind: str
     ) -> Response:
         if who := body.user or body.safety_identifier:
             log.info("the request is from user %s", shown(who))
         with self.model.refusals(PROTOCOL):
             inside = decoding if upload.mask else reading  # a mask is compared with its picture
-            call = await inside(
-                translate, body, upload.pictures, upload.mask, self.model, self.settings
-            )
+            made: Any = upscale_call if isinstance(body, UpscaleBody) else translate
+            call = await inside(made, body, upload.pictures, upload.mask, self.model, self.settings)
             requests = [timed(call.request, request.headers)]
             if call.stream and wants_job(request):
                 raise InvalidRequest(
@@ -230,6 +238,7 @@ def router(api: ImagesApi) -> APIRouter:
     handlers: list[tuple[str, Any, dict[str, Any]]] = [
         ("generations", api.generations, json_body(GenerationBody.model_json_schema())),
         ("edits", api.edits, form_or_json_body(edit, mask=True)),
+        ("upscale", api.upscale, form_or_json_body(UpscaleBody.model_json_schema(), mask=False)),
         ("variations", api.variations, form_or_json_body(variation, mask=False)),
     ]
     options = answers("application/json", "text/event-stream", job=True)

@@ -61,7 +61,7 @@ OTHERS = (
     ),
     (
         re.compile(r"RDB\d\.conv\d|^(body|model\.1\.sub)\.\d+\.(rdb|RDB)|^conv_first\."),
-        "an upscaler, which this server does not run: leave it out",
+        "an upscaler: set it in UPSCALERS",
     ),
     (
         re.compile(r"^(text_model\.)?encoder\.(layers|block)\.\d|^model\.layers\.\d"),
