@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from atelier.workers.image_front import memory_of
 from tests.conftest import ROOT, Server, free_port
 from tests.gallery import Pixels, difference, pixels
 from tests.processes import Executed
@@ -236,3 +237,10 @@ def test_the_front_imports_no_torch(model: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_gpu_is_counted_and_a_processor_once() -> None:
+    """Each worker sees its own GPU alone, as the first one."""
+    assert memory_of([(0, "cuda:0", (3, 5)), (1, "cuda:0", (1, 7))]) == (4, 12)
+    assert memory_of([(0, "cpu", (3, 5)), (1, "cpu", (3, 5))]) == (3, 5)
+    assert memory_of([(0, "cuda:0", (3, 5)), (1, "cuda 1", (0, 0))]) == (3, 5)

@@ -19,7 +19,7 @@ class HighRes(BaseModel):
     )
 
 
-def _from_text(value: Any) -> Any:
+def object_from_text(value: Any) -> Any:
     """Tensors and forms have only text; an object in it is JSON."""
     if not isinstance(value, str):
         return value
@@ -31,7 +31,7 @@ def _from_text(value: Any) -> Any:
 
 HighResField = Annotated[
     HighRes | None,
-    BeforeValidator(_from_text),
+    BeforeValidator(object_from_text),
     WithJsonSchema({"anyOf": [HighRes.model_json_schema(), {"type": "null"}]}),
 ]
 """Its schema is written out: bodies are parts of a document, in which a reference leads nowhere."""

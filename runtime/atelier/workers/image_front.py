@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,9 +131,8 @@ class ImageFront:
         return self._pool.depth if self._pool else 0
 
     def device_memory(self) -> tuple[int, int]:
-        """Bytes of all workers' devices used and free; workers on a processor share one."""
-        devices = {worker.device: worker.memory for worker in self.workers if any(worker.memory)}
-        return sum(used for used, _ in devices.values()), sum(free for _, free in devices.values())
+        """Bytes of all workers' devices used and free."""
+        return memory_of((one.number, one.device, one.memory) for one in self.workers)
 
     async def drain(self, seconds: float) -> None:
         """Finish what runs, within `seconds`, and end the workers."""
@@ -160,3 +159,14 @@ class ImageFront:
         with their devices, states and what they draw."""
         described = [worker.describe() for worker in self.workers]
         return self._trait("metadata", {}) | ({"workers": described} if described else {})
+
+
+def memory_of(workers: Iterable[tuple[int, str, tuple[int, int]]]) -> tuple[int, int]:
+    """Bytes used and free of the devices of workers, by number, device and memory. Workers on a
+    processor share one; every other has its own, though each calls it `cuda:0`."""
+    devices = {
+        "cpu" if device.startswith("cpu") else number: memory
+        for number, device, memory in workers
+        if any(memory)
+    }
+    return sum(used for used, _ in devices.values()), sum(free for _, free in devices.values())

@@ -30,12 +30,12 @@ UNPROMPTED = 0.1  # share of samples that train the empty prompt, for guidance
 CHECKPOINT_EVERY = 100.0  # seconds
 
 
-def optimizers_for(denoiser: Denoiser, device: str) -> list[torch.optim.Optimizer]:
+def optimizers_for(module: torch.nn.Module, device: str) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, biases, norms and the outer
     layers."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
-    for name, parameter in denoiser.named_parameters():
+    for name, parameter in module.named_parameters():
         inside = "transformer_blocks." in name or "encoder.layers." in name
         (matrices if inside and parameter.ndim == 2 else others).append(parameter)
     rates = [torch.tensor(rate, device=device) for rate in (2e-3, 1e-3)]

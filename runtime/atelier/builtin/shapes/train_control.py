@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from atelier.builtin.shapes.corpus import PROMPTS_PER_SCENE, make_corpus
 from atelier.builtin.shapes.denoiser import Denoiser, noise_levels, zero_counts
 from atelier.builtin.shapes.loop import Average, LearningOptions, LearningRun, steps
-from atelier.builtin.shapes.muon import Muon
 from atelier.builtin.shapes.outlines import OutlinedCase, keeps_to, outlined_cases, outlines
 from atelier.builtin.shapes.rasterizer import paint, place
+from atelier.builtin.shapes.train import optimizers_for
 
 MODEL = Path(__file__).parent
 CONFIG = MODEL / "edges" / "config.json"
@@ -107,31 +107,11 @@ def train(
             velocity = predict(noisy, level * 1000.0, text, zeros, residuals)
         return F.mse_loss(velocity.float(), noise - picture)
 
-    for used in steps(run, "control", options.seconds, 0.0, optimizers(control), loss, average):
+    for used in steps(
+        run, "control", options.seconds, 0.0, optimizers_for(control, options.device), loss, average
+    ):
         average.decay.fill_(min(EMA_DECAY, 1.0 - 1.0 / (1.0 + 30.0 * used)))
     return averaged.eval()
-
-
-def optimizers(control: SD3ControlNetModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of its blocks, AdamW for the rest."""
-    matrices: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    for name, parameter in control.named_parameters():
-        inside = name.startswith("transformer_blocks.") and parameter.ndim == 2
-        (matrices if inside else others).append(parameter)
-    device = next(control.parameters()).device
-    rates = [torch.tensor(rate, device=device) for rate in (2e-3, 1e-3)]
-    return [
-        Muon(matrices, lr=rates[0]),
-        torch.optim.AdamW(
-            others,
-            lr=rates[1],
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-            fused=True,
-            capturable=device.type == "cuda",
-        ),
-    ]
 
 
 def share_kept(

@@ -12,14 +12,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from atelier.errors import InvalidRequest, shown
 from atelier.images import codec
 from atelier.images.control_request import RawControls, RawImagePrompts
 from atelier.images.destination import INLINE, Output, destination
-from atelier.images.highres import HighResField
+from atelier.images.highres import HighResField, object_from_text
 from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound, Times
 from atelier.images.service import PictureService
 from atelier.protocols.control_pictures import with_control_pictures
@@ -120,13 +119,7 @@ class ImagesBody(BaseModel):
     @field_validator("lora", mode="before")
     @classmethod
     def _from_form(cls, value: Any) -> Any:
-        """A form has only text; an object in it is JSON."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            raise ValueError(f"not a JSON object: {error}") from None
+        return object_from_text(value)
 
 
 class GenerationBody(ImagesBody):
