@@ -21,12 +21,15 @@ class HighRes(BaseModel):
 
 def object_from_text(value: Any) -> Any:
     """Tensors and forms have only text; an object in it is JSON."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"not a JSON object: {error}") from None
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"not a JSON object: {error}") from None
+    if isinstance(value, dict) and len(value) > len(HighRes.model_fields):
+        # each of many would be a fault of its own, which takes time to tell
+        raise ValueError(f"{len(value)} entries; it has {', '.join(HighRes.model_fields)}")
+    return value
 
 
 HighResField = Annotated[
