@@ -68,6 +68,7 @@ BY_HAND: dict[str, Any] = {
     "lora": {str(index): 1.0 for index in range(100_000)},
     "control": [{"name": "x", "image": "x"}] * 50_000,
     "image_prompt": [{"name": "x", "image": "x"}] * 50_000,
+    "highres": {str(index): 1.0 for index in range(100_000)},
     "task": LONG,
     "upscale": LONG,
     "messages": [{"role": "user", "content": "x"}] * 50_000,

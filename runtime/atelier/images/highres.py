@@ -21,19 +21,24 @@ class HighRes(BaseModel):
 
 def object_from_text(value: Any) -> Any:
     """Tensors and forms have only text; an object in it is JSON."""
-    if isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            raise ValueError(f"not a JSON object: {error}") from None
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"not a JSON object: {error}") from None
+
+
+def _of_few_entries(value: Any) -> Any:
+    """Each of many entries would be a fault of its own, which takes time to tell."""
     if isinstance(value, dict) and len(value) > len(HighRes.model_fields):
-        # each of many would be a fault of its own, which takes time to tell
         raise ValueError(f"{len(value)} entries; it has {', '.join(HighRes.model_fields)}")
     return value
 
 
 HighResField = Annotated[
     HighRes | None,
+    BeforeValidator(_of_few_entries),
     BeforeValidator(object_from_text),
     WithJsonSchema({"anyOf": [HighRes.model_json_schema(), {"type": "null"}]}),
 ]
