@@ -55,13 +55,17 @@ def tune(plan: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-def kill_after(process: subprocess.Popen[str], trials: int) -> None:
-    """SIGKILL early in the trial that follows."""
+def kill_after(process: subprocess.Popen[str], out: Path, trials: int, killed: int) -> None:
+    """SIGKILL early in the trial that follows, once its server is started. Trials are numbered,
+    those that were `killed` too."""
     assert process.stdout
     for line in process.stdout:
         if line.startswith(f"[{trials}/"):
             break
-    time.sleep(0.1)
+    log, ends = out / "trials" / f"{trials + killed:04}.log", time.monotonic() + 30
+    while not log.exists() and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert log.exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -71,8 +75,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a search that was killed twice and went on to its end."""
     folder = tmp_path_factory.mktemp("tune")
     plan, out = write(folder, PLAN), folder / "out"
-    kill_after(tune(plan, out), 1)
-    kill_after(tune(plan, out), 4)
+    kill_after(tune(plan, out), out, 1, 0)
+    kill_after(tune(plan, out), out, 4, 1)
     process = tune(plan, out)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said

@@ -25,6 +25,8 @@ STANDARD, RAW = "Standard", "RawDeployment"
 MOUNT = "/mnt/models"
 TIMEOUT_S = 600
 """The server's own REQUEST_TIMEOUT; a Route would give up after 30 s."""
+PUBLIC_FILTERS = {"configMapRef": {"name": "atelier-filters", "optional": True}}
+"""What `components/expose` gives a public endpoint: filters, if somebody has set them."""
 
 
 class DeployError(StartError):
@@ -169,6 +171,7 @@ def render(endpoint: Endpoint) -> dict[str, Any]:
             **storage,
             "env": _environment(endpoint, gpu, bool(storage)),
             "resources": _resources(gpu, endpoint),
+            **({"envFrom": [PUBLIC_FILTERS]} if endpoint.expose else {}),
         },
     }
     if gpu.products:
