@@ -19,11 +19,10 @@ torch = pytest.importorskip("torch")
 if torch.cuda.device_count() < 2:
     pytest.skip(f"{torch.cuda.device_count()} CUDA devices here", allow_module_level=True)
 
-from atelier.events import Failed, Image  # noqa: E402
 from atelier.images.model import ImageModel  # noqa: E402
-from atelier.images.request import ImageRequest  # noqa: E402
 from atelier.settings import Settings  # noqa: E402
 from atelier.workers.handle import CONTEXT  # noqa: E402
+from tests.gpu.drawing import Pictures, draw_together  # noqa: E402
 from tests.groups import group_of  # noqa: E402
 from tests.tiny_pipelines import FAMILIES  # noqa: E402
 
@@ -33,7 +32,6 @@ REQUESTS = [
     {"prompt": "a big cup", "seed": 4, "num_inference_steps": 5, "width": 64, "height": 64},
     {"prompt": "a green tree", "seed": 5, "num_inference_steps": 4, "width": 64, "height": 96},
 ]
-Pictures = list[np.ndarray[Any, Any]]
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
@@ -41,22 +39,10 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
     return Settings(**(given | {"cache_dir": folder.parent / "cache"} | changes))
 
 
-async def _draw(model: ImageModel, requests: list[dict[str, Any]]) -> Pictures:
-    streams = [await model.submit(ImageRequest.model_validate(one)) for one in requests]
-    pictures = []
-    for stream in streams:
-        async for event in stream:
-            assert not isinstance(event, Failed), event.error
-            if isinstance(event, Image):
-                shape = event.height, event.width, event.channels
-                pictures.append(np.frombuffer(event.pixels, np.uint8).reshape(shape))
-    return pictures
-
-
 def draw_all(model: ImageModel) -> Pictures:
     """Each alone, then all at once."""
-    lone = [asyncio.run(_draw(model, [one]))[0] for one in REQUESTS]
-    return lone + asyncio.run(_draw(model, REQUESTS))
+    lone = [asyncio.run(draw_together(model, [one]))[0] for one in REQUESTS]
+    return lone + asyncio.run(draw_together(model, REQUESTS))
 
 
 def by_one(settings: Settings) -> tuple[Pictures, str, int]:

@@ -16,12 +16,13 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device here", allow_module_level=True)
 
-from atelier.events import Failed, Finished, Image, Step  # noqa: E402
+from atelier.events import Failed, Finished, Step  # noqa: E402
 from atelier.images import compilation  # noqa: E402
 from atelier.images.fp8 import Fp8Linear, quantize_linears  # noqa: E402
 from atelier.images.model import ImageModel  # noqa: E402
 from atelier.images.request import ImageRequest  # noqa: E402
 from atelier.settings import Settings  # noqa: E402
+from tests.gpu.drawing import draw_together  # noqa: E402
 from tests.tiny_pipelines import FAMILIES  # noqa: E402
 
 SIZES = [(64, 64), (96, 64), (64, 128), (128, 96), (64, 64), (128, 128)]
@@ -32,24 +33,9 @@ def settings(folder: Path, **changes: Any) -> Settings:
     return Settings(**(given | {"compile": "off", "warmup": "auto"} | changes))
 
 
-async def _draw(model: ImageModel, requests: list[ImageRequest]) -> list[np.ndarray[Any, Any]]:
-    streams = [await model.submit(request) for request in requests]
-    pictures = []
-    for stream in streams:
-        async for event in stream:
-            assert not isinstance(event, Failed), event.error
-            if isinstance(event, Image):
-                shape = event.height, event.width, event.channels
-                pictures.append(np.frombuffer(event.pixels, np.uint8).reshape(shape))
-    return pictures
-
-
 def draw(model: ImageModel, *requests: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
-    wanted = [
-        ImageRequest.model_validate({"prompt": "a cup", "num_inference_steps": 4} | one)
-        for one in requests
-    ]
-    return asyncio.run(_draw(model, wanted))
+    wanted = [{"prompt": "a cup", "num_inference_steps": 4} | one for one in requests]
+    return asyncio.run(draw_together(model, wanted))
 
 
 def apart(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> int:

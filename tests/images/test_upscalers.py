@@ -133,6 +133,8 @@ def test_both_names_of_a_network_are_one_network(sharp: Path, folder: Path) -> N
         ({"upscale": 2, "upscaler": "gone"}, "'gone' is not here; available: sharp, soft"),
         ({"upscale": 4, "width": 512, "height": 512},
          "512 x 512 pixels become 4,194,304 by sharp, above MAX_UPSCALED_PIXELS=1048576"),
+        ({"upscale": 4, "width": 256, "height": 256, "num_images_per_prompt": 2},
+         "2 x 256 x 256 pixels become 2,097,152 by sharp, above MAX_UPSCALED_PIXELS=1048576"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_enlarged_is_refused(

@@ -129,11 +129,13 @@ class Upscalers:
         upscaler = self._named(request)
         native = native_size(pipeline)
         width, height = arguments.get("width") or native[0], arguments.get("height") or native[1]
-        pixels = width * height * max(request.upscale, upscaler.file.scale) ** 2
+        count = request.num_images_per_prompt
+        pixels = count * width * height * max(request.upscale, upscaler.file.scale) ** 2
         if pixels > self._most:
+            several = f"{count} x " if count > 1 else ""
             raise InvalidRequest(
-                f"upscale: {width} x {height} pixels become {pixels:,} by {upscaler.file.name},"
-                f" above MAX_UPSCALED_PIXELS={self._most}",
+                f"upscale: {several}{width} x {height} pixels become {pixels:,} by"
+                f" {upscaler.file.name}, above MAX_UPSCALED_PIXELS={self._most}",
                 "upscale",
             )
         return Enlargement(upscaler, request.upscale)

@@ -123,5 +123,5 @@ class PictureSettings(BaseSettings):
         PICTURES,
     )
     max_upscaled_pixels: int = REQUESTS(
-        4096 * 4096, "Largest width x height of an enlarged picture.", PICTURES, ge=64
+        4096 * 4096, "Most pixels of all enlarged pictures of a request.", PICTURES, ge=64
     )

@@ -27,7 +27,8 @@ CROSS_ATTENTION = re.compile(r"attn2[._]to_[kv].*(lora[._]A|lora[._]down|hada_w1
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 
 OF_UNETS = re.compile(
-    r"^(unet\.|base_model\.model\.|lora_unet_|lycoris_)?(down|up|mid|input|output|middle)_blocks?[._]"
+    r"^(unet\.|base_model\.model\.|lora_unet_|lycoris_)?"
+    r"(down|up|mid|input|output|middle)_blocks?[._]"
     r"|^unet\."
 )
 SHARED_NAMES = "Stable Diffusion 3 or FLUX"
