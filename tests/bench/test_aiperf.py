@@ -67,6 +67,7 @@ async def test_a_program_that_is_not_there_is_named(engines: Engines, tmp_path: 
         await Session(wish).run()
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not PROGRAM.exists(), reason="make engine-aiperf has not run")
 async def test_it_measures_what_the_engine_does(engines: Engines) -> None:
     load = make_load({"requests": 6, "warmup": 1, "output_tokens": 20, "prompt_tokens": 30})

@@ -22,6 +22,7 @@ async def ab(a: str, b: str, **fields: Any) -> Comparison:
     return (await Session(BenchWish([a, b], [load], model="steady")).run()).comparisons[0]
 
 
+@pytest.mark.alone
 async def test_five_milliseconds_a_token_are_seen(engines: Engines) -> None:
     found = {one.metric: one for one in (await ab(engines.url, engines.slow)).effects}
     tpot = found["tpot"]
@@ -31,6 +32,7 @@ async def test_five_milliseconds_a_token_are_seen(engines: Engines) -> None:
     assert found["tokens_per_s"].verdict == "a is better" and found["tokens_per_s"].ratio < 1
 
 
+@pytest.mark.alone
 async def test_the_other_way_round_has_the_other_sign(engines: Engines) -> None:
     found = {
         one.metric: one
@@ -41,6 +43,7 @@ async def test_the_other_way_round_has_the_other_sign(engines: Engines) -> None:
     assert found["tpot"].rounds == 9
 
 
+@pytest.mark.alone
 async def test_an_engine_against_itself_is_no_different(engines: Engines) -> None:
     """Two runs of which each may err once in twenty: both at once would not be chance."""
     seen = [(await ab(engines.url, engines.url, seed=seed)).different for seed in range(2)]
