@@ -4,6 +4,7 @@ took."""
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from atelier.errors import PlanError, SettingsError
 from atelier.hardware.choice import plan
 from atelier.hardware.machine import Device
 from atelier.hardware.plan import MemoryPlan
-from atelier.hardware.ranks import device_names, settings_of
+from atelier.hardware.ranks import device_names, on_processor, settings_of
 from atelier.serving.assembly import serve_kind
 from atelier.settings import Settings
 from atelier.units import GIB
@@ -119,13 +120,32 @@ def test_devices_of_a_group_are_consecutive(monkeypatch: pytest.MonkeyPatch) -> 
     assert device_names(ranks[0]) == ["cuda 4", "cuda 5"]
 
 
+def test_workers_compute_where_there_is_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DEVICE=auto with several workers, told without torch: a driver's file is a GPU, unless
+    CUDA_VISIBLE_DEVICES hides it."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    settings = Settings(data_parallel_size=2)
+    assert on_processor(settings, tmp_path)
+    (tmp_path / "nvidiactl").touch()
+    assert on_processor(settings, tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert not on_processor(settings, tmp_path)
+    assert not on_processor(Settings(device="cuda:1"), tmp_path)
+    for hidden in ("", " ", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert on_processor(settings, tmp_path)
+    assert place(settings, 1, 2).overrides["device"] == "cpu"
+
+
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("atelier.workers.placement.usable_cpus", lambda: 16.0)
     monkeypatch.setattr("atelier.hardware.ranks.usable_cpus", lambda: 16.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = Settings(sequence_parallel_size=2, device="cpu")
-    assert place(settings, 1, 4).overrides == {"omp_num_threads": 2}
+    assert place(settings, 1, 4).overrides == {"device": "cpu", "omp_num_threads": 2}
     assert settings_of(settings, 1, True).omp_num_threads == 8
     assert settings_of(Settings(sequence_parallel_size=4), 1, True).omp_num_threads == 4
 

@@ -4,17 +4,28 @@ of the cores."""
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from atelier.errors import SettingsError
 from atelier.hardware.container import usable_cpus
 from atelier.settings import Settings
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")
+"""Of the drivers of NVIDIA, of NVIDIA under Windows' Linux, and of AMD."""
 
 
 def visible_devices() -> list[str]:
     """The entries of CUDA_VISIBLE_DEVICES; none if it is not set."""
     return [one.strip() for one in os.environ.get(VISIBLE, "").split(",") if one.strip()]
+
+
+def on_processor(settings: Settings, devices: Path = Path("/dev")) -> bool:
+    """Whether the processor computes: DEVICE says so, or no driver shows a GPU, or
+    CUDA_VISIBLE_DEVICES hides all. Asked where torch must not be imported."""
+    hidden = os.environ.get(VISIBLE, "0").strip() in ("", "-1")
+    gpus = not hidden and any(True for pattern in GPU_FILES for _ in devices.glob(pattern))
+    return settings.device == "cpu" or (settings.device == "auto" and not gpus)
 
 
 def settings_of(settings: Settings, rank: int, grouped: bool) -> Settings:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atelier.hardware.container import usable_cpus
-from atelier.hardware.ranks import VISIBLE, visible_devices
+from atelier.hardware.ranks import VISIBLE, on_processor, visible_devices
 from atelier.settings import Settings
 
 
@@ -29,10 +29,10 @@ def place(settings: Settings, number: int, workers: int) -> Place:
     size = settings.sequence_parallel_size
     if workers == 1:
         return Place(settings.device, {}, {})
-    if settings.device == "cpu":
+    if on_processor(settings):
         share = max(1, int(usable_cpus()) // (workers * size))
-        overrides = {} if settings.omp_num_threads else {"omp_num_threads": share}
-        return Place(f"cpu, share {number + 1} of {workers}", {}, overrides)
+        threads = {} if settings.omp_num_threads else {"omp_num_threads": share}
+        return Place(f"cpu, share {number + 1} of {workers}", {}, {"device": "cpu"} | threads)
     visible, numbers = visible_devices(), range(number * size, (number + 1) * size)
     own = ",".join(visible[one] if one < len(visible) else str(one) for one in numbers)
     return Place(f"cuda {own}", {VISIBLE: own}, {"device": "cuda"})

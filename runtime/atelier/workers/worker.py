@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from atelier import logs
 from atelier.errors import GenerationFailed, StartError
+from atelier.hardware.ranks import on_processor
 from atelier.settings import Settings
 from atelier.workers import messages as m
 from atelier.workers.placement import devices_here
@@ -26,6 +27,9 @@ from atelier.workers.placement import devices_here
 log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
+CPU_NICENESS = 5
+"""Where steps are computed by the processor, probes of the front would wait for a core: a lower
+priority of the worker lets them pass."""
 
 
 class Outbox:
@@ -178,6 +182,8 @@ def main(
     `group` are the pipes to the followers, and the file that they meet at."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if on_processor(settings):
+        os.nice(CPU_NICENESS)
     logs.set_up(settings, worker=name)
     log.debug("worker %s starts", name)
     asyncio.run(Worker(connection, settings, kind, name, group).run())
