@@ -53,6 +53,7 @@ THERE: dict[str, Callable[[], bool]] = {
     "TqdmDefaultWriteLock.mp_lock": lambda: "mp_lock" in inspect.getsource(TqdmDefaultWriteLock),
     "forkserver.ensure_running": has(forkserver, "ensure_running"),
     "reduction.DupFd": has(reduction, "DupFd"),
+    "DiffusionPipeline._execution_device": has(diffusers.DiffusionPipeline, "_execution_device"),
     "DiffusionPipeline._all_hooks": lambda: assigned(diffusers.DiffusionPipeline, "_all_hooks"),
     "PeftAdapterMixin._hf_peft_config_loaded": has(PeftAdapterMixin, "_hf_peft_config_loaded"),
     "lora_conversion_utils._maybe_map_sgm_blocks_to_diffusers": has(

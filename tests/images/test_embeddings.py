@@ -103,11 +103,12 @@ def test_a_word_of_several_vectors_can_be_weighted(sd: Exhibit) -> None:
 
 def test_a_word_counts_as_many_tokens_as_it_has_vectors(sd: Exhibit) -> None:
     lengths = sd.model._preparation._lengths
-    assert lengths.tokens("<cup>") == lengths.tokens("<ring>") + 2
+    assert lengths.tokens("<cup>")["CLIP"] == lengths.tokens("<ring>")["CLIP"] + 2
     pipeline = sd.model._family.base
     fitting = ImageRequest(prompt="a" * 72 + " <cup>")
-    assert lengths.warnings(pipeline, fitting) == ()
-    assert "was not read" in lengths.warnings(pipeline, ImageRequest(prompt="a" * 73 + " <cup>"))[0]
+    assert lengths.cuts(pipeline, fitting) == {}
+    [told] = lengths.cuts(pipeline, ImageRequest(prompt="a" * 73 + " <cup>")).values()
+    assert "was not read" in told
 
 
 def test_a_model_of_two_encoders_learns_a_word_in_both(tmp_path: Path, files: Path) -> None:

@@ -114,5 +114,5 @@ def test_every_encoder_of_a_family_is_counted(
     tmp_path: Path, make: Any, fields: dict[str, Any], expected: list[str]
 ) -> None:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(make(tmp_path))
-    told = PromptLengths(pipeline).warnings(pipeline, ImageRequest.model_validate(fields))
-    assert [one.partition(" tokens")[0] for one in told] == expected
+    told = PromptLengths(pipeline).cuts(pipeline, ImageRequest.model_validate(fields))
+    assert [one.partition(" tokens")[0] for one in told.values()] == expected

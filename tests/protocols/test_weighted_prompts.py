@@ -20,7 +20,8 @@ from atelier.images.weighted_syntax import plain_text, read_weights
 from tests.conftest import Server, StartServer
 from tests.gallery import difference, pixels
 from tests.protocols.pictures import striped
-from tests.tiny_pipelines import flux_1, stable_diffusion_xl
+from tests.tiny_flux import flux_2_klein
+from tests.tiny_pipelines import stable_diffusion_xl
 
 SMALL = {"num_inference_steps": 3, "width": 64, "height": 64, "seed": 7}
 WEIGHTED = {"prompt_syntax": "weighted"}
@@ -125,12 +126,12 @@ def test_neighbours_do_not_disturb_each_other(either: Server) -> None:
 @pytest.mark.parametrize(
     ("prompt", "fields", "words"),
     [
-        ("(a:9)", {}, "prompt: a weight of 9; at most 5"),
-        ("((a:3)b:2)", {}, "prompt: a weight of 6; at most 5"),
+        ("a (a:9)", {}, "prompt: at character 3: a weight of 9; at most 5"),
+        ("(b)2, ((a:3)b:2)", {}, "prompt: at character 7: a weight of 6; at most 5"),
         ("(a:1.1) b " * 100, {}, "prompt: more than 64 parts with a weight"),
-        ("(" * 40, {}, "prompt: parentheses are nested more than 32 deep"),
-        ("a " * 1000, {}, "prompt: 1000 tokens; weighted prompts have at most 600"),
-        ("a", {"negative_prompt": "(a:9)"}, "negative_prompt: a weight of 9"),
+        ("(" * 40, {}, "prompt: at character 32 parentheses are nested more than 32 deep"),
+        ("a " * 1000, {}, "prompt: 1000 tokens of CLIP; weighted prompts have at most 600"),
+        ("a", {"negative_prompt": "(a:9)"}, "negative_prompt: at character 1: a weight of 9"),
         ("a", {"clip_skip": 1}, "clip_skip: it does not go with prompt_syntax=weighted"),
         ("a", {"prompt_syntax": "comfy"}, "'plain' or 'weighted'"),
     ],
@@ -143,9 +144,10 @@ def test_what_cannot_be_weighted_is_refused(
 
 
 def test_another_family_says_that_it_has_no_weights(tmp_path: Path) -> None:
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(flux_1(tmp_path))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(flux_2_klein(tmp_path))
     request = ImageRequest.model_validate({"prompt": "a (cat:2)"} | WEIGHTED)
-    with pytest.raises(InvalidRequest, match="Stable Diffusion 1, 2 and XL; this is FluxPipeline"):
+    told = r"Diffusion 1, 2, XL, 3 and 3\.5 and for FLUX\.1; this is Flux2KleinPipeline"
+    with pytest.raises(InvalidRequest, match=told):
         weighted_prompts(pipeline, request)
 
 

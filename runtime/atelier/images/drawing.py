@@ -237,10 +237,10 @@ class Drawing(Schedulable):
     def _run(self, pipeline: Any, arguments: dict[str, Any]) -> torch.Tensor:
         own = own_copy(pipeline, self.job.scheduler, self._watch)
         vars(own).update(self.job.parts)
+        if self.job.image_prompts:  # first: weights may change the number of pictures
+            arguments = self.job.image_prompts.arguments(own, arguments)
         if self.job.weights:
             arguments = self.job.weights.arguments(own, arguments)
-        if self.job.image_prompts:
-            arguments = self.job.image_prompts.arguments(own, arguments)
         return pixels_of(own(**arguments, generator=generators(self.job.seed, self.job.pictures)))
 
     def _deliver(self, pixels: torch.Tensor, scores: torch.Tensor | None, last: Finished) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from typing import Any
 
 from atelier.errors import InvalidRequest
 from atelier.hardware.plan import MemoryPlan
@@ -20,12 +21,7 @@ from atelier.images.request import ImageRequest
 from atelier.images.second_pass import second_pass
 from atelier.images.sizes import DrawableSizes
 from atelier.images.step_cache import LEVELS
-from atelier.images.weighted_prompts import (
-    CHUNK_TOKENS,
-    MOST_CHUNKS,
-    WeightedPrompts,
-    weighted_prompts,
-)
+from atelier.images.weighted_prompts import WeightedPrompts, weighted_prompts
 from atelier.settings import Settings
 
 WITHHELD = "previews: none is sent, since SAFETY_CHECKER may keep the picture back"
@@ -71,7 +67,8 @@ class Preparation:
         weights = weighted_prompts(pipeline, request)
         if weights:
             request = request.model_copy(update=weights.texts)
-            weights = self._needed(weights)
+            if not weights.needed(self._lengths, pipeline, request):
+                weights = None
         guard = self._filter.guard(request, pipeline)
         drawable = DrawableSizes.of(pipeline, self._max_pixels)
         if chosen:
@@ -109,7 +106,7 @@ class Preparation:
             previews=0 if withheld else request.previews,
             warnings=(
                 *warnings,
-                *(() if weights else self._lengths.warnings(pipeline, request)),
+                *self._cut(pipeline, request, weights),
                 *([WITHHELD] if withheld else []),
             ),
             guard=guard,
@@ -134,23 +131,13 @@ class Preparation:
         limit = self._settings.request_timeout
         return time.monotonic() + min(request.timeout or limit, limit)
 
-    def _needed(self, weights: WeightedPrompts) -> WeightedPrompts | None:
-        """None where the pipeline itself does the same: with no weight but 1, and nothing to cut.
-
-        Raises:
-            InvalidRequest: a prompt is too long.
-        """
-        most = 0
-        for field, text in weights.texts.items():
-            tokens = self._lengths.tokens(text) - 2
-            if tokens > MOST_CHUNKS * CHUNK_TOKENS:
-                raise InvalidRequest(
-                    f"{field}: {tokens} tokens; weighted prompts have at most"
-                    f" {MOST_CHUNKS * CHUNK_TOKENS}",
-                    field,
-                )
-            most = max(most, tokens)
-        return weights if weights.weighs or most > CHUNK_TOKENS else None
+    def _cut(
+        self, pipeline: Any, request: ImageRequest, weights: WeightedPrompts | None
+    ) -> list[str]:
+        """What is said of prompts that an encoder does not read to their end."""
+        whole = weights.form.reads if weights else ()
+        cuts = self._lengths.cuts(pipeline, request)
+        return [told for (_, kind), told in cuts.items() if kind not in whole]
 
     def _step_cache(self, request: ImageRequest) -> float:
         """The bound of the step cache: the request's, or STEP_CACHE."""

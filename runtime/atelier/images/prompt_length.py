@@ -36,28 +36,32 @@ class PromptLengths:
         self._expansions = {slot: expansions(one) for slot, one in self._tokenizers.items()}
         self._lock = threading.Lock()
 
-    def tokens(self, text: str) -> int:
-        """Of a text in the first tokenizer that is known, its ends included."""
+    def tokens(self, text: str) -> dict[str, int]:
+        """Of a text, by kind of encoder, without its ends."""
+        found: dict[str, int] = {}
         with self._lock:
             for slot, tokenizer in self._tokenizers.items():
-                longer = self._expansions[slot]
+                longer, kind = self._expansions[slot], _kind(tokenizer) or ""
                 ids = tokenizer(text, truncation=False)["input_ids"]
-                return sum(len(longer.get(one, [one])) for one in ids)
-        return 0
+                ends = tokenizer.num_special_tokens_to_add()
+                count = sum(len(longer.get(one, [one])) for one in ids) - ends
+                found[kind] = max(count, found.get(kind, 0))
+        return found
 
-    def warnings(self, pipeline: Any, request: ImageRequest) -> tuple[str, ...]:
-        """A sentence for each field and encoder that does not read all of it."""
+    def cuts(self, pipeline: Any, request: ImageRequest) -> dict[tuple[str, str], str]:
+        """A sentence for each field and kind of encoder that does not read all of it."""
         told = {}
         for slot, end in zip(SLOTS, FIELDS, strict=True):
             tokenizer = self._tokenizers.get(slot)
             limit = _limit(tokenizer, pipeline, request) if tokenizer else None
             for name, text in _texts(request, end).items() if limit else ():
                 if rest := self._beyond(slot, text, limit or 0):
-                    told[name, _kind(tokenizer)] = (
-                        f"{name}: {_kind(tokenizer)} reads {limit} tokens; what follows was not"
+                    kind = _kind(tokenizer) or ""
+                    told[name, kind] = (
+                        f"{name}: {kind} reads {limit} tokens; what follows was not"
                         f" read by it: {shown(rest)}"
                     )
-        return tuple(told.values())
+        return told
 
     def _beyond(self, slot: str, text: str, limit: int) -> str:
         """The part of a text that no place is left for; the last place is the end's."""

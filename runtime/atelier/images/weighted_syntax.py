@@ -41,24 +41,29 @@ def read_weights(prompt: str, field: str) -> tuple[Part, ...]:
     """
     pieces = PIECES.findall(prompt)
     open_groups: list[list[Part]] = [[]]
+    begins: list[int] = []  # at which character each of them was opened, counted from 1
+    character = 1
     for place, piece in enumerate(pieces):
+        character += len(piece)
         if piece == "(":
             open_groups.append([])
+            begins.append(character - 1)
             if len(open_groups) > MOST_DEPTH:
                 raise InvalidRequest(
-                    f"{field}: parentheses are nested more than {MOST_DEPTH} deep; put a backslash"
-                    " before those that are text",
+                    f"{field}: at character {begins[-1]} parentheses are nested more than"
+                    f" {MOST_DEPTH} deep; put a backslash before those that are text",
                     field,
                 )
         elif piece == ")" and len(open_groups) > 1:
-            group = open_groups.pop()
+            group, where = open_groups.pop(), f"{field}: at character {begins.pop()}"
             behind = pieces[place + 1] if place + 1 < len(pieces) else ""
             if found := BEHIND.match(behind):
                 pieces[place + 1] = behind[found.end() :]
-                open_groups[-1] += _weighted(group, float(found[0]), field)
+                character += found.end()
+                open_groups[-1] += _weighted(group, float(found[0]), field, where)
             elif group and (found := INSIDE.search(group[-1].text)):
                 group[-1] = Part(group[-1].text[: found.start()], group[-1].weight)
-                open_groups[-1] += _weighted(group, float(found[1]), field)
+                open_groups[-1] += _weighted(group, float(found[1]), field, where)
             else:
                 open_groups[-1] += [Part("("), *group, Part(")")]
         else:
@@ -73,11 +78,11 @@ def read_weights(prompt: str, field: str) -> tuple[Part, ...]:
     return joined
 
 
-def _weighted(group: list[Part], weight: float, field: str) -> list[Part]:
+def _weighted(group: list[Part], weight: float, field: str, where: str) -> list[Part]:
     made = [Part(part.text, part.weight * weight) for part in group]
     if any(part.weight > MOST_WEIGHT for part in made):
         raise InvalidRequest(
-            f"{field}: a weight of {max(part.weight for part in made):g}; at most"
+            f"{where}: a weight of {max(part.weight for part in made):g}; at most"
             f" {MOST_WEIGHT:g}, those of nested parentheses multiplied",
             field,
         )
