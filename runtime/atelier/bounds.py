@@ -22,6 +22,7 @@ BODIES_AT_ONCE = 4
 MAX_FORM_FIELDS = 200
 MAX_PICTURE_TEXT = 20_000
 MAX_ENTRIES = 100
+MAX_WEIGHTED_TOKENS = {"CLIP": 600, "T5": 1000}
 MAX_INPUT_PICTURES = 16
 MAX_CONTROLS = 4
 MAX_INPUT_PIXELS = 50_000_000
@@ -93,6 +94,12 @@ BOUNDS = (
         "Characters of a prompt for pictures, in any of its fields",
         f"{MAX_PICTURE_TEXT:,}",
         "Time of the tokenizer.",
+        "400",
+    ),
+    Bound(
+        "Tokens of a weighted prompt",
+        ", ".join(f"{most:,} of {kind}" for kind, most in MAX_WEIGHTED_TOKENS.items()),
+        "Time of the device: the denoiser attends to all of them at every step.",
         "400",
     ),
     Bound(

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from atelier import bounds
 from atelier.images.request import ImageRequest
 from atelier.protocols.openai.image_bodies import EditBody, GenerationBody, VariationBody
+from atelier.protocols.openai.image_upscaling import UpscaleBody
 from atelier.text.request import TextRequest
 from tests.conftest import Server
 from tests.protocols.pictures import encoded
@@ -191,6 +192,20 @@ def test_a_field_of_a_chat_or_completion_beyond_its_bound(scenes: Server, name: 
         return
     refuse(scenes, "/v1/completions", {"prompt": "x", name: value})
     refuse(scenes, "/v1/models/scenes:predict", {"instances": [{"prompt": "x", name: value}]})
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", fields_of(UpscaleBody))
+def test_a_field_of_upscaling_beyond_its_bound(server: Server, name: str) -> None:
+    value = beyond(name, UpscaleBody.model_fields[name])
+    refuse(server, "/v1/images/upscale", {"image": PICTURE, name: value})
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", ["sigmas", "timesteps", "eta", "lora", "highres", "control"])
+def test_a_list_or_a_number_in_text_beyond_its_bound(server: Server, name: str) -> None:
+    text = "[" + "1," * MIB + "1]"
+    refuse(server, "/v1/images/generations", {"prompt": "a", name: text})
 
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"enum": ["x" * 100] * 4000}}}

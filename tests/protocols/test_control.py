@@ -144,4 +144,4 @@ def test_a_bad_control_is_a_400_that_names_it(served: Server) -> None:
         )
         assert "control.0.image: not base64" in told(path, control=[CONTROL[0] | {"image": "?"}])
         assert "image_prompt.0: 'x' is not an object" in told(path, image_prompt='["x"]')
-        assert "image_prompt: not JSON" in told(path, image_prompt="x")
+        assert "image_prompt: 'x' is not JSON" in told(path, image_prompt="x")

@@ -9,13 +9,22 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
-from atelier.bounds import MAX_ENTRIES
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from atelier.bounds import MAX_ENTRIES, MAX_PICTURE_TEXT
 from atelier.errors import InvalidRequest, shown
 
 LISTS = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable"}
 SCALARS = {"int", "float", "bool", "str"}
+READERS: dict[str, TypeAdapter[Any]] = {
+    "int": TypeAdapter(int),
+    "float": TypeAdapter(float),
+    "bool": TypeAdapter(bool),
+}
 
 MOST = 100_000
 """Of a number whose name says nothing: more than any picture has pixels on a side."""
@@ -42,15 +51,17 @@ def sendable(parameter: inspect.Parameter) -> set[str]:
     return kinds
 
 
-def check_argument(
+def read_argument(
     name: str, parameter: inspect.Parameter, value: Any, max_steps: int, max_pixels: int
-) -> None:
-    """See that a pipeline can take `value` for the parameter.
+) -> Any:
+    """What a pipeline is given for the parameter: `value`, read as its type where a form or a
+    tensor has sent text.
 
     Raises:
         InvalidRequest: it is of another type, or a number beyond the bound.
     """
     kinds = sendable(parameter)
+    value = _read(value, kinds)
     bound = _bound(name, max_steps, max_pixels)
     if isinstance(value, list):
         fits = "list" in kinds and len(value) <= MAX_ENTRIES
@@ -65,10 +76,37 @@ def check_argument(
             f" {' or '.join(sorted(kinds))}",
             name,
         )
+    return value
+
+
+def _read(value: Any, kinds: set[str]) -> Any:
+    short = isinstance(value, str) and len(value) <= MAX_PICTURE_TEXT
+    if short and "list" in kinds and value.lstrip().startswith("["):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    if isinstance(value, list):
+        return [from_text(one, kinds) for one in value] if len(value) <= MAX_ENTRIES else value
+    return from_text(value, kinds)
+
+
+def from_text(value: Any, kinds: Collection[str]) -> Any:
+    """A number or a truth value of `kinds` that is written as text, as pydantic reads one; anything
+    else as it is."""
+    if not isinstance(value, str) or "str" in kinds:
+        return value
+    for kind, read in READERS.items():
+        if kind in kinds:
+            try:
+                return read.validate_python(value)
+            except ValidationError:
+                continue
+    return value
 
 
 def _bound(name: str, max_steps: int, max_pixels: int) -> float:
-    if re.search(r"steps|iter", name):
+    if re.search(r"(?<!time)steps|iter", name):
         return max_steps
     if "area" in name:
         return max_pixels

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atelier.errors import InvalidRequest
 from atelier.images import codec
-from atelier.images.argument_types import check_argument, sendable
+from atelier.images.argument_types import read_argument, sendable
 from atelier.images.request import ImageRequest
 from atelier.images.sizes import DrawableSizes, native_size
 
@@ -140,8 +140,11 @@ def build(
                 f"{name}: {type(pipeline).__name__} does not take it; it takes {', '.join(names)}",
                 name,
             )
-    for name, value in request.extra.items():
-        check_argument(name, _parameters(pipeline)[name], value, max_steps, drawable.pixels)
+    parameters = _parameters(pipeline)
+    wanted |= {
+        name: read_argument(name, parameters[name], value, max_steps, drawable.pixels)
+        for name, value in request.extra.items()
+    }
     _check_clip_skip(pipeline, request)
     _check_strength(pipeline, wanted)
     if sizes:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from atelier.bounds import MAX_ENTRIES, MAX_INPUT_PICTURES, MAX_PICTURE_TEXT
+from atelier.bounds import MAX_ENTRIES, MAX_FORM_FIELDS, MAX_INPUT_PICTURES, MAX_PICTURE_TEXT
 from atelier.errors import InvalidRequest, shown
+from atelier.images.argument_types import from_text
 from atelier.images.control_request import ControlList, ImagePromptList
 from atelier.images.destination import Output, check_destination
 from atelier.images.highres import HighResField
@@ -149,8 +151,11 @@ class ImageRequest(BaseModel):
         Raises:
             InvalidRequest: names the field, the value and what is allowed.
         """
+        if fields.get("task") == "upscale":  # nothing is drawn: no prompt is needed
+            fields = {"prompt": ""} | fields
+        lists = {name: _numbers(fields[name]) for name in SCHEDULES if name in fields}
         try:
-            request = cls.model_validate(fields)
+            request = cls.model_validate(fields | lists)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             name = where + ".".join(str(part) for part in fault["loc"])
@@ -186,6 +191,19 @@ class ImageRequest(BaseModel):
                 f" MAX_PIXELS={settings.max_pixels}",
                 f"{where}width",
             )
+
+
+def _numbers(value: Any) -> Any:
+    """A list of numbers that a form has as text, whole or entry by entry; anything else as it
+    is."""
+    if isinstance(value, str) and len(value) <= MAX_PICTURE_TEXT:
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    if isinstance(value, list) and len(value) <= MAX_FORM_FIELDS:
+        return [from_text(one, ("int", "float")) for one in value]
+    return value
 
 
 def _check_extra(where: str, name: str, value: Any, settings: Settings) -> None:

@@ -6,14 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from atelier.bounds import MAX_WEIGHTED_TOKENS
 from atelier.errors import InvalidRequest
 from atelier.images.prompt_embeddings import PromptForm, prompt_form
 from atelier.images.prompt_length import PromptLengths
 from atelier.images.request import ImageRequest
 from atelier.images.weighted_syntax import Part, plain_text, read_weights
-
-MOST_TOKENS = {"CLIP": 600, "T5": 1000}
-"""That a prompt may have: what the denoiser attends to grows by as much. CLIP reads 75 at once."""
 
 CLASHES = ("clip_skip",)
 """Arguments that a pipeline heeds only while it encodes texts itself."""
@@ -48,10 +46,10 @@ class WeightedPrompts:
         """
         for field, text in self.texts.items():
             for kind, tokens in lengths.tokens(text).items():
-                if kind in self.form.reads and tokens > MOST_TOKENS[kind]:
+                if kind in self.form.reads and tokens > MAX_WEIGHTED_TOKENS[kind]:
                     raise InvalidRequest(
                         f"{field}: {tokens} tokens of {kind}; weighted prompts have at most"
-                        f" {MOST_TOKENS[kind]}",
+                        f" {MAX_WEIGHTED_TOKENS[kind]}",
                         field,
                     )
         cut = {kind for _, kind in lengths.cuts(pipeline, request)}

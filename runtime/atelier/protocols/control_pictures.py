@@ -41,7 +41,7 @@ def _entries(where: str, value: Any, settings: Settings) -> list[dict[str, Any]]
         try:
             value = orjson.loads(value)
         except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"{where}: not JSON: {error}", where) from None
+            raise InvalidRequest(f"{where}: {shown(value)} is not JSON: {error}", where) from None
     entries = value if isinstance(value, list) else [value]
     if len(entries) > MAX_CONTROLS:
         raise InvalidRequest(f"{where}: {len(entries)} entries; at most {MAX_CONTROLS}", where)

@@ -14,6 +14,7 @@ from atelier.errors import InvalidRequest
 from atelier.protocols.http.bodies import json_object
 from atelier.protocols.http.pools import reading
 from atelier.protocols.http.remote import picture_bytes
+from atelier.protocols.openai.form_fields import nested
 from atelier.settings import Settings
 
 IMAGE_NAMES = ("image", "images")
@@ -65,7 +66,7 @@ async def read(request: Request, settings: Settings) -> Upload:
 async def _form(
     request: Request, settings: Settings
 ) -> tuple[dict[str, Any], list[Any], list[Any]]:
-    fields: dict[str, Any] = {}
+    items: list[tuple[str, str]] = []
     pictures: list[Any] = []
     masks: list[Any] = []
     async with request.form(
@@ -73,20 +74,18 @@ async def _form(
     ) as form:
         for name, value in form.multi_items():
             content = await value.read() if isinstance(value, UploadFile) else value
-            name = INDEX.sub("", name)
+            plain = INDEX.sub("", name)
             if not content:  # what an empty field of a form sends
                 continue
-            if name in IMAGE_NAMES:
+            if plain in IMAGE_NAMES:
                 pictures.append(content)
-            elif name == "mask":
+            elif plain == "mask":
                 masks.append(content)
             elif isinstance(content, bytes):
                 raise InvalidRequest(f"{name}: this field is not a file", name)
-            elif name in fields:
-                raise InvalidRequest(f"{name}: the form has it twice", name)
             else:
-                fields[name] = content
-    return fields, pictures, masks
+                items.append((name, content))
+    return nested(items), pictures, masks
 
 
 def _many(value: Any) -> list[Any]:
