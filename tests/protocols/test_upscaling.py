@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import Server, StartServer
 from tests.gallery import difference, pixels
 from tests.tiny_upscalers import compact, whole
+from tests.triton import grpc as triton_grpc
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,100 @@ def test_generations_and_edits_take_upscale(enlarging: Server) -> None:
         timeout=60,
     )
     assert edited.json()["size"] == "64x64", edited.text
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_v1_enlarges_with_and_without_a_prompt(enlarging: Server, network: Path) -> None:
+    (wide, one), (high, other) = sent(), sent(24, 40)
+    fields = {"task": "upscale", "upscale": 2}
+    body = {"instances": [{"image": b64(one)}, {"image": b64(other), "prompt": ""}]}
+    answer = httpx.post(
+        f"{enlarging.url}/v1/models/{enlarging.model}:predict",
+        json=body | {"parameters": fields},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    for told, picture in zip(answer.json()["predictions"], (wide, high), strict=True):
+        made = pixels(base64.b64decode(told["image"]["b64"]))
+        assert difference(made, whole(network, picture)) <= 1
+
+
+def v2(server: Server, *inputs: dict[str, Any], **parameters: Any) -> httpx.Response:
+    return httpx.post(
+        f"{server.url}/v2/models/{server.model}/infer",
+        json={"inputs": list(inputs), "parameters": parameters},
+        timeout=60,
+    )
+
+
+def tensor(name: str, *data: Any) -> dict[str, Any]:
+    kind = "INT64" if isinstance(data[0], int) else "BYTES"
+    return {"name": name, "datatype": kind, "shape": [len(data)], "data": list(data)}
+
+
+def test_v2_enlarges_by_tensors_and_by_parameters(enlarging: Server, network: Path) -> None:
+    (wide, one), (high, other) = sent(), sent(24, 40)
+    pictures = tensor("image", b64(one), b64(other))
+    answers = [
+        v2(enlarging, pictures, tensor("task", "upscale"), tensor("upscale", 2, 2)),
+        v2(enlarging, tensor("prompt", "", ""), pictures, task="upscale", upscale=2),
+        v2(enlarging, pictures, task="upscale", upscale=2, upscaler="soft", format="WEBP",
+           compression=100),
+    ]  # fmt: skip
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        told = {each["name"]: each["data"] for each in answer.json()["outputs"]}
+        for text, picture in zip(told["image"], (wide, high), strict=True):
+            made = pixels(base64.b64decode(text))
+            assert made.shape == whole(network, picture).shape
+            if answer is not answers[2]:  # WebP loses a little
+                assert difference(made, whole(network, picture)) <= 1
+
+
+def test_grpc_enlarges_bytes(enlarging: Server, network: Path) -> None:
+    picture, file = sent()
+    image = triton_grpc.InferInput("image", [1], "BYTES")
+    image.set_data_from_numpy(np.array([file], dtype=object))
+    scale = triton_grpc.InferInput("upscale", [1], "INT64")
+    scale.set_data_from_numpy(np.array([2]))
+    with triton_grpc.InferenceServerClient(enlarging.grpc) as client:
+        answer = client.infer(enlarging.model, [image, scale], parameters={"task": "upscale"})
+        assert difference(pixels(answer.as_numpy("image")[0]), whole(network, picture)) <= 1
+        with pytest.raises(triton_grpc.InferenceServerException, match="nothing here enlarges 4"):
+            client.infer(enlarging.model, [image], parameters={"task": "upscale", "upscale": 4})
+
+
+def test_v2_draws_and_enlarges(enlarging: Server, network: Path) -> None:
+    """Beside a request that only draws the same picture."""
+    size = {"width": 32, "height": 48, "num_inference_steps": 2, "seed": 3}
+    prompts = tensor("prompt", "a cat")
+    plain, large = (
+        pixels(base64.b64decode(answer.json()["outputs"][0]["data"][0]))
+        for answer in (v2(enlarging, prompts, **size), v2(enlarging, prompts, **size, upscale=2))
+    )
+    assert difference(large, whole(network, plain)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ([tensor("upscale", 2)], "an input tensor named image is needed"),
+        ([tensor("image", "AAAA", "AAAA"), tensor("upscale", 2, 2, 2)],
+         "upscale: 3 elements for 2 images; send 2 or 1"),
+        ([tensor("image", b64(sent()[1])), tensor("upscale", 3)], "upscale: 3 is not valid"),
+        ([tensor("image", b64(sent()[1]))], "upscale: is missing; it is 2 or 4"),
+        ([tensor("image", "AAAA"), tensor("upscale", 2)], "image"),
+    ],
+)  # fmt: skip
+def test_what_v2_cannot_enlarge_is_a_400(
+    enlarging: Server, inputs: list[dict[str, Any]], told: str
+) -> None:
+    answer = v2(enlarging, *inputs, task="upscale")
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]
 
 
 @pytest.mark.parametrize(

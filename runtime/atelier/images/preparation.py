@@ -7,7 +7,6 @@ import secrets
 import time
 from typing import Any
 
-from atelier.errors import InvalidRequest
 from atelier.hardware.plan import MemoryPlan
 from atelier.images.adapters import Adaptation
 from atelier.images.arguments import build, fitted

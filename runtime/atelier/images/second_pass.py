@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional
 
 from atelier.errors import InvalidRequest
-from atelier.images.arguments import accepted, build, sized
+from atelier.images.arguments import accepted, build, default_guidance, sized
 from atelier.images.description import default_steps
 from atelier.images.family import PipelineFamily
-from atelier.images.request import ImageRequest
+from atelier.images.request import SCHEDULES, ImageRequest
 from atelier.images.sizes import DrawableSizes, native_size
 
 
@@ -78,8 +78,10 @@ def second_pass(
         for side in (width, height)
     )
     drawable.check(width, height, "highres")
-    plain = {"width": None, "height": None, "strength": wanted.strength}
-    arguments = build(pipeline, request.model_copy(update=plain), drawable, max_steps)
+    given = _as_first(request, family.base, pipeline)
+    given |= {"width": None, "height": None, "strength": wanted.strength}
+    request = request.model_copy(update=given)
+    arguments = build(pipeline, request, drawable, max_steps)
     return SecondPass(
         pipeline=pipeline,
         arguments=arguments | sized(pipeline, width, height),
@@ -87,3 +89,16 @@ def second_pass(
         height=height,
         steps=int(wanted.strength * (request.num_inference_steps or default_steps(pipeline) or 0)),
     )
+
+
+def _as_first(request: ImageRequest, first: Any, second: Any) -> dict[str, Any]:
+    """Steps and guidance that the first pass has by default: image-to-image has others of its own
+    in some families."""
+    names = accepted(second)
+    found: dict[str, Any] = {}
+    if request.guidance_scale is None and "guidance_scale" in names:
+        found["guidance_scale"] = default_guidance(first)
+    chosen = request.num_inference_steps or any(name in request.extra for name in SCHEDULES)
+    if not chosen and "num_inference_steps" in names:
+        found["num_inference_steps"] = default_steps(first)
+    return found

@@ -215,7 +215,7 @@ def prediction(model: PictureService, drawn: DrawnRequest) -> dict[str, Any]:
 
 def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
     """BYTES tensor `prompt`, one request an element; other tensors by field name, with as many
-    elements or one.
+    elements or one. Where pictures are only enlarged, `image` may stand in its place.
 
     Raises:
         InvalidRequest: names the tensor or parameter.
@@ -223,21 +223,23 @@ def parse_v2(payload: InferRequest, settings: Settings) -> list[ImageRequest]:
     columns = {
         tensor.name: values(tensor, raw=tensor.name in PICTURE_FIELDS) for tensor in payload.inputs
     }
-    if "prompt" not in columns:
+    shared = {name: parameter(value) for name, value in dict(payload.parameters or {}).items()}
+    shared.pop("binary_data_output", None)
+    enlarges = "upscale" in (shared.get("task"), *columns.get("task", ()))
+    leader = "image" if enlarges and "prompt" not in columns else "prompt"
+    if leader not in columns:
         raise InvalidRequest(
-            f"an input tensor named prompt is needed; got {sorted(columns) or 'none'}", "prompt"
+            f"an input tensor named {leader} is needed; got {sorted(columns) or 'none'}", leader
         )
-    count = len(columns["prompt"])
+    count = len(columns[leader])
     if not count:
-        raise InvalidRequest("prompt: the tensor is empty", "prompt")
+        raise InvalidRequest(f"{leader}: the tensor is empty", leader)
     _check_count(count, settings)
     for name, column in columns.items():
         if len(column) not in (1, count):
             raise InvalidRequest(
-                f"{name}: {len(column)} elements for {count} prompts; send {count} or 1", name
+                f"{name}: {len(column)} elements for {count} {leader}s; send {count} or 1", name
             )
-    shared = {name: parameter(value) for name, value in dict(payload.parameters or {}).items()}
-    shared.pop("binary_data_output", None)
     shared = _with_pictures(shared, "", settings)
     for name in set(columns) & set(PICTURE_FIELDS):
         columns[name] = [_pictures_in(name, each, "", settings) for each in columns[name]]
