@@ -28,6 +28,7 @@ from atelier.settings import Settings
 from tests.certificates import make_ca_and_server
 from tests.conftest import Server, StartServer
 from tests.protocols.pictures import FAST, SIZE, encoded, striped
+from tests.tiny_controls import control, ip_adapter, stable_diffusion_1
 from tests.triton import grpc as triton_grpc
 
 PROMPT = "a heron that nobody else may know of"
@@ -68,6 +69,26 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def signing(start_server: StartServer, tiny_checkpoint: Path, keys: Path) -> Iterator[Server]:
     with start_server(
         model_id=str(tiny_checkpoint),
+        provenance="c2pa",
+        c2pa_certificate=str(keys / "chain.pem"),
+        c2pa_key=str(keys / "key.pem"),
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def controlled(
+    start_server: StartServer, tmp_path_factory: pytest.TempPathFactory, keys: Path
+) -> Iterator[Server]:
+    """One that signs what it draws by other pictures."""
+    root = tmp_path_factory.mktemp("controlled")
+    checkpoint = stable_diffusion_1(root)
+    control(checkpoint, root / "net", 1)
+    ip_adapter(checkpoint, root / "ip", "look.safetensors", 2)
+    with start_server(
+        model_id=str(checkpoint),
+        controlnets=f"edges={root / 'net'}",
+        ip_adapters=str(root / "ip" / "look.safetensors"),
         provenance="c2pa",
         c2pa_certificate=str(keys / "chain.pem"),
         c2pa_key=str(keys / "key.pem"),
@@ -223,6 +244,46 @@ def test_an_edit_keeps_what_it_was_made_from(signing: Server, keys: Path, tmp_pa
     assert own["active_manifest"] == told[0]["active_manifest"]
     assert "active_manifest" not in foreign
     assert bare["format"] == "image/bmp"
+
+
+def test_pictures_that_one_was_drawn_by_are_ingredients(
+    controlled: Server, keys: Path, tmp_path: Path
+) -> None:
+    """Controls and image prompts, beside what is edited; their own manifests are kept, and those of
+    weight 0 are none."""
+    mine = draw(controlled)
+
+    def entry(name: str, data: bytes, weight: float = 1) -> dict[str, Any]:
+        return {"name": name, "image": base64.b64encode(data).decode(), "weight": weight}
+
+    beside = {
+        "control": [entry("edges", striped()), entry("edges", mine, 0)],
+        "image_prompt": [entry("look", mine)],
+    }
+    drawn = draw(controlled, extra_body=FAST | beside)
+    body = {"prompt": PROMPT, "size": SIZE, "image": entry("", striped())["image"]}
+    edited = httpx.post(
+        f"{controlled.url}/v1/images/edits", json=body | FAST | beside, timeout=60
+    ).json()["data"][0]["b64_json"]
+    told = verified(keys, tmp_path, mine, drawn, base64.b64decode(edited))
+    assert states(told) == ["Trusted"] * 3
+    [made] = actions(told[1])
+    assert made["action"] == "c2pa.created" and made["digitalSourceType"] == GENERATED
+    assert len(made["parameters"]["ingredients"]) == 2
+    guides = [("control edges", "inputTo"), ("image prompt look", "inputTo")]
+    assert related(told[1]) == guides
+    assert related(told[2]) == [("input 1", "parentOf"), *guides]
+    opened, made = actions(told[2])
+    assert (len(opened["parameters"]["ingredients"]), made["action"]) == (1, "c2pa.edited")
+    assert len(made["parameters"]["ingredients"]) == 2
+    for one in told[1:]:
+        own = {each["title"]: each.get("active_manifest") for each in active(one)["ingredients"]}
+        assert own["image prompt look"] == told[0]["active_manifest"]
+        assert own["control edges"] is None
+
+
+def related(told: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(one["title"], one["relationship"]) for one in active(told)["ingredients"]]
 
 
 def test_the_prompt_is_in_no_picture_unless_asked_for(signing: Server, marking: Server) -> None:

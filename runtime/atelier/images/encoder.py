@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from atelier.events import Image, Preview
 from atelier.images import codec
 from atelier.images.request import ImageRequest
-from atelier.provenance.marks import MOST_PROMPT, Marks, xmp_packet
+from atelier.provenance.marks import MOST_PROMPT, Ingredient, Marks, xmp_packet
 from atelier.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,15 +40,33 @@ class PictureEncoder:
         """
         if not self._marking:
             return codec.encode(picture, request.format, request.compression)
-        inputs = request.image or []
         prompt = request.prompt[:MOST_PROMPT] if self._with_prompt else None
-        marks = Marks(self._model, picture.seed, bool(inputs), prompt)
+        marks = Marks(self._model, picture.seed, bool(request.image), prompt)
         data = codec.encode(picture, request.format, request.compression, xmp_packet(marks))
         if self._signer is None:
             return data
-        return self._signer.sign(data, codec.MEDIA_TYPES[request.format], marks, inputs)
+        return self._signer.sign(
+            data, codec.MEDIA_TYPES[request.format], marks, ingredients(request)
+        )
 
     def encode_preview(self, preview: Preview, request: ImageRequest) -> bytes:
         """A preview in that format. It is unfinished, and not marked."""
         pixels = Image(0, 0, preview.width, preview.height, 3, preview.pixels)
         return codec.encode(pixels, request.format, request.compression)
+
+
+def ingredients(request: ImageRequest) -> list[Ingredient]:
+    """The pictures that a request is drawn by: first those that it edits, then those of its
+    controls and image prompts, but for entries of weight 0, which add nothing."""
+    edited = [
+        Ingredient(f"input {place}", data) for place, data in enumerate(request.image or (), 1)
+    ]
+    controls = [
+        Ingredient(f"control {one.name}", one.image) for one in request.control or () if one.weight
+    ]
+    prompts = [
+        Ingredient(f"image prompt {one.name}", one.image)
+        for one in request.image_prompt or ()
+        if one.weight
+    ]
+    return [*edited, *controls, *prompts]

@@ -18,7 +18,7 @@ from atelier.provenance.credentials import (
     load_credentials,
     make_trial_credentials,
 )
-from atelier.provenance.marks import SOFTWARE, Marks
+from atelier.provenance.marks import SOFTWARE, Ingredient, Marks
 from atelier.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -64,38 +64,42 @@ class ManifestSigner:
         self._check(settings.c2pa_certificate)
 
     def sign(
-        self, data: bytes, media_type: str, marks: Marks, inputs: Sequence[bytes] = ()
+        self, data: bytes, media_type: str, marks: Marks, ingredients: Sequence[Ingredient] = ()
     ) -> bytes:
         """The encoded picture with a manifest in it.
 
         Args:
-            inputs: the pictures that were edited, the first of which became this one. Manifests in
-                them are kept.
+            ingredients: the pictures that it was drawn by. Of an edited one the first became this
+                one. Manifests in them are kept.
 
         Raises:
             GenerationFailed: the library cannot sign it.
         """
         signed = io.BytesIO()
         try:
-            with self._builder(media_type, marks, inputs) as builder:
+            with self._builder(media_type, marks, ingredients) as builder:
                 builder.sign(self._signer, media_type, io.BytesIO(data), signed)
         except c2pa.C2paError as error:
             raise GenerationFailed(f"the picture cannot be signed: {error}") from None
         return signed.getvalue()
 
-    def _builder(self, media_type: str, marks: Marks, inputs: Sequence[bytes]) -> c2pa.Builder:
-        """With every input as an ingredient; one that the library cannot read, such as a BMP, is
-        named and not looked into."""
+    def _builder(
+        self, media_type: str, marks: Marks, ingredients: Sequence[Ingredient]
+    ) -> c2pa.Builder:
+        """With every ingredient; one that the library cannot read, such as a BMP, is named and not
+        looked into."""
+        told = [_told(index, one, marks.edited) for index, one in enumerate(ingredients)]
         unread: set[int] = set()
         while True:
-            bare = [_ingredient(index) for index in sorted(unread)]
-            described = _described(media_type, marks, len(inputs)) | {"ingredients": bare}
+            bare = [told[index] for index in sorted(unread)]
+            described = _described(media_type, marks, len(told)) | {"ingredients": bare}
             builder = c2pa.Builder(described, context=self._context)
-            for index, data in enumerate(inputs):
+            for index, one in enumerate(ingredients):
                 if index in unread:
                     continue
                 try:
-                    builder.add_ingredient(_ingredient(index), _media_type(data), io.BytesIO(data))
+                    kind = _media_type(one.data)
+                    builder.add_ingredient(told[index], kind, io.BytesIO(one.data))
                 except c2pa.C2paError:
                     builder.close()
                     unread.add(index)
@@ -132,7 +136,7 @@ def _signer(credentials: Credentials, name: str) -> c2pa.Signer:
         raise SettingsError(f"C2PA_CERTIFICATE={name} cannot be used: {error}") from None
 
 
-def _described(media_type: str, marks: Marks, inputs: int) -> dict[str, Any]:
+def _described(media_type: str, marks: Marks, ingredients: int) -> dict[str, Any]:
     """The manifest: what was done, by what (C2PA 2.2, section 18.14)."""
     software = {"name": SOFTWARE, "version": __version__}
     parameters: dict[str, Any] = {
@@ -142,17 +146,17 @@ def _described(media_type: str, marks: Marks, inputs: int) -> dict[str, Any]:
     if marks.prompt is not None:
         parameters["urn.atelier.prompt"] = marks.prompt
     made: dict[str, Any] = {
-        "action": "c2pa.edited" if inputs else "c2pa.created",
+        "action": "c2pa.edited" if marks.edited else "c2pa.created",
         "digitalSourceType": marks.source_type,
         "softwareAgent": software,
         "parameters": parameters,
     }
     actions = [made]
-    if inputs:
+    if marks.edited:
         opened = {"action": "c2pa.opened", "parameters": {"ingredientIds": [_label(0)]}}
         actions = [opened, made]
-    if inputs > 1:
-        parameters["ingredientIds"] = [_label(index) for index in range(1, inputs)]
+    if beside := [_label(index) for index in range(int(marks.edited), ingredients)]:
+        parameters["ingredientIds"] = beside
     return {
         "claim_generator_info": [software],
         "title": "picture",
@@ -162,11 +166,11 @@ def _described(media_type: str, marks: Marks, inputs: int) -> dict[str, Any]:
     }
 
 
-def _ingredient(index: int) -> dict[str, str]:
-    relation = "inputTo" if index else "parentOf"
+def _told(index: int, one: Ingredient, edited: bool) -> dict[str, str]:
+    """An ingredient; the first of an edit is what was edited."""
+    relation = "parentOf" if edited and not index else "inputTo"
     name = _label(index)
-    title = f"input {index + 1}"
-    return {"title": title, "relationship": relation, "label": name, "instance_id": name}
+    return {"title": one.title, "relationship": relation, "label": name, "instance_id": name}
 
 
 def _label(index: int) -> str:

@@ -49,6 +49,14 @@ class Marks:
         return VOCABULARY + kind
 
 
+@dataclass(frozen=True)
+class Ingredient:
+    """An encoded picture that went into another, and what it is called there."""
+
+    title: str
+    data: bytes
+
+
 def xmp_packet(marks: Marks) -> bytes:
     """The packet for a picture's XMP field, in UTF-8."""
     properties = {
