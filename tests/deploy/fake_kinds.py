@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 CLUSTER_WIDE = {"Namespace", "Node", "StorageClass", "LocalModelCache", "Project"}
+CLUSTER_WIDE |= {"SelfSubjectAccessReview"}
 
 
 class Kind(NamedTuple):
@@ -47,6 +48,7 @@ ALL = [
     Kind("storage.k8s.io/v1", "StorageClass"),
     Kind("rbac.authorization.k8s.io/v1", "Role"),
     Kind("rbac.authorization.k8s.io/v1", "RoleBinding"),
+    Kind("authorization.k8s.io/v1", "SelfSubjectAccessReview"),
     Kind("policy/v1", "PodDisruptionBudget"),
     Kind("networking.k8s.io/v1", "NetworkPolicy"),
     Kind("project.openshift.io/v1", "Project"),
