@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,22 @@ import numpy as np
 from atelier.events import Failed, Image
 from atelier.images.model import ImageModel
 from atelier.images.request import ImageRequest
+from atelier.settings import Settings
 
 Pictures = list[np.ndarray[Any, Any]]
+
+
+def pictures_of(
+    checkpoint: Path, device: str, dtype: str, wanted: list[dict[str, Any]], **beside: Any
+) -> Pictures:
+    """What a model draws that is loaded for it and closed again; `beside` are settings."""
+    given = {"model_id": str(checkpoint), "device": device, "dtype": dtype}
+    model = ImageModel(Settings(**(given | {"compile": "off", "warmup": "off"} | beside)))
+    model.load()
+    try:
+        return asyncio.run(draw_together(model, wanted))
+    finally:
+        model.close()
 
 
 async def draw_together(model: ImageModel, requests: list[dict[str, Any]]) -> Pictures:
