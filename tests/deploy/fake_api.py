@@ -34,7 +34,6 @@ FACTS: Object = {
     "forbidden": [],
     "kserve": 21,
     "refusal": "",
-    "rules": {},
 }
 """What the cluster is like. `forbidden`: a resource (may not be written), or verb and resource."""
 
@@ -52,6 +51,7 @@ class FakeApi:
         self.requests: list[str] = []
         self.lock = threading.RLock()
         self.down = False
+        self.controllers = True
         if namespace:
             self.add("v1", "Namespace", namespace, "")
             self.add("v1", "ServiceAccount", "atelier", namespace)
@@ -59,6 +59,8 @@ class FakeApi:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Head and body are two writes; the second must not wait for the client's ACK, 40 ms.
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 api.handle(self, self.command)
@@ -172,6 +174,8 @@ class FakeApi:
         if found["sub"] == "log":
             return self.log(found["name"], query)
         place = found["namespace"] or "", found["name"] or ""
+        if found["sub"] == "status":
+            return 200, self.store.write_status((kind.resource, *place), body["status"])
         return self.serve(kind, method, *place, query, body, content_type)
 
     def may(self, verb: str, resource: str) -> bool:
@@ -205,7 +209,7 @@ class FakeApi:
             raise Refused(403, "Forbidden", f'{text} "{kind.resource}"')
         if method == "GET" and kind.resource == "inferenceservices" and len(self.scene) > 1:
             self.scene.pop(0)
-        fake_controllers.reconcile(self.store, self.scene[0], self.facts["rules"])
+        self.reconcile()
         key = kind.resource, namespace, name
         there = self.store.objects.get(key)
         if verb == "list":
@@ -236,6 +240,11 @@ class FakeApi:
         else:
             document = copy.deepcopy(body)
             document.setdefault("metadata", {})["name"] = key[2]
+            document["metadata"] |= {"namespace": key[1]} if key[1] else {}
+        # A status is written by its own address, whatever else was sent.
+        document.pop("status", None)
+        if there and "status" in there:
+            document["status"] = there["status"]
         if errors := self.check({k: v for k, v in document.items() if k != "status"}):
             raise Refused(422, "Invalid", "; ".join(errors))
         fake_rules.admit(self.store, key[0], document, there, self.facts)
@@ -244,8 +253,13 @@ class FakeApi:
         if by_apply:
             self.store.own(key, body, manager, force)
         written = self.store.write(key, document, manager)
-        fake_controllers.reconcile(self.store, self.scene[0], self.facts["rules"])
+        self.reconcile()
         return written
+
+    def reconcile(self) -> None:
+        """The controllers' turn."""
+        if self.controllers:
+            fake_controllers.reconcile(self.store, self.scene[0])
 
     def listing(self, kind: Kind, namespace: str, query: Object) -> Object:
         selectors = dict(

@@ -17,6 +17,7 @@ from tests.deploy.fake_store import Object, Store
 from tests.manifests.rendering import merged_container
 
 SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
+REVISION = "deployment.kubernetes.io/revision"
 POD_LABEL = "serving.kserve.io/inferenceservice"
 
 
@@ -38,7 +39,7 @@ class Moment:
     reconciled: bool = True
 
 
-def reconcile(store: Store, moment: Moment, rules: Object) -> None:
+def reconcile(store: Store, moment: Moment) -> None:
     """Bring everything below the InferenceServices to what the moment says."""
     wanted = {k for k in store.objects if k[0] == "inferenceservices"}
     names = {key[1:] for key in wanted}
@@ -51,7 +52,7 @@ def reconcile(store: Store, moment: Moment, rules: Object) -> None:
     for key in [k for k in store.objects if k[0] == "events"]:
         store.delete(key)
     for key in wanted:
-        _service(store, key, moment, rules)
+        _service(store, key, moment)
     for key in [k for k in store.objects if k[0] == "llminferenceservices"]:
         state = {"type": "Ready", "status": "True" if moment.ready else "False"}
         url = {"url": f"https://gateway.example.com/{key[1]}/{key[2]}"} if moment.ready else {}
@@ -74,7 +75,7 @@ def _job(store: Store, namespace: str, name: str) -> None:
             store.write(key, {"apiVersion": "v1", "kind": "Secret", "metadata": meta}, "job")
 
 
-def _service(store: Store, key: tuple[str, str, str], moment: Moment, rules: Object) -> None:
+def _service(store: Store, key: tuple[str, str, str], moment: Moment) -> None:
     _, namespace, name = key
     service = store.objects[key]
     where = "deployments", namespace, f"{name}-predictor"
@@ -96,7 +97,7 @@ def _service(store: Store, key: tuple[str, str, str], moment: Moment, rules: Obj
     deployment = store.objects[where]
     ready = moment.ready or stale
     pods = moment.pods or ([_pod(name, deployment, ready)] if ready else [])
-    said = refusal_of_pod(store, namespace, f"{where[2]}-x", template["spec"], rules)
+    said = refusal_of_pod(store, namespace, f"{where[2]}-x", template["spec"])
     if said:
         pods, ready = [], False
     _rollout(store, where, ready, said)
@@ -140,6 +141,11 @@ def _template(store: Store, service: Object) -> Object:
         "spec": {"containers": [{"name": "kserve-container", "resources": {}}]},
     }
     container = merged_container([service, runtime])
+    # A typed object leaves out what is empty.
+    container["env"] = [
+        {name: value for name, value in entry.items() if value != ""}
+        for entry in container.get("env", [])
+    ]
     keep = ("serviceAccountName", "tolerations", "affinity", "nodeSelector", "volumes")
     spec = {k: copy.deepcopy(predictor[k]) for k in keep if k in predictor}
     storage = predictor["model"].get("storageUri") or predictor["model"].get("storage")
@@ -165,21 +171,25 @@ def _rollout(store: Store, where: tuple[str, str, str], ready: bool, refused: st
         "availableReplicas": int(ready),
         "conditions": failed if refused else [],
     }
-    for key in [k for k in store.objects if k[0] == "replicasets" and k[2].startswith(where[2])]:
-        if key[2] != name:
-            store.delete(key)
+    sets = [k for k in store.objects if k[0] == "replicasets" and k[2].startswith(where[2])]
+    # Earlier ones stay, for a way back.
+    revisions = {k: int(store.objects[k]["metadata"]["annotations"][REVISION]) for k in sets}
+    key = ("replicasets", where[1], name)
+    last = max(revisions.values(), default=0)
+    revision = last if last and revisions.get(key) == last else last + 1
     replica_set = {
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
         "metadata": {
             "name": name,
             "labels": {**deployment["metadata"]["labels"], "pod-template-hash": hashed},
+            "annotations": {REVISION: str(revision)},
             "ownerReferences": [{"kind": "Deployment", "name": where[2]}],
         },
         "spec": deployment["spec"],
     }
-    store.write(("replicasets", where[1], name), replica_set, "controller")
-    store.objects["replicasets", where[1], name]["status"] = {
+    store.write(key, replica_set, "controller")
+    store.objects[key]["status"] = {
         "replicas": int(not refused),
         "conditions": failed if refused else [],
     }

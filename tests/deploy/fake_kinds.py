@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 CLUSTER_WIDE = {"Namespace", "Node", "StorageClass", "LocalModelCache", "Project"}
-CLUSTER_WIDE |= {"SelfSubjectAccessReview"}
+CLUSTER_WIDE |= {"SelfSubjectAccessReview", "ValidatingWebhookConfiguration"}
 
 
 class Kind(NamedTuple):
@@ -38,7 +38,7 @@ class Kind(NamedTuple):
 
 
 CORE = ["Namespace", "Node", "Pod", "Event", "ServiceAccount", "Service", "ConfigMap", "Secret"]
-CORE += ["PersistentVolumeClaim"]
+CORE += ["PersistentVolumeClaim", "ResourceQuota", "LimitRange"]
 # The first version of a group is the preferred one.
 ALL = [
     *(Kind("v1", kind) for kind in CORE),
@@ -49,6 +49,7 @@ ALL = [
     Kind("rbac.authorization.k8s.io/v1", "Role"),
     Kind("rbac.authorization.k8s.io/v1", "RoleBinding"),
     Kind("authorization.k8s.io/v1", "SelfSubjectAccessReview"),
+    Kind("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
     Kind("policy/v1", "PodDisruptionBudget"),
     Kind("networking.k8s.io/v1", "NetworkPolicy"),
     Kind("project.openshift.io/v1", "Project"),

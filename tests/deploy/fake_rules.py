@@ -32,8 +32,10 @@ def admit(store: Store, resource: str, document: Object, old: Object | None, fac
     if resource == "pods" and old is None:
         place = document["metadata"]["namespace"]
         name = document["metadata"]["name"]
-        if said := refusal_of_pod(store, place, name, document["spec"], facts["rules"]):
-            raise Refused(403, "Forbidden", said)
+        if said := refusal_of_pod(store, place, name, document["spec"]):
+            internal = said.startswith("Internal error")
+            code = (500, "InternalError") if internal else (403, "Forbidden")
+            raise Refused(*code, said)
     if resource == "inferenceservices":
         _inference_service(document, facts)
     if resource == "servingruntimes":
@@ -95,8 +97,8 @@ def quantity(text: Any) -> float:
     return float(text)
 
 
-def refusal_of_pod(store: Store, namespace: str, name: str, spec: Object, rules: Object) -> str:
-    """Why no such pod may be made, in the API server's words; empty if it may."""
+def refusal_of_pod(store: Store, namespace: str, name: str, spec: Object) -> str:
+    """Why no such pod may be made, in the API server's words and order; empty if it may."""
     start = f'pods "{name}" is forbidden: '
     account = spec.get("serviceAccountName", "default")
     if account != "default" and ("serviceaccounts", namespace, account) not in store.objects:
@@ -104,31 +106,67 @@ def refusal_of_pod(store: Store, namespace: str, name: str, spec: Object, rules:
             f"{start}error looking up service account {namespace}/{account}: serviceaccount"
             f' "{account}" not found'
         )
-    if dead := rules.get("dead_webhook"):
-        return (
-            f'Internal error occurred: failed calling webhook "{dead}": failed to call: Post'
-            f' "https://{dead}": no endpoints available for service "{dead}"'
-        )
+    for _, limits in _of(store, "limitranges", namespace):
+        for limit in limits["spec"]["limits"]:
+            if said := "; ".join(_out_of_range(spec, limit)):
+                return start + said
     labels = store.objects[("namespaces", "", namespace)]["metadata"].get("labels", {})
-    level = rules.get("pod_security") or labels.get("pod-security.kubernetes.io/enforce")
-    if level == "restricted" and (said := "; ".join(not_restricted(spec))):
+    restricted = labels.get("pod-security.kubernetes.io/enforce") == "restricted"
+    if restricted and (said := ", ".join(not_restricted(spec))):
         return f'{start}violates PodSecurity "restricted:latest": {said}'
-    for resource, most in rules.get("limit_range", {}).items():
-        for container in spec["containers"]:
+    for _, hooks in _of(store, "validatingwebhookconfigurations", ""):
+        for hook in hooks["webhooks"]:
+            if any("pods" in rule["resources"] for rule in hook["rules"]):
+                return _unreachable(hook)
+    for quota, document in _of(store, "resourcequotas", namespace):
+        if said := _over(quota, document["spec"]["hard"], spec):
+            return start + said
+    return ""
+
+
+def _of(store: Store, resource: str, namespace: str) -> list[tuple[str, Object]]:
+    objects = store.objects.items()
+    return [(key[2], doc) for key, doc in objects if key[:2] == (resource, namespace)]
+
+
+def _out_of_range(spec: Object, limit: Object) -> Iterator[str]:
+    for container in spec["containers"] if limit["type"] == "Container" else []:
+        for resource, most in limit.get("max", {}).items():
             asked = container["resources"]["limits"].get(resource, 0)
             if quantity(asked) > quantity(most):
-                return (
-                    f"{start}maximum {resource} usage per Container is {most}, but limit is {asked}"
-                )
-    for resource, most in rules.get("quota", {}).items():
+                yield f"maximum {resource} usage per Container is {most}, but limit is {asked}"
+
+
+def _unreachable(hook: Object) -> str:
+    service = hook["clientConfig"]["service"]
+    place = f"{service['name']}.{service['namespace']}.svc:443{service.get('path', '')}"
+    return (
+        f'Internal error occurred: failed calling webhook "{hook["name"]}": failed to call webhook:'
+        f' Post "https://{place}?timeout={hook.get("timeoutSeconds", 10)}s": service'
+        f' "{service["name"]}" not found'
+    )
+
+
+def _over(quota: str, hard: Object, spec: Object) -> str:
+    wanting, over = [], []
+    for resource, most in hard.items():
         part, _, what = resource.partition(".")
-        asked = sum(quantity(c["resources"][part].get(what, 0)) for c in spec["containers"])
-        if asked > quantity(most):
-            return (
-                f"{start}exceeded quota: project, requested: {resource}={asked:g}, used:"
-                f" {resource}=0, limited: {resource}={most}"
-            )
-    return ""
+        if not what:  # a number of objects
+            continue
+        amounts = [c.get("resources", {}).get(part, {}).get(what) for c in spec["containers"]]
+        if None in amounts:
+            names = [c["name"] for c, n in zip(spec["containers"], amounts, strict=True) if not n]
+            wanting.append(f"{resource} for: {','.join(names)}")
+        elif sum(map(quantity, amounts)) > quantity(most):
+            over.append((resource, "+".join(map(str, amounts)), most))
+    if wanting:
+        return f"failed quota: {quota}: must specify {'; '.join(wanting)}"
+    if not over:
+        return ""
+    asked = ",".join(f"{resource}={amount}" for resource, amount, _ in over)
+    used = ",".join(f"{resource}=0" for resource, _, _ in over)
+    limited = ",".join(f"{resource}={most}" for resource, _, most in over)
+    return f"exceeded quota: {quota}, requested: {asked}, used: {used}, limited: {limited}"
 
 
 def not_restricted(spec: Object) -> Iterator[str]:

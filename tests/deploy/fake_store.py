@@ -226,6 +226,14 @@ class Store:
         self.objects[key] = document
         return document
 
+    def write_status(self, key: tuple[str, str, str], patch: Object) -> Object:
+        """Merge into an object's status, which is no change of its spec."""
+        if key not in self.objects:
+            raise Refused(404, "NotFound", f'{key[0]} "{key[2]}" not found')
+        document = self.objects[key]
+        self.objects[key] = {**document, "status": merge(document.get("status"), patch)}
+        return self.objects[key]
+
     def delete(self, key: tuple[str, str, str]) -> Object:
         self.owners.pop(key, None)
         return self.objects.pop(key)

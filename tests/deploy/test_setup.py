@@ -27,7 +27,6 @@ WORKING = {
     "forbidden": [],
     "kinds": ALL,
     "kserve": 21,
-    "rules": {},
     "nodes": ["4 NVIDIA-A10G", "8 NVIDIA-L40S", " "],
     "default_storage_class": True,
     "image_pullable": True,
@@ -57,7 +56,7 @@ class Cluster:
         """The server as the facts say."""
         api, facts = self.api, self.facts
         api.kinds = list(facts["kinds"])
-        told = ("logged_in", "forbidden", "kserve", "rules")
+        told = ("logged_in", "forbidden", "kserve")
         api.facts.update({name: facts[name] for name in told})
         nodes = [] if facts["nodes"] is None else facts["nodes"]
         if facts["nodes"] is None:
@@ -530,7 +529,9 @@ def test_the_readiness_of_the_old_pods_is_not_that_of_the_change(cluster: Cluste
 
 
 def test_a_quota_that_stops_the_pods_is_told(cluster: Cluster) -> None:
-    cluster.facts["rules"] = {"quota": {"limits.memory": "1Gi"}}
+    cluster.api.add("v1", "Namespace", "atelier", "")
+    hard = {"hard": {"limits.memory": "1Gi"}}
+    cluster.api.add("v1", "ResourceQuota", "project", "atelier", spec=hard)
     done = cluster.setup("--timeout", "1")
     assert done.returncode == 1
     assert "No pod may be made: " in done.stdout and "exceeded quota" in done.stdout

@@ -7,8 +7,9 @@ Works with clients from 23 to 37: kfp holds its environment to versions below 31
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,14 @@ IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/names
 POD_LABEL = "serving.kserve.io/inferenceservice"
 
 Object = dict[str, Any]
+REMEDIES = {
+    "^Unauthorized": "the login is missing or over: oc login, or another context",
+    r"User \"[^\"]*\" cannot": "an administrator gives the right: oc adm policy add-role-to-user"
+    " admin YOU -n PROJECT",
+    r'^namespaces "[^"]*" not found': "oc new-project makes it, --namespace names another",
+    "is being terminated": "wait until the project is gone, and make it again",
+}
+"""Words of the API, as a pattern, and what to do."""
 
 
 class Cluster:
@@ -210,12 +219,12 @@ def _configure(context: str) -> str:
 
 
 def _words(error: Exception) -> str:
-    """What the API said, without headers."""
+    """What the API said, without headers, and the remedy where it is always the same."""
     if isinstance(error, HTTPError):
         cause = str(getattr(error, "reason", None) or error)
         return f"the API server does not answer ({cause.rpartition('>: ')[2]})"
-    reason = str(getattr(error, "reason", None) or error)
-    try:
-        return str(json.loads(getattr(error, "body", None) or "{}").get("message") or reason)
-    except (ValueError, AttributeError):
-        return reason
+    said = str(getattr(error, "reason", None) or error)
+    with suppress(ValueError, AttributeError):
+        said = str(json.loads(getattr(error, "body", None) or "{}").get("message") or said)
+    remedies = (remedy for words, remedy in REMEDIES.items() if re.search(words, said))
+    return said + next((f"\n  -> {remedy}" for remedy in remedies), "")

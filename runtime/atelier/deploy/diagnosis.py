@@ -11,7 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from atelier.deploy.refusals import FAILED_CREATE, WARNINGS, first
+from atelier.deploy.readiness import CONTAINER
+from atelier.deploy.refusals import (
+    BEFORE_THE_START,
+    FAILED_CREATE,
+    NO_IMAGE,
+    NO_SUCH_IMAGE,
+    PASSING,
+    REFUSED_BY_NODE,
+    WAITING,
+    WARNINGS,
+    first,
+)
 from atelier.deploy.scheduling import explain
 
 Object = dict[str, Any]
@@ -50,10 +61,32 @@ def diagnose(
         *_of_service(service),
         *_of_owners(owners or []),
         *_of_pods(pods),
-        *_of_events(warnings),
+        *_of_events(_of_now(warnings, pods, owners or [])),
     ]:
         found.setdefault((finding.subject, finding.cause), finding)
     return sorted(found.values(), key=lambda finding: not finding.fatal)
+
+
+def _of_now(warnings: list[Object], pods: list[Object], owners: list[Object]) -> list[Object]:
+    """Warnings that still hold: the API keeps them for an hour.
+
+    That a pod could not be made is told by its owner's conditions as long as it is so.
+    """
+    started = {pod["metadata"]["name"] for pod in pods if _has_started(pod)}
+    known = {owner["metadata"]["name"] for owner in owners}
+    return [
+        event
+        for event in warnings
+        for name in [event["involvedObject"].get("name")]
+        if not (event.get("reason") == "FailedCreate" and name in known)
+        and not (event.get("reason") in BEFORE_THE_START and name in started)
+    ]
+
+
+def _has_started(pod: Object) -> bool:
+    status = pod.get("status") or {}
+    states = status.get("initContainerStatuses") or status.get("containerStatuses") or []
+    return any("waiting" not in (each.get("state") or {"waiting": {}}) for each in states)
 
 
 def _of_service(service: Object | None) -> Iterator[Finding]:
@@ -102,7 +135,10 @@ def _of_owners(owners: list[Object]) -> Iterator[Finding]:
 
 def _no_pod(subject: str, message: str) -> Finding:
     remedy = first(FAILED_CREATE, message)
-    return Finding(subject, f"no pod may be made: {message}", remedy, fatal="forbidden" in message)
+    final = any(part in message for part in ("forbidden", "denied", "is invalid"))
+    passing = any(part in message for part in PASSING)
+    cause = f"no pod may be made: {message}"
+    return Finding(subject, cause, remedy, fatal=final and not passing)
 
 
 def _of_pods(pods: list[Object]) -> Iterator[Finding]:
@@ -115,16 +151,19 @@ def _of_pods(pods: list[Object]) -> Iterator[Finding]:
                 "the node ran out of disk or memory: keep weights on a volume"
                 " (components/model-cache)",
             )
-        if status.get("reason") == "UnexpectedAdmissionError":
-            yield Finding(
-                name,
-                f"the node refused it: {status.get('message', '')}",
-                "delete the pod; if it happens again, look at the node's GPU device plugin",
-            )
+        for reason, remedy in REFUSED_BY_NODE.items():
+            if str(status.get("reason") or "").startswith(reason):
+                cause = f"the node refused it: {status['reason']}: {status.get('message', '')}"
+                yield Finding(name, cause, remedy)
         for condition in status.get("conditions") or []:
             if condition.get("reason") == "Unschedulable":
                 why = explain(condition.get("message", ""))
                 yield Finding(name, f"cannot be scheduled: {why.cause}", why.remedy)
+            elif condition.get("reason") == "SchedulingGated":
+                gates = (pod.get("spec") or {}).get("schedulingGates") or []
+                named = ", ".join(gate["name"] for gate in gates) or condition.get("message", "")
+                remedy = "a queue lets it start: kubectl get workloads.kueue.x-k8s.io says its turn"
+                yield Finding(name, f"waits at the gate {named}", remedy)
         for container in [
             *(status.get("initContainerStatuses") or []),
             *(status.get("containerStatuses") or []),
@@ -142,27 +181,24 @@ def _of_container(pod: str, status: Object) -> Iterator[Finding]:
     container = status.get("name", "")
     subject = f"{pod}/{container}"
     again = status.get("restartCount", 0) >= RESTARTS_UNTIL_FATAL
-    if waiting.get("reason") in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName"):
-        said = waiting.get("message", "")
-        final = any(
-            part in said for part in ("not found", "unauthorized", "denied", "manifest unknown")
-        )
+    reason, said = waiting.get("reason"), waiting.get("message") or ""
+    if reason in NO_IMAGE:
+        final = any(part in f"{reason} {said}" for part in NO_SUCH_IMAGE)
         remedy = (
             "does the tag exist, and does the service account have a pull secret for the registry?"
         )
-        yield Finding(
-            subject, f"the image {status.get('image', '')} cannot be pulled ({said})", remedy, final
-        )
-    elif waiting.get("reason") in ("CreateContainerConfigError", "CreateContainerError"):
-        remedy = "make the Secret, ConfigMap or volume that the message names"
-        yield Finding(
-            subject, f"the container cannot be made: {waiting.get('message', '')}", remedy
-        )
+        cause = f"the image {status.get('image', '')} cannot be pulled ({said or reason})"
+        yield Finding(subject, cause, remedy, final)
+    elif reason in WAITING:
+        yield Finding(subject, f"the container cannot be made: {said or reason}", WAITING[reason])
     if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == 137:
         yield _killed(subject, container, ended, again)
     elif ended.get("exitCode"):
-        said = str(ended.get("message") or "").strip().splitlines()
-        cause = f"ended with exit code {ended['exitCode']}" + (f": {said[-1]}" if said else "")
+        last = str(ended.get("message") or "").strip().splitlines()
+        cause = f"ended with exit code {ended['exitCode']}" + (f": {last[-1]}" if last else "")
+        yield Finding(subject, cause, _remedy_for_exit(container), again)
+    elif reason == "CrashLoopBackOff":
+        cause = "ends again and again, without an error"
         yield Finding(subject, cause, _remedy_for_exit(container), again)
 
 
@@ -189,6 +225,8 @@ def _remedy_for_exit(container: str) -> str:
             "does the address of the weights exist, and do the connection's keys open it? "
             "atelier deploy logs --container storage-initializer"
         )
+    if container != CONTAINER:
+        return f"atelier deploy logs --container {container} --previous shows the last run"
     return (
         "atelier deploy logs --previous shows the last run; a line that starts with `atelier:`"
         " names the setting"

@@ -6,6 +6,7 @@ says that a change was seen. The Deployment says it: it has the change, and its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,12 @@ from atelier.deploy.manifest import MODE
 Object = dict[str, Any]
 CONTAINER = "kserve-container"
 SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
-FACTORS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+REVISION = "deployment.kubernetes.io/revision"
+HASH = "pod-template-hash"
+FACTORS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
+FACTORS |= {suffix: 1e3**power for power, suffix in enumerate("kMGTPE", 1)}
+FACTORS |= {f"{suffix}i": float(2 ** (10 * power)) for power, suffix in enumerate("KMGTPE", 1)}
+QUANTITY = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([numkMGTPE]|[KMGTPE]i)?")
 
 
 def is_ready(service: Object, deployment: Object | None) -> bool:
@@ -79,15 +84,39 @@ def behind(service: Object, deployment: Object) -> Iterator[str]:
         yield "storageUri"
 
 
+def newest(replica_sets: list[Object]) -> list[Object]:
+    """The ReplicaSets of the last revision; a Deployment keeps ten earlier ones."""
+
+    def revision(each: Object) -> int:
+        return int((each["metadata"].get("annotations") or {}).get(REVISION) or 0)
+
+    last = max(map(revision, replica_sets), default=0)
+    return [each for each in replica_sets if revision(each) == last]
+
+
+def is_of(pod: Object, replica_sets: list[Object]) -> bool:
+    """Whether a pod is of one of them, as far as its labels say; Knative's are of none."""
+
+    def mark(each: Object) -> Any:
+        return (each["metadata"].get("labels") or {}).get(HASH)
+
+    return mark(pod) is None or not replica_sets or mark(pod) in map(mark, replica_sets)
+
+
 def quantity(text: Any) -> float:
-    """A Kubernetes quantity as a number: 500m is 0.5, 1Ki is 1024."""
-    text = str(text)
-    suffix = text.lstrip("0123456789.+-eE")
-    return float(text.removesuffix(suffix)) * FACTORS[suffix] if suffix else float(text)
+    """A Kubernetes quantity as a number: 500m is 0.5, 1Ki is 1024.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (found := QUANTITY.fullmatch(str(text))):
+        raise ValueError(f"{text!r} is no quantity such as 500m or 16Gi")
+    return float(found[1]) * FACTORS[found[2] or ""]
 
 
 def _covers(there: Any, wanted: Any) -> bool:
-    """Whether all that is wanted is there; what the API server fills in does not matter."""
+    """Whether all that is wanted is there; what the API server fills in does not matter, and what
+    is empty it leaves out."""
     if isinstance(wanted, dict):
         return isinstance(there, dict) and all(_covers(there.get(k), v) for k, v in wanted.items())
     if isinstance(wanted, list):
@@ -96,4 +125,4 @@ def _covers(there: Any, wanted: Any) -> bool:
             and len(there) == len(wanted)
             and all(map(_covers, there, wanted))
         )
-    return bool(there == wanted)
+    return bool(there == wanted or (not there and wanted == ""))

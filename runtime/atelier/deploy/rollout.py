@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from atelier.deploy.cluster import Cluster, Object
 from atelier.deploy.diagnosis import Finding, diagnose
 from atelier.deploy.manifest import DeployError, Endpoint, render
-from atelier.deploy.readiness import is_ready
+from atelier.deploy.readiness import behind, is_of, is_ready, newest
 
 Say = Callable[[str], None]
 FATAL_FOR_S = 30
@@ -87,13 +88,21 @@ def wait_ready(
 def _look(
     cluster: Cluster, service: Object, deployment: Object | None
 ) -> tuple[list[Object], list[Finding]]:
-    """The pods, and what keeps the endpoint from being ready."""
+    """The pods, and what keeps the endpoint from being ready.
+
+    Pods of an earlier change stay until the new ones are available, so they say nothing about it;
+    and until KServe has seen the change, nothing that is there is hopeless.
+    """
     name = service["metadata"]["name"]
-    pods, sets = cluster.pods(name), cluster.replica_sets(name)
+    pods, sets = cluster.pods(name), newest(cluster.replica_sets(name))
+    new = [pod for pod in pods if is_of(pod, sets)]
     names = {name, f"{name}-predictor"}
-    names |= {each["metadata"]["name"] for each in [*pods, *sets]}
+    names |= {each["metadata"]["name"] for each in [*new, *sets]}
     owners = [*([deployment] if deployment else []), *sets]
-    return pods, diagnose(service, pods, cluster.warnings(names), owners)
+    findings = diagnose(service, new, cluster.warnings(names), owners)
+    if deployment and any(behind(service, deployment)):
+        findings = [replace(finding, fatal=False) for finding in findings]
+    return pods, findings
 
 
 def url(service: Object | None) -> str:

@@ -18,21 +18,55 @@ class Reason(NamedTuple):
     remedy: str
 
 
+TAINT = "(?:untolerated|had) taint"
+"""`had taint {...}, that the pod didn't tolerate` until Kubernetes 1.24."""
+
 REASONS = (
     Reason(
-        r'persistentvolumeclaim "[^"]*" not found',
+        r'persistentvolumeclaim "[^"]*" (not found|is being deleted)',
         "the volume claim that it names does not exist",
         "make the PersistentVolumeClaim that the message names, or correct its name",
     ),
     Reason(
-        "PersistentVolumeClaim|volume",
+        "exceed max volume count",
+        "the node holds as many volumes as it can",
+        "end pods with volumes there, or add a node",
+    ),
+    Reason(
+        "ReadWriteOncePod|no available disk",
+        "another pod holds its volume",
+        "end that pod, or use a claim that may be shared (ReadWriteMany)",
+    ),
+    Reason(
+        "storageclass.*not found",
+        "the claim's storage class does not exist",
+        "kubectl get storageclass shows those that do; make the claim again with one of them",
+    ),
+    Reason(
+        "(?i)resourceclaim|cannot allocate all claims",
+        "no node has the devices that its resource claim wants",
+        "look at the claim and the devices: kubectl describe resourceclaim, kubectl get"
+        " resourceslices",
+    ),
+    Reason(
+        "PersistentVolume|volume|enough free storage",
         "its volume is not bound, or not where the node is",
         "look at the claim: storage class, size, access mode, zone",
+    ),
+    Reason(
+        "pod (anti-)?affinity|pods anti-affinity|topology spread",
+        "its rules about other pods leave no node",
+        "look at affinity and topologySpreadConstraints, or add a node",
     ),
     Reason(
         r"Insufficient nvidia\.com/gpu",
         "no node has the GPUs free that it asks for",
         "wait for one, scale the GPU nodes, or ask fewer",
+    ),
+    Reason(
+        r"Insufficient nvidia\.com/mig",
+        "no node has the GPU slice free that it asks for",
+        "wait for one, or ask for a slice that the nodes have: oc describe node",
     ),
     Reason(
         "Insufficient memory",
@@ -45,9 +79,19 @@ REASONS = (
         "lower requests.cpu or add a node",
     ),
     Reason(
+        "Insufficient ephemeral-storage",
+        "no node has the disk free that it asks for",
+        "lower requests.ephemeral-storage, or keep weights on a volume",
+    ),
+    Reason(
         "Insufficient",
         "no node has enough free of what the message names",
         "lower that request or add a node",
+    ),
+    Reason(
+        "Too many pods",
+        "the node runs as many pods as it may",
+        "end pods there, or add a node",
     ),
     Reason(
         "were unschedulable",
@@ -55,9 +99,21 @@ REASONS = (
         "oc get nodes shows which; oc adm uncordon NODE once it may take pods again",
     ),
     Reason(
-        r"untolerated taint (?!\{node-role\.kubernetes\.io)",
+        rf"{TAINT} \{{node\.(kubernetes\.io|cloudprovider\.kubernetes\.io)/",
+        "a node is in trouble or not ready yet",
+        "oc describe node says what it lacks: a toleration would not help",
+    ),
+    Reason(
+        rf"{TAINT} (?!\{{node-role\.kubernetes\.io)",
         "the nodes that fit refuse pods without a toleration",
         "add the node's taint to tolerations",
+    ),
+    # Kubernetes 1.35 and newer do not name it.
+    Reason(
+        r"taint\(s\)|taints that the pod didn't tolerate",
+        "nodes refuse pods without a toleration, the control plane's among them perhaps",
+        "oc get nodes -o custom-columns=NAME:.metadata.name,TAINTS:.spec.taints shows them: add a"
+        " GPU node's to tolerations, and no control plane's",
     ),
     Reason(
         "node affinity",
@@ -70,9 +126,14 @@ REASONS = (
         "compare the node labels with the overlay's nodeSelector",
     ),
     Reason(
-        "untolerated taint",
+        TAINT,
         "the control plane's nodes take no such pods",
         "add a worker node that fits",
+    ),
+    Reason(
+        "no nodes available|0/0 nodes",
+        "the cluster has no node",
+        "add a worker node",
     ),
 )
 """The nearest to fitting first."""
@@ -88,17 +149,22 @@ class Unfit(NamedTuple):
 def explain(message: str) -> Unfit:
     """The nearest reason first, then the others with the number of their nodes."""
     text = message.partition(" preemption:")[0]
-    parts = re.split(r",\s*(?=\d+ )|:\s+(?=\d+ )", text)
-    found: dict[int, tuple[str, str]] = {}
+    parts = re.split(r",\s*(?=\d+ )|:\s+(?=\d+ )|\.\s+(?=\d+ )", text)
+    nodes: dict[int, int] = {}
     for part in parts:
-        for rank, reason in enumerate(REASONS):
-            if re.search(reason.part, part):
-                count = re.match(r"(\d+) ", part)
-                nodes = f" on {count[1]} node(s)" if count else ""
-                found.setdefault(rank, (reason.cause + nodes, reason.remedy))
-                break
-    if not found:
+        rank = next((n for n, each in enumerate(REASONS) if re.search(each.part, part)), None)
+        if rank is not None:
+            count = re.match(r"(\d+) ", part)
+            nodes[rank] = nodes.get(rank, 0) + (int(count[1]) if count else 0)
+    if not nodes:
         return Unfit(message, "see what the scheduler misses in the message")
+    found = {
+        rank: (
+            REASONS[rank].cause + (f" on {number} node(s)" if number else ""),
+            REASONS[rank].remedy,
+        )
+        for rank, number in nodes.items()
+    }
     causes, remedies = zip(*(found[rank] for rank in sorted(found)), strict=True)
     if len(causes) == 1:
         return Unfit(f"{causes[0]} ({message})", remedies[0])
