@@ -155,7 +155,9 @@ finish() {
 
 made() { # a line "Kind name kind.group" for each object that setup.sh made, of the kinds that this cluster serves
   local kinds served
-  served=$("$CLI" api-resources --namespaced --verbs=delete --no-headers -o name 2>/dev/null)
+  # An API of the cluster that is down makes this an error, and the list of the others is still there.
+  served=$("$CLI" api-resources --namespaced --verbs=delete --no-headers -o name 2>/dev/null || true)
+  [ -n "$served" ] || die "the API server does not list its kinds, so nothing was removed: is it up?"
   kinds=$({
     printf 'configmap\nsecret\n' # kustomize generates these
     for file in manifests/setup/*/*.yaml manifests/base/*.yaml manifests/components/*/*.yaml manifests/components/*/*/*.yaml; do
@@ -170,10 +172,12 @@ made() { # a line "Kind name kind.group" for each object that setup.sh made, of 
 }
 
 uninstall() {
-  local kind name ref others
+  local kind name ref others list
   # Overlays share the runtime, the account and what watches them.
   others=$(in_namespace get inferenceservice -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}' | grep -vxF "$SERVICE" || true)
+  list=$(made)
   while read -r kind name ref; do
+    [ -n "$kind" ] || continue
     if [ "$kind" = PersistentVolumeClaim ] || [ "$kind" = Secret ]; then
       say "  kept $kind/$name"
     elif [ -n "$others" ] && [ "$name" != "$SERVICE" ]; then
@@ -183,7 +187,7 @@ uninstall() {
     else
       in_namespace delete "$ref" "$name" --ignore-not-found
     fi
-  done < <(made)
+  done <<<"$list"
   say "  kept Namespace/$NAMESPACE"
   in_namespace get secrets -o 'jsonpath={range .items[*]}{"  kept Secret/"}{.metadata.name}{"\n"}{end}' 2>/dev/null || true
   say "Volumes and Secrets stay; to remove everything: $CLI delete namespace $NAMESPACE"

@@ -15,9 +15,13 @@ check_login() {
 allowed() { [ "$("$CLI" auth can-i "$1" "$2" --namespace "$NAMESPACE" 2>/dev/null)" = yes ]; }
 
 check_rights() { # on every kind that will be applied, so that nothing is left half
-  local resource resources rights verb refused
-  if "$CLI" get namespace "$NAMESPACE" -o name >/dev/null 2>&1; then
-    ok "project $NAMESPACE is there"
+  local resource resources rights verb refused phase
+  if phase=$("$CLI" get namespace "$NAMESPACE" -o 'jsonpath={.status.phase}' 2>/dev/null); then
+    if [ "$phase" = Terminating ]; then
+      missing "project $NAMESPACE is being deleted, so nothing can be made in it" "wait until it is gone, or --namespace; $CLI get namespace $NAMESPACE -o yaml says what holds it"
+    else
+      ok "project $NAMESPACE is there"
+    fi
     if ! allowed patch namespaces; then
       # The administrator of an OpenShift project may change the project, not the namespace.
       note "Namespace $NAMESPACE is left as it is: no right to change it, and none is needed"
@@ -124,7 +128,7 @@ check_gpus() {
 check_storage() {
   used '^kind: PersistentVolumeClaim' || return 0
   local classes
-  if ! classes=$("$CLI" get storageclass -o 'jsonpath={range .items[*]}{.metadata.annotations.storageclass\.kubernetes\.io/is-default-class}{"\n"}{end}' 2>/dev/null); then
+  if ! classes=$("$CLI" get storageclass -o 'jsonpath={range .items[*]}{.metadata.annotations.storageclass\.kubernetes\.io/is-default-class} {.metadata.annotations.storageclass\.beta\.kubernetes\.io/is-default-class}{"\n"}{end}' 2>/dev/null); then
     note "storage classes were not checked: no right to list them"
   elif grep -q true <<<"$classes"; then
     ok "a default storage class"

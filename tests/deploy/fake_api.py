@@ -34,8 +34,10 @@ FACTS: Object = {
     "forbidden": [],
     "kserve": 21,
     "refusal": "",
+    "dead_api": "",
 }
-"""What the cluster is like. `forbidden`: a resource (may not be written), or verb and resource."""
+"""What the cluster is like. `forbidden`: a resource (may not be written), or verb and resource;
+`dead_api`: a group and version that is listed and does not answer."""
 
 
 class FakeApi:
@@ -151,8 +153,11 @@ class FakeApi:
     ) -> tuple[int, Any]:
         if not self.facts["logged_in"]:
             raise Refused(401, "Unauthorized", "Unauthorized")
-        if (found := discovery(path, self.kinds)) is not None:
+        if (found := discovery(path, self.kinds, self.facts["dead_api"])) is not None:
             return 200, found
+        if self.facts["dead_api"] and path == f"/apis/{self.facts['dead_api']}":
+            said = "the server is currently unable to handle the request"
+            raise Refused(503, "ServiceUnavailable", said)
         if path.endswith("/selfsubjectaccessreviews"):
             asked = body["spec"]["resourceAttributes"]
             allowed = self.may(asked["verb"], asked["resource"])
@@ -231,6 +236,8 @@ class FakeApi:
         there, manager = self.store.objects.get(key), query.get("fieldManager", "unknown")
         if kind.namespaced and ("namespaces", "", key[1]) not in self.store.objects:
             raise Refused(404, "NotFound", f'namespaces "{key[1]}" not found')
+        if kind.namespaced and there is None:
+            fake_rules.must_not_be_leaving(self.store, kind.plural, key)
         force = query.get("force") in ("true", "True")
         by_apply = "apply-patch" in content_type
         if by_apply:

@@ -74,12 +74,18 @@ ALL = [
 ]
 
 
-def discovery(path: str, kinds: list[Kind]) -> dict[str, Any] | None:
-    """The answer to a discovery request; None if it is none."""
+def discovery(path: str, kinds: list[Kind], dead: str = "") -> dict[str, Any] | None:
+    """The answer to a discovery request; None if it is none.
+
+    Args:
+        dead: a group and version that is listed and has nobody behind it.
+    """
     groups: dict[str, list[str]] = {}
     for kind in kinds:
         if kind.version not in groups.setdefault(kind.group, []):
             groups[kind.group].append(kind.version)
+    if dead:
+        groups[dead.partition("/")[0]] = [dead.partition("/")[2]]
     if path == "/version":
         return {"major": "1", "minor": "36", "gitVersion": "v1.36.0"}
     if path == "/api":

@@ -97,6 +97,18 @@ def quantity(text: Any) -> float:
     return float(text)
 
 
+def must_not_be_leaving(store: Store, plural: str, key: tuple[str, str, str]) -> None:
+    """Refuse what is new in a namespace that is being deleted."""
+    status = store.objects["namespaces", "", key[1]].get("status") or {}
+    if status.get("phase") == "Terminating":
+        raise Refused(
+            403,
+            "Forbidden",
+            f'{plural} "{key[2]}" is forbidden: unable to create new content in namespace {key[1]}'
+            " because it is being terminated",
+        )
+
+
 def refusal_of_pod(store: Store, namespace: str, name: str, spec: Object) -> str:
     """Why no such pod may be made, in the API server's words and order; empty if it may."""
     start = f'pods "{name}" is forbidden: '

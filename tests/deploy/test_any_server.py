@@ -30,7 +30,7 @@ POD_FIELDS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyServer]:
-    with any_server(tmp_path_factory.mktemp("server")) as made:
+    with any_server(tmp_path_factory.mktemp("server"), controllers=False) as made:
         yield made
 
 

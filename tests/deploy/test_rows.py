@@ -18,13 +18,19 @@ SETUP, FAILURES, ROLLOUT = (
     "deploy/test_rollout.py",
 )
 SERVER, POLICY = "deploy/test_any_server.py", "manifests/test_policy.py"
+ANY_SETUP, ANY_FAILURE = "deploy/test_any_setup.py", "deploy/test_any_failure.py"
+WORDS = "deploy/test_spellings.py"
 
 ROWS: dict[str, dict[str, list[str]]] = {
     "1 setup.sh as a project's administrator": {
         SETUP: [
             "test_a_projects_administrator_needs_no_right_to_the_namespace",
             "test_a_missing_prerequisite_is_named_with_its_remedy",
-        ]
+        ],
+        ANY_SETUP: [
+            "test_setup_plans_runs_repeats_and_uninstalls",
+            "test_setup_without_rights_names_them_and_applies_nothing",
+        ],
     },
     "2 KServe's webhook refuses a metric without `value`": {
         SERVER: [
@@ -34,6 +40,7 @@ ROWS: dict[str, dict[str, list[str]]] = {
     },
     "3 readiness is that of the change": {
         FAILURES: ["test_more_replicas_are_ready_without_a_new_pod"],
+        WORDS: ["test_the_old_pods_trouble_does_not_end_the_wait_for_the_new_ones"],
         ROLLOUT: ["test_the_second_apply_changes_the_endpoint_and_waits_for_the_change"],
     },
     "4 what keeps pods from being made": {
@@ -42,6 +49,15 @@ ROWS: dict[str, dict[str, list[str]]] = {
             "test_a_missing_service_account_is_named",
         ],
         SETUP: ["test_a_quota_that_stops_the_pods_is_told"],
+        ANY_FAILURE: [
+            "test_a_quota_is_told",
+            "test_a_quota_on_what_a_pod_does_not_name_is_told",
+            "test_a_limit_range_is_told",
+            "test_pod_security_is_told",
+            "test_a_missing_account_is_told",
+            "test_a_dead_webhook_is_told",
+        ],
+        WORDS: ["test_a_pod_that_was_not_made_is_explained_in_other_words"],
     },
     "5 a new image": {SETUP: ["test_a_new_image_reaches_the_runtime_and_the_jobs"]},
     "6 every served version": {
@@ -57,7 +73,9 @@ ROWS: dict[str, dict[str, list[str]]] = {
         SERVER: ["test_a_second_apply_by_the_server_changes_nothing"],
     },
     "9 reasons of the scheduler that mix": {
-        FAILURES: ["test_the_nodes_that_are_nearest_to_fitting_are_said_first"]
+        FAILURES: ["test_the_nodes_that_are_nearest_to_fitting_are_said_first"],
+        WORDS: ["test_the_scheduler_is_understood_in_other_words"],
+        ANY_FAILURE: ["test_a_pods_state_is_explained"],
     },
     "10 setup.sh and a stale endpoint": {
         SETUP: ["test_the_readiness_of_the_old_pods_is_not_that_of_the_change"]
@@ -67,6 +85,7 @@ ROWS: dict[str, dict[str, list[str]]] = {
             "test_uninstall_finds_what_the_parts_made_and_minds_no_missing_kind",
             "test_uninstall_keeps_data_and_what_other_endpoints_use",
             "test_uninstall_can_be_tried_dry",
+            "test_an_api_of_the_cluster_that_is_down_stops_neither_set_up_nor_uninstall",
         ]
     },
     "12 the API server is down": {
@@ -76,6 +95,7 @@ ROWS: dict[str, dict[str, list[str]]] = {
             "test_rights_that_are_missing_are_a_line",
         ],
         SETUP: ["test_a_server_that_does_not_answer_is_told"],
+        ANY_SETUP: ["test_a_server_that_is_down_is_a_line_of_setup"],
     },
     "13 air-gapped images, troubles of nodes, the dashboard's stop, overlays side by side": {
         SETUP: ["test_an_image_of_ones_own_reaches_the_air_gapped_overlay"],
@@ -83,6 +103,10 @@ ROWS: dict[str, dict[str, list[str]]] = {
             "test_what_goes_wrong_on_a_node_is_explained",
             "test_a_pod_that_the_node_refuses_is_explained",
             "test_the_dashboards_stop_is_told",
+        ],
+        ANY_FAILURE: [
+            "test_a_warning_about_a_pod_is_explained",
+            "test_the_dashboards_stop_is_told_on_any_server",
         ],
         POLICY: ["test_overlays_live_side_by_side_in_one_namespace"],
     },

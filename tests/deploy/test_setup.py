@@ -27,6 +27,7 @@ WORKING = {
     "forbidden": [],
     "kinds": ALL,
     "kserve": 21,
+    "dead_api": "",
     "nodes": ["4 NVIDIA-A10G", "8 NVIDIA-L40S", " "],
     "default_storage_class": True,
     "image_pullable": True,
@@ -56,7 +57,7 @@ class Cluster:
         """The server as the facts say."""
         api, facts = self.api, self.facts
         api.kinds = list(facts["kinds"])
-        told = ("logged_in", "forbidden", "kserve")
+        told = ("logged_in", "forbidden", "kserve", "dead_api")
         api.facts.update({name: facts[name] for name in told})
         nodes = [] if facts["nodes"] is None else facts["nodes"]
         if facts["nodes"] is None:
@@ -563,6 +564,27 @@ def test_a_server_that_does_not_answer_is_told(cluster: Cluster) -> None:
     done = cluster.setup()
     assert done.returncode == 1
     assert "the API server does not answer" in done.stderr
+
+
+def test_an_api_of_the_cluster_that_is_down_stops_neither_set_up_nor_uninstall(
+    cluster: Cluster,
+) -> None:
+    """A dead metrics server is common; kubectl then lists the other kinds, and ends with 1."""
+    cluster.facts["dead_api"] = "metrics.k8s.io/v1beta1"
+    assert cluster.setup().returncode == 0
+    done = cluster.setup("--uninstall")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name.split("/")[0] for name in cluster.objects} <= {"namespace", "secret"}
+
+
+def test_a_project_that_is_being_deleted_is_told_before_anything_is_applied(
+    cluster: Cluster,
+) -> None:
+    cluster.api.add("v1", "Namespace", "atelier", "", status={"phase": "Terminating"})
+    done = cluster.setup()
+    assert done.returncode == 1
+    assert re.search(r"MISSING  project atelier is being deleted.*\n +-> wait", done.stdout)
+    assert "nothing was applied" in done.stderr and cluster.changes() == []
 
 
 def test_uninstall_can_be_tried_dry(cluster: Cluster) -> None:

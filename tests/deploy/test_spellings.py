@@ -246,6 +246,17 @@ def test_a_project_that_is_not_there_is_told_with_a_remedy(api: FakeApi) -> None
         deploy(Endpoint("sdxl", "builtin/shapes", namespace="none"), say=quiet)
 
 
+def test_a_project_that_is_being_deleted_is_told_with_a_remedy(api: FakeApi) -> None:
+    api.store.objects["namespaces", "", "studio"]["status"] = {"phase": "Terminating"}
+    with pytest.raises(DeployError, match=r"being terminated\n  -> wait until the project is gone"):
+        deploy(Endpoint("sdxl", "builtin/shapes"), say=quiet)
+
+
+def test_an_api_of_the_cluster_that_is_down_is_nothing_to_an_endpoint(api: FakeApi) -> None:
+    api.facts["dead_api"] = "metrics.k8s.io/v1beta1"
+    assert deploy(Endpoint("sdxl", "builtin/shapes"), say=quiet)
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
