@@ -55,7 +55,7 @@ def test_both_passes_have_what_a_request_brings(shown: tuple[str, Exhibit, Path]
     """Together, with strangers of one pass and of two, as each alone."""
     _, exhibit, _ = shown
     wanted = [TWICE | one for one in BESIDE]
-    wanted += [TWICE, TWICE | {"seed": 6}, RING | {"seed": 5}, {"seed": 8}]
+    wanted += [TWICE, TWICE | {"seed": 6}, RING | {"seed": 5}]
     alone = [exhibit.draw(one, **FIELDS)[0] for one in wanted]
     exhibit.tally.shared.clear()
     for one, other in zip(exhibit.draw(*wanted, **FIELDS), alone, strict=True):
@@ -67,26 +67,17 @@ def test_both_passes_have_what_a_request_brings(shown: tuple[str, Exhibit, Path]
         assert difference(one, plain) > 0
 
 
-@pytest.mark.parametrize(
-    ("shown", "given"),
-    [("sd15", LOOK), ("sd15", RING), ("sd15", WEIGHTED), ("flux", LOOK), ("flux", RING)],
-    ids=["sd15-look", "sd15-ring", "sd15-weights", "flux-look", "flux-ring"],
-    indirect=["shown"],
-)
-def test_the_second_pass_is_not_drawn_without_it(
-    shown: tuple[str, Exhibit, Path], given: dict[str, Any]
-) -> None:
+def test_the_second_pass_is_not_drawn_without_it(shown: tuple[str, Exhibit, Path]) -> None:
     """It is what an edit with the same things makes of the first picture, scaled up; that picture
     is sent in 256 levels, where the second pass sees it exactly, so it is not the same bits. The
     tiny FLUX.1 hardly heeds what its prompt says."""
-    _, exhibit, _ = shown
-    [first] = exhibit.draw({"seed": 5} | given, **FIELDS)
-    [made] = exhibit.draw(TWICE | given, **FIELDS)
+    family, exhibit, _ = shown
     size = {"width": LARGE[1], "height": LARGE[0]}
-    edit = {"seed": 5, "image": scaled(first), "strength": HIGHRES["strength"]} | size
-    [same] = exhibit.draw(edit | given, **{**FIELDS, **size})
-    [without] = exhibit.draw(edit, **{**FIELDS, **size})
-    assert apart(made, same) < apart(made, without) / 3
+    for given in (LOOK, RING, *([WEIGHTED] if family == "sd15" else [])):
+        first, made = exhibit.draw({"seed": 5} | given, TWICE | given, **FIELDS)
+        edit = {"seed": 5, "image": scaled(first), "strength": HIGHRES["strength"]}
+        same, without = exhibit.draw(edit | given, edit, **{**FIELDS, **size})
+        assert apart(made, same) < apart(made, without) / 3
 
 
 def apart(one: Pixels, other: Pixels) -> float:

@@ -43,6 +43,9 @@ def shown(
         yield request.param, exhibit, checkpoint
 
 
+with_t5 = pytest.mark.parametrize("shown", ["sd3", "flux"], indirect=True)
+
+
 def wish(prompt: str, **fields: Any) -> dict[str, Any]:
     return FIELDS | {"prompt": prompt} | fields
 
@@ -107,6 +110,7 @@ def test_weights_and_strangers_are_drawn_as_each_alone(shown: tuple[str, Exhibit
         assert difference(alone[1], other) > 0
 
 
+@with_t5
 def test_several_pictures_and_edits_have_weights_too(shown: tuple[str, Exhibit, Path]) -> None:
     family, exhibit, _ = shown
     fields = WEIGHTED | {"negative_prompt": "(dog)2"} | guided(family)
@@ -129,7 +133,7 @@ def _decoded(told: dict[str, Any]) -> Pixels:
     return pixels(base64.b64decode(told["b64"]))
 
 
-@pytest.mark.parametrize("shown", ["sd3", "flux"], indirect=True)
+@with_t5
 @pytest.mark.parametrize("weight", [1.7, 0.4])
 def test_a_weight_is_what_compel_makes_of_it(
     shown: tuple[str, Exhibit, Path], weight: float
@@ -183,6 +187,7 @@ def providers(compel: Any) -> list[Any]:
     return compel.conditioning_provider.embedding_providers
 
 
+@with_t5
 def test_odd_texts_with_weights_are_drawn(shown: tuple[str, Exhibit, Path]) -> None:
     """Blanks, words of the tokenizers themselves and signs that they drop."""
     _, exhibit, _ = shown
