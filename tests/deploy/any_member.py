@@ -34,8 +34,8 @@ def member(server: AnyServer, folder: Path, name: str, verbs: list[str]) -> Iter
         yield server
         server.fake.facts["forbidden"] = []
         return
-    if not (server.may("create", "roles") and server.may("create", "serviceaccounts/token")):
-        pytest.skip("the user of TEST_KUBECONFIG may make no Role or no token")
+    if not (server.may("escalate", "roles") and server.may("create", "serviceaccounts/token")):
+        pytest.skip("the user of TEST_KUBECONFIG may make no Role with others' rights, or no token")
     named = {"metadata": {"name": name}}
     role = {"apiGroup": RBAC, "kind": "Role", "name": name}
     subject = {"kind": "ServiceAccount", "name": name, "namespace": server.namespace}

@@ -215,6 +215,9 @@ class FakeApi:
         if method == "GET" and kind.resource == "inferenceservices" and len(self.scene) > 1:
             self.scene.pop(0)
         self.reconcile()
+        if method == "POST" and not name:
+            said = f'{kind.kind} "" is invalid: metadata.name: Required value: name or generateName'
+            raise Refused(422, "Invalid", f"{said} is required")
         key = kind.resource, namespace, name
         there = self.store.objects.get(key)
         if verb == "list":

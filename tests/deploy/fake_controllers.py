@@ -51,6 +51,8 @@ def reconcile(store: Store, moment: Moment) -> None:
             store.delete(key)
     for key in [k for k in store.objects if k[0] == "events"]:
         store.delete(key)
+    for key in [k for k in store.objects if k[0] == "resourcequotas"]:
+        store.write_status(key, {"hard": store.objects[key]["spec"]["hard"]})
     for key in wanted:
         _service(store, key, moment)
     for key in [k for k in store.objects if k[0] == "llminferenceservices"]:

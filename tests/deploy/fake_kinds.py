@@ -58,6 +58,8 @@ ALL = [
     Kind("serving.kserve.io/v1alpha1", "LLMInferenceService"),
     Kind("serving.kserve.io/v1alpha1", "ServingRuntime"),
     Kind("serving.kserve.io/v1alpha1", "LocalModelCache"),
+    Kind("serving.kserve.io/v1alpha1", "LocalModelNamespaceCache"),
+    Kind("resource.k8s.io/v1", "ResourceClaimTemplate"),
     Kind("monitoring.coreos.com/v1", "PodMonitor"),
     Kind("monitoring.coreos.com/v1", "PrometheusRule"),
     Kind("datasciencepipelinesapplications.opendatahub.io/v1", "DataSciencePipelinesApplication"),

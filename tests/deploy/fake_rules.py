@@ -36,6 +36,7 @@ def admit(store: Store, resource: str, document: Object, old: Object | None, fac
             internal = said.startswith("Internal error")
             code = (500, "InternalError") if internal else (403, "Forbidden")
             raise Refused(*code, said)
+    _fill_in(resource, document.get("spec", {}))
     if resource == "inferenceservices":
         _inference_service(document, facts)
     if resource == "servingruntimes":
@@ -57,6 +58,18 @@ def admit(store: Store, resource: str, document: Object, old: Object | None, fac
     connects = resource == "secrets" and labels.get("opendatahub.io/managed") and kind
     if connects and protocol not in document["metadata"]["annotations"]:
         raise Refused(403, "Forbidden", f"connection Secret lacks annotation {protocol}")
+
+
+def _fill_in(resource: str, spec: Object) -> None:
+    """Defaults in lists, which kubectl takes for somebody's change if they are not spelled out."""
+    if resource == "podmonitors":
+        for endpoint in spec["podMetricsEndpoints"]:
+            for rule in endpoint.get("relabelings", []):
+                rule.setdefault("action", "replace")
+    if resource == "resourceclaimtemplates":
+        for request in spec["spec"]["devices"]["requests"]:
+            request["exactly"].setdefault("allocationMode", "ExactCount")
+            request["exactly"].setdefault("count", 1)
 
 
 def _inference_service(document: Object, facts: Object) -> None:
@@ -131,7 +144,8 @@ def refusal_of_pod(store: Store, namespace: str, name: str, spec: Object) -> str
             if any("pods" in rule["resources"] for rule in hook["rules"]):
                 return _unreachable(hook)
     for quota, document in _of(store, "resourcequotas", namespace):
-        if said := _over(quota, document["spec"]["hard"], spec):
+        # What its controller has counted, not what is written.
+        if said := _over(quota, document.get("status", {}).get("hard", {}), spec):
             return start + said
     return ""
 

@@ -116,25 +116,19 @@ def test_a_warning_about_a_pod_is_explained(
 
 
 MEMORY = {"max": {"memory": "4Gi"}, "type": "Container"}
-HARD = {"hard": {"limits.memory": "4Gi", "requests.cpu": "20"}}
+HARD = {"limits.memory": "4Gi", "requests.cpu": "20"}
 
 
 def test_a_quota_is_told(sdxl: Played) -> None:
-    sdxl.create("ResourceQuota", {"metadata": {"name": "project"}, "spec": HARD})
-    # Its controller writes this; until it has, the server refuses every pod in other words.
-    sdxl.refused({"containers": [CONTAINER]})
-    early = told()
-    sdxl.state("ResourceQuota", "project", {**HARD, "used": dict.fromkeys(HARD["hard"], "0")})
+    sdxl.quota(HARD)
     sdxl.refused({"containers": [CONTAINER]})
     said = told()
-    assert "quota: project" in early and "  -> " in early
     assert "exceeded quota: project, requested: limits.memory=6Gi" in said
     assert "have the project's ResourceQuota raised" in said
 
 
 def test_a_quota_on_what_a_pod_does_not_name_is_told(sdxl: Played) -> None:
-    sdxl.create("ResourceQuota", {"metadata": {"name": "project"}, "spec": HARD})
-    sdxl.state("ResourceQuota", "project", {**HARD, "used": dict.fromkeys(HARD["hard"], "0")})
+    sdxl.quota(HARD)
     sdxl.refused({"containers": [{**CONTAINER, "resources": {}}]})
     said = told()
     assert "failed quota: project: must specify limits.memory for: kserve-container" in said

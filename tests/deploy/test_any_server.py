@@ -14,12 +14,23 @@ from typer.testing import CliRunner
 
 from atelier.cli.deploy import app
 from tests.deploy.any_server import REAL, AnyServer, any_server, only_the_fake
-from tests.manifests.rendering import FOLDERS, Object, needs_kubectl, objects, of_kind, pods
+from tests.manifests.rendering import (
+    COMBINATIONS,
+    FOLDERS,
+    Object,
+    combine,
+    needs_kubectl,
+    objects,
+    of_kind,
+    pods,
+)
 
 pytestmark = needs_kubectl
 
 IN_ORDER = {"setup", "setup/project", "setup/workbench"}
 """Folders that setup.sh applies in parts: the workbench waits for a Secret that a Job makes."""
+NO_PROJECT = {"Namespace", "LocalModelCache"}
+"""Kinds of the whole cluster, which are left as they are."""
 APPLIED = [folder for folder in FOLDERS if folder not in IN_ORDER]
 POD_FIELDS = {
     *("containers", "initContainers", "volumes", "tolerations", "nodeSelector", "affinity"),
@@ -34,20 +45,34 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyServer]:
         yield made
 
 
-def of_the_project(server: AnyServer, folder: str) -> list[Object]:
-    """A folder's objects for the server's project, whatever namespace they spell out."""
-    docs = copy.deepcopy([doc for doc in objects(folder) if doc["kind"] != "Namespace"])
+def of_the_project(server: AnyServer, docs: list[Object]) -> list[Object]:
+    """Objects for the server's project, whatever namespace they spell out."""
+    docs = copy.deepcopy([doc for doc in docs if doc["kind"] not in NO_PROJECT])
     for doc in docs:
         doc["metadata"]["namespace"] = server.namespace
     return docs
 
 
+def combined(folder: str) -> str:
+    return f"{folder} with {', '.join(COMBINATIONS[folder])}"
+
+
 @pytest.fixture(scope="module")
-def batches(server: AnyServer) -> list[list[Object]]:
-    """Every folder's objects, in as few batches as hold no object in two forms."""
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]]:
+    """Every folder, and the components as people put them on overlays."""
+    found = {folder: objects(folder) for folder in APPLIED}
+    for folder, components in COMBINATIONS.items():
+        place = tmp_path_factory.mktemp("combined")
+        found[combined(folder)] = combine(place, folder, components)
+    return found
+
+
+@pytest.fixture(scope="module")
+def batches(server: AnyServer, rendered: dict[str, list[Object]]) -> list[list[Object]]:
+    """All objects, in as few batches as hold no object in two forms."""
     found: list[dict[tuple[str, str], Object]] = []
-    for folder in APPLIED:
-        docs = {(d["kind"], d["metadata"]["name"]): d for d in of_the_project(server, folder)}
+    for made in rendered.values():
+        docs = {(d["kind"], d["metadata"]["name"]): d for d in of_the_project(server, made)}
         if not server.lacks(list(docs.values())):
             fits = (b for b in found if all(b.get(key, doc) == doc for key, doc in docs.items()))
             batch = next(fits, None)
@@ -58,12 +83,14 @@ def batches(server: AnyServer) -> list[list[Object]]:
     return [list(batch.values()) for batch in found]
 
 
-@pytest.mark.parametrize("folder", APPLIED)
-def test_the_server_has_every_kind(server: AnyServer, folder: str) -> None:
-    """A folder with a kind that the server lacks is in no batch, so that must be known."""
-    missing = ", ".join(sorted(server.lacks(objects(folder))))
+@pytest.mark.parametrize("name", [*APPLIED, *map(combined, COMBINATIONS)])
+def test_the_server_has_every_kind(
+    server: AnyServer, rendered: dict[str, list[Object]], name: str
+) -> None:
+    """Objects of which the server lacks a kind are in no batch, so that must be known."""
+    missing = ", ".join(sorted(server.lacks(rendered[name])))
     if REAL and missing:
-        pytest.skip(f"{folder}: the server of TEST_KUBECONFIG has no {missing}")
+        pytest.skip(f"{name}: the server of TEST_KUBECONFIG has no {missing}")
     assert not missing
 
 
@@ -127,7 +154,7 @@ def pod_of(name: str, spec: Object) -> Object:
 
 def test_kserves_webhook_refuses_a_metric_without_a_value(server: AnyServer) -> None:
     only_the_fake("be sure to have KServe's webhooks")
-    docs = of_the_project(server, "overlays/sdxl-production")
+    docs = of_the_project(server, objects("overlays/sdxl-production"))
     (service,) = of_kind(docs, "InferenceService")
     del service["spec"]["predictor"]["autoScaling"]["metrics"][0]["external"]["target"]["value"]
     done = server.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(service))
@@ -138,7 +165,7 @@ def test_atelier_deploy_makes_repeats_and_deletes(
     server: AnyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.use(tmp_path, monkeypatch)
-    server.told("apply", "--filename", "-", docs=of_the_project(server, "base"))
+    server.told("apply", "--filename", "-", docs=of_the_project(server, objects("base")))
     for replicas in ("1", "3"):
         words = ["apply", "tried", "builtin/shapes", "--no-wait", "--max-replicas", replicas]
         done = CliRunner().invoke(app, words)
