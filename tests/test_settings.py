@@ -29,6 +29,7 @@ SECRETS = (
 )
 
 BAD = [
+    ("MODEL_NAME", "org/model", "a name without a slash"),
     ("TASK", "video", "'auto', 'image' or 'text'"),
     ("MAX_LORAS", "0", "greater than or equal to 1"),
     ("DEFAULT_LORA", "ink=much", "name or name=number"),
@@ -39,9 +40,9 @@ BAD = [
     ("DEVICE", "gpu", "auto, cpu, cuda"),
     ("DTYPE", "fp8", "'bfloat16'"),
     ("QUANTIZATION", "int4", "'nf4'"),
-    ("ENABLE_LOW_CPU_MEM", "yes", "'auto', 'true' or 'false'"),
-    ("ENABLE_ATTENTION_SLICING", "1", "'auto', 'true' or 'false'"),
-    ("ENABLE_VAE_SLICING", "on", "'auto', 'true' or 'false'"),
+    ("ENABLE_LOW_CPU_MEM", "low", "'auto', 'true' or 'false'"),
+    ("ENABLE_ATTENTION_SLICING", "max", "'auto', 'true' or 'false'"),
+    ("ENABLE_VAE_SLICING", "8", "'auto', 'true' or 'false'"),
     ("ENABLE_VAE_TILING", "2", "'auto', 'true' or 'false'"),
     ("ENABLE_CPU_OFFLOAD", "model", "'auto', 'true' or 'false'"),
     ("COMPILE", "fast", "'regional'"),
@@ -53,7 +54,10 @@ BAD = [
     ("SIZE_FALLBACK", "closest", "'refuse' or 'nearest'"),
     ("MAX_STEPS", "many", "a valid integer"),
     ("MAX_IMAGES_PER_REQUEST", "-1", "greater than or equal to 1"),
-    ("MAX_BODY_BYTES", "64MB", "a valid integer"),
+    ("MAX_BODY_BYTES", "64 megabytes", "a valid integer"),
+    ("ALLOWED_ORIGINS", "app.example.com", "an origin such as https://app.example.com"),
+    ("ALLOWED_IMAGE_HOSTS", "*.example.com", "names of hosts, one by one"),
+    ("PUBLIC_URL", "pictures.example.com", "a URL such as https://host"),
     ("MAX_BATCH_SIZE", "0", "greater than or equal to 1"),
     ("MAX_QUEUE_SIZE", "1.5", "a valid integer"),
     ("SAFETY_ACTION", "hide", "'block', 'blur' or 'flag'"),
@@ -146,6 +150,47 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings()
     assert settings.lora_paths == ["/a", "/b"]
     assert settings.default_adapters == {"ink": 0.5, "paper": 1.0}
+
+
+SPELLED: list[tuple[str, str, str, object]] = [
+    ("MAX_STEPS", "  \n", "max_steps", 150),
+    ("AWS_DEFAULT_REGION", "\n", "aws_default_region", "us-east-1"),
+    ("HF_TOKEN", " ", "hf_token", None),
+    ("API_KEYS", "\n", "api_keys", []),
+    ("MAX_STEPS", '"50"', "max_steps", 50),
+    ("MODEL_ID", "'s3://bucket/sd'\n", "model_id", "s3://bucket/sd"),
+    ("ENGINE_ARGS", '--name "a b"', "engine_args", '--name "a b"'),
+    ("ENABLE_CUDA_GRAPHS", "Yes", "enable_cuda_graphs", "true"),
+    ("ENABLE_VAE_TILING", "0", "enable_vae_tiling", "false"),
+    ("ENABLE_VAE_SLICING", "on", "enable_vae_slicing", "true"),
+    ("MAX_BODY_BYTES", "64Mi", "max_body_bytes", 64 * 2**20),
+    ("RESULT_BYTES", "1.5 GB", "result_bytes", 1_500_000_000),
+    ("LORA_PATHS", "a/ring\nb/cup\n", "lora_paths", ["a/ring", "b/cup"]),
+    ("LORA_PATHS", '["a/ring", "b/cup"]', "lora_paths", ["a/ring", "b/cup"]),
+    ("ALLOWED_ORIGINS", "https://App.example.com/", "allowed_origins", ["https://app.example.com"]),
+    ("ALLOWED_IMAGE_HOSTS", "https://A.example.com/x,b:8080", "allowed_image_hosts",
+     ["a.example.com", "b"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variable", "text", "field", "value"), SPELLED)
+def test_a_variable_in_the_spellings_of_manifests_and_env_files(
+    variable: str, text: str, field: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert getattr(load_settings(), field) == value
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n", '""'])
+def test_an_empty_variable_hides_no_profile_and_is_no_old_name(
+    empty: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("MEMORY_FRACTION", "GPU_MEMORY_UTILIZATION", "SKIP_WARMUP", "WARMUP"):
+        monkeypatch.setenv(name, empty)
+    settings = load_settings(profile="qwen3-32b-awq-2x24g")
+    assert (settings.memory_fraction, settings.warmup) == (0.92, "auto")
+    assert settings.warmup_prompts == load_settings().warmup_prompts
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("secret", SECRETS)

@@ -6,6 +6,7 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 from atelier.settings.groups import ASSISTANTS
+from atelier.settings.values import ByteCount
 
 
 class AssistantSettings(BaseSettings):
@@ -27,7 +28,7 @@ class AssistantSettings(BaseSettings):
         ),
         (),
     )
-    mcp_inline_bytes: int = ASSISTANTS(
+    mcp_inline_bytes: ByteCount = ASSISTANTS(
         512 * 2**10,
         "Bytes of pictures inside one answer of a tool; larger ones are shown reduced.",
         (),

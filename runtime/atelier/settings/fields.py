@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Literal
 
-from pydantic import SecretStr, ValidationInfo, field_validator
+from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from atelier.settings.assistants import AssistantSettings
@@ -34,12 +34,17 @@ from atelier.settings.groups import (
 )
 from atelier.settings.guesses import SpeculationSettings
 from atelier.settings.pictures import PictureSettings
+from atelier.settings.tidying import TidySettings
 from atelier.settings.values import (
     AttentionBackend,
+    ByteCount,
     DeviceName,
     Folder,
+    Hosts,
     Lengths,
+    ModelName,
     Names,
+    Origins,
     PictureSizes,
     Secrets,
     StepCache,
@@ -48,7 +53,7 @@ from atelier.settings.values import (
 )
 
 
-class Settings(AssistantSettings, SpeculationSettings, PictureSettings):
+class Settings(AssistantSettings, SpeculationSettings, PictureSettings, TidySettings):
     """Everything that can be set. Field `model_id` is variable `MODEL_ID`, and so on."""
 
     # A variable that is there but empty, as manifests leave it, is unset.
@@ -59,7 +64,7 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings):
     model_id: str = MODEL(
         "builtin/shapes", "Folder, .safetensors file, s3://bucket/prefix or Hub id@revision."
     )
-    model_name: str = MODEL("", "Name in URLs and answers; empty: the last part of MODEL_ID.")
+    model_name: ModelName = MODEL("", "Name in URLs and answers; empty: the last part of MODEL_ID.")
     task: Literal["auto", "image", "text"] = MODEL(
         "auto", "What the checkpoint is; auto reads its config."
     )
@@ -179,7 +184,7 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings):
     max_images_per_request: int = REQUESTS(
         8, "Largest number of pictures of one request, instances counted.", PICTURES, ge=1
     )
-    max_body_bytes: int = REQUESTS(
+    max_body_bytes: ByteCount = REQUESTS(
         64 * 2**20, "Larger request bodies are refused with 413.", ge=1024
     )
     max_batch_size: int = REQUESTS(
@@ -255,10 +260,10 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings):
     )
 
     api_keys: Secrets = ACCESS([], "Accepted keys; empty: no check.")
-    allowed_origins: Names = ACCESS(
+    allowed_origins: Origins = ACCESS(
         [], "Origins of pages in browsers that may call, or *; empty: none. Comma-separated."
     )
-    allowed_image_hosts: Names = ACCESS(
+    allowed_image_hosts: Hosts = ACCESS(
         [], "Hosts that input pictures may be fetched from; empty: none.", PICTURES
     )
     log_format: Literal["text", "json"] = ACCESS("text", "Form of the log lines.")
@@ -290,17 +295,6 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings):
     aws_s3_bucket: str = SOURCES("", "Bucket of addresses such as s3:///prefix.")
     aws_default_region: str = SOURCES("us-east-1", "S3 region.")
     aws_ca_bundle: str = SOURCES("", "CA file for an S3 endpoint with a private certificate.")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _tidied(cls, value: Any, info: ValidationInfo) -> Any:
-        """White space around a value goes: a key in a Secret often ends in a line break. Words from
-        a fixed list may come in any case, as `True` does from Python scripts and Helm values."""
-        if not isinstance(value, str):
-            return value
-        field = cls.model_fields[info.field_name or ""]
-        bare = value.strip()
-        return bare.lower() if get_origin(field.annotation) is Literal else bare
 
     @property
     def default_adapters(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from atelier.errors import SettingsError
 from atelier.profiles import read as read_profile
 from atelier.settings.fields import Settings
 from atelier.settings.rows import is_secret
-from atelier.settings.values import OLD_MODELS
+from atelier.settings.values import OLD_MODELS, bare
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def load_settings(**overrides: Any) -> Settings:
             allowed.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    variables = {name.upper(): value for name, value in os.environ.items()}
+    # an empty one, as manifests leave it, is unset
+    variables = {name.upper(): text for name, value in os.environ.items() if (text := bare(value))}
     for gone in GONE.keys() & variables.keys():
         log.warning("%s=%s is ignored: %s", gone, variables[gone], GONE[gone])
     renamed, sources, faults = _from_old_names(variables, given)

@@ -8,7 +8,14 @@ from typing import Literal
 from pydantic_settings import BaseSettings
 
 from atelier.settings.groups import MARKS, MODEL, OWN, PICTURES, REQUESTS
-from atelier.settings.values import Names, ObjectPrefix, ObjectPrefixes, WeightedNames
+from atelier.settings.values import (
+    ByteCount,
+    Names,
+    ObjectPrefix,
+    ObjectPrefixes,
+    WebBase,
+    WeightedNames,
+)
 
 
 class PictureSettings(BaseSettings):
@@ -99,10 +106,10 @@ class PictureSettings(BaseSettings):
     result_seconds: float = REQUESTS(
         3600, "Seconds that a picture URL, a finished job or a response stays.", OWN, gt=0
     )
-    result_bytes: int = REQUESTS(
+    result_bytes: ByteCount = REQUESTS(
         512 * 2**20, "Memory for them, or room in a store; the oldest give way.", OWN, ge=2**16
     )
-    public_url: str = REQUESTS(
+    public_url: WebBase = REQUESTS(
         "", "Base of picture URLs, such as https://host; empty: the request's Host.", PICTURES
     )
 
