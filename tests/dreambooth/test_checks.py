@@ -152,6 +152,33 @@ def test_a_photo_with_an_odd_exif_tag_stands_upright(
     assert (picture.width, picture.height) == picture.open().size == (64, 32)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_16_bit_picture_stands_upright_too(
+    options: Build, pictures: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey = np.full((64, 128), 60_000, np.uint16)
+    Image.fromarray(grey).save(pictures / "a grey.png", exif=exif)
+    [shown, *_] = read_subject(options())
+    assert shown.open().size == ((128, 64) if orientation < 5 else (64, 128))
+    assert shown.open().getpixel((0, 0)) == (233, 233, 233)
+
+
+def test_further_pictures_that_cannot_be_used_are_named_together(
+    options: Build, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mimetypes.guess_type", lambda name: (None, None))  # as in a small image
+    for suffix in (".jxl", ".psd", ".heic"):
+        (pictures / f"other{suffix}").write_bytes(b"x")
+    deep = np.arange(64 * 64, dtype=np.int32).reshape(64, 64) * 100_000
+    Image.fromarray(deep).save(pictures / "deep.tiff")
+    with pytest.raises(DataError) as refused:
+        read_subject(options())
+    for name in ("other.jxl", "other.psd", "other.heic", "deep.tiff holds numbers of 32 bits"):
+        assert name in refused.value.message
+
+
 def test_captions_are_read_in_the_encodings_people_save(options: Build, pictures: Path) -> None:
     encodings = ["utf-8", "utf-8-sig", "utf-16", "utf-16", "utf-8"]
     for path, encoding in zip(sorted(pictures.iterdir()), encodings, strict=True):

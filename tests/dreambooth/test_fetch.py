@@ -107,3 +107,18 @@ def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
         get_data(str(tmp_path / "empty"), tmp_path / "data")
+
+
+def test_copies_and_thumbnails_that_tools_keep_do_not_come_along(tmp_path: Path) -> None:
+    for name in (
+        "ring/1.PNG",
+        "ring/1.TXT",
+        "ring/.ipynb_checkpoints/1-checkpoint.png",
+        "ring/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg",
+        "__MACOSX/ring/2.png",
+        "ring/._1.PNG",
+    ):
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_bytes(b"x")
+    assert get_data(str(tmp_path / "from"), tmp_path / "to") == 1
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["1.PNG", "1.TXT"]

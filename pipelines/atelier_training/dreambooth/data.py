@@ -9,19 +9,36 @@ import codecs
 import hashlib
 import mimetypes
 import shutil
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from atelier.errors import InvalidRequest
 from atelier.images.codec import eight_bits, upright
+from atelier.images.truncation import check_whole
+from atelier.sources.checkpoint.listing import is_left_behind
 from atelier_training.dreambooth.errors import DataError
 from atelier_training.dreambooth.options import TrainOptions
 
 SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-)
+    {
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+        ".avif",
+    }
+)  # fmt: skip
+UNREAD = frozenset(
+    {
+        ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".xcf", ".svg", ".ico",
+        ".tga", ".exr", ".hdr", ".dds", ".ppm", ".pgm", ".pbm", ".pnm",
+    }
+)  # fmt: skip
+"""Suffixes of other pictures, whatever the system's table of types knows."""
+
 RAW = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -48,7 +65,7 @@ class TrainingPicture:
 def open_picture(path: Path) -> Image.Image:
     """The pixels upright, RGB, 8 bits; transparency over white; the first picture of several."""
     with Image.open(path) as image:
-        shown = upright(eight_bits(image))
+        shown = eight_bits(upright(image))  # in this order: EXIF is lost with the bits
         if shown.has_transparency_data:
             rgba = shown.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -102,7 +119,8 @@ def is_picture(name: str) -> bool:
     """Whether a file's name is that of a picture, of whatever kind, and it is not hidden."""
     suffix = Path(name).suffix.lower()
     kind = mimetypes.guess_type(f"a{suffix}")[0] or ""
-    return not name.startswith(".") and (suffix in SUFFIXES | RAW or kind.startswith("image/"))
+    known = suffix in SUFFIXES | RAW | UNREAD or kind.startswith("image/")
+    return known and not is_left_behind(name)
 
 
 def measure(path: Path, resolution: int) -> tuple[int, int]:
@@ -127,12 +145,23 @@ def measure(path: Path, resolution: int) -> tuple[int, int]:
                     " side"
                 )
             image.load()
+            if image.mode == "I" and np.asarray(image).max() > 65535:
+                raise DataError(
+                    f"{path.name} holds numbers of 32 bits, whose white nobody knows; convert it to"
+                    " 8 or 16 bits"
+                )
+            check_whole(path.read_bytes(), image, path.name)
             shown = upright(image)
+            shown.convert("RGB")
+    except InvalidRequest as error:
+        raise DataError(error.message) from None
     except (
         UnidentifiedImageError,
         OSError,
         SyntaxError,
         ValueError,
+        struct.error,
+        zlib.error,
         Image.DecompressionBombError,
     ) as error:
         raise DataError(f"{path.name} cannot be read as a picture: {error}") from None
@@ -155,7 +184,8 @@ def _caption(path: Path, options: TrainOptions) -> str:
     if options.captions == "names":
         caption = path.stem.replace("_", " ").strip()
     else:
-        sidecar = path.with_suffix(".txt")
+        beside = (path.with_suffix(suffix) for suffix in (".txt", ".TXT", ".Txt"))
+        sidecar = next((one for one in beside if one.is_file()), path.with_suffix(".txt"))
         if not sidecar.is_file():
             raise DataError(
                 f"{path.name} has no caption file {sidecar.name}; write it or use captions=prompt"

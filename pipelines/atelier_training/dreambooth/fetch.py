@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+from atelier.sources.checkpoint.listing import is_left_behind
 from atelier_training.dreambooth.data import SUFFIXES, is_picture
 from atelier_training.dreambooth.errors import DataError
 
@@ -135,15 +136,18 @@ def _wanted(name: str) -> bool:
     """A caption file or a picture. Pictures that cannot be read come along: training names them
     together with all other faults."""
     path = PurePosixPath(name)
-    is_caption = path.suffix.lower() == ".txt" and not path.name.startswith(".")
-    return is_caption or is_picture(path.name)
+    if any(map(is_left_behind, path.parts)):  # thumbnails, and copies that notebooks keep
+        return False
+    return path.suffix.lower() == ".txt" or is_picture(path.name)
 
 
 def _take(source: Path, folder: Path) -> None:
     """Copy what is wanted, flat; two files of one name are refused."""
     if not source.is_dir():
         raise DataError(f"{source} is not a folder")
-    for path in sorted(path for path in source.rglob("*") if path.is_file() and _wanted(path.name)):
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        if not _wanted(path.relative_to(source).as_posix()):
+            continue
         target = folder / path.name
         if target.exists():
             raise DataError(f"{source} holds two files named {path.name}")

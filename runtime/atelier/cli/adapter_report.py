@@ -52,7 +52,7 @@ def _look(
         report.warnings += [f"LORA_PATHS: {line}" for line, fault in told if fault]
         found = bool(told)
     else:
-        found = any(name.endswith(".safetensors") for name in names)
+        found = any(name.lower().endswith(".safetensors") for name in names)
     if not found:
         report.problems.append(
             f"LORA_PATHS: neither {entry} nor what lies in it is a LoRA adapter in safetensors"
@@ -62,9 +62,9 @@ def _look(
 def _files(source: AdapterSource, checkpoint: Checkpoint | None) -> Iterator[tuple[str, bool]]:
     """A line for each file of an entry, and whether it tells a fault."""
     from atelier.images.adapter_files import look_into, misfit
-    from atelier.images.adapters import files_in
+    from atelier.images.adapters import files_in, named
 
-    for file in files_in(source.path):
+    for name, file in named(source, files_in(source.path)):
         look = look_into(file)
         fault = look.fault
         if not fault and checkpoint and checkpoint.kind == "pipeline":
@@ -72,7 +72,7 @@ def _files(source: AdapterSource, checkpoint: Checkpoint | None) -> Iterator[tup
         if fault:
             yield f"{file.name}: {fault}", True
         else:
-            yield f"{file.name}: {look}, named {source.name_of(file)} in requests", False
+            yield f"{file.name}: {look}, named {name} in requests", False
 
 
 def _denoisers(checkpoint: Checkpoint) -> tuple[list[str], object]:

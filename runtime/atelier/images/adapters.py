@@ -20,6 +20,7 @@ from atelier.images.adapter_layers import AdapterLayers
 from atelier.images.peft_loading import in_diffusers_names, load_by_peft, without_products
 from atelier.sources.adapters import NAMED_BY_FOLDER, AdapterSource
 from atelier.sources.checkpoint.contents import PICKLES
+from atelier.sources.checkpoint.listing import entries, is_safetensors, safetensors_in
 
 log = logging.getLogger(__name__)
 
@@ -157,10 +158,14 @@ class Adapters:
         if layers and (layers.kind != "LoRA" or layers.layout == "PEFT"):
             load_by_peft(self._pipeline, layers, key)
         else:
-            source = in_diffusers_names(layers) if layers else path.parent
-            named = {} if layers else {"weight_name": path.name}
+            source: Any = in_diffusers_names(layers) if layers else path.parent
+            place = {} if layers else {"weight_name": path.name}
+            if not layers and path.suffix != ".safetensors":  # diffusers takes it for a pickle
+                from safetensors.torch import load_file
+
+                source, place = load_file(path), {}
             with without_products(self._pipeline):
-                self._pipeline.load_lora_weights(source, adapter_name=key, **named)
+                self._pipeline.load_lora_weights(source, adapter_name=key, **place)
         held = self._pipeline.get_list_adapters().values()
         if not any(key in keys for keys in held):
             kind = type(self._pipeline).__name__
@@ -176,8 +181,8 @@ class Adapters:
 
 
 def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
-    """Adapter files by name: a file's stem, or the folder's name where diffusers or PEFT chose the
-    file's. Hidden files (`._x.safetensors` of a Mac) are not there.
+    """Adapter files by name: a file's stem, or its folder's name where diffusers or PEFT chose the
+    file's, or where files of several folders are called the same.
 
     Raises:
         CheckpointError: a source that holds no adapter, or two adapters of one name.
@@ -187,8 +192,7 @@ def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
         files = files_in(source.path)
         if not files:
             raise CheckpointError(f"LORA_PATHS={source.entry} {_lack(source.path)}")
-        for file in files:
-            name = source.name_of(file)
+        for name, file in named(source, files):
             if found.setdefault(name, file) != file:
                 raise CheckpointError(
                     f"LORA_PATHS: two adapters are named {name}: {found[name]} and {file}"
@@ -196,27 +200,39 @@ def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:
     return found
 
 
+def named(source: AdapterSource, files: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The files of one source with their names."""
+    names = [source.name_of(file) for file in files]
+    return [
+        (file.parent.name if names.count(name) > 1 and file.parent != source.path else name, file)
+        for name, file in zip(names, files, strict=True)
+    ]
+
+
 def files_in(path: Path) -> list[Path]:
-    """What a file or folder holds that may be an adapter, in .safetensors. Hidden files are not
-    there."""
+    """What a file or folder holds that may be an adapter, in safetensors: its own files and those
+    of the folders in it, but what systems leave there. Of a folder that diffusers or PEFT wrote,
+    their file alone; a pipeline's folders hold its components."""
     if path.is_file():
-        return [path] if path.suffix == ".safetensors" else []
-    if own := [path / name for name in NAMED_BY_FOLDER if (path / name).is_file()]:
+        return [path] if is_safetensors(path) else []
+    if own := _own(path):
         return own
-    below = [file for name in NAMED_BY_FOLDER for file in path.glob(f"*/{name}")]
-    found = {*path.glob("*.safetensors"), *below}
-    return sorted(file for file in found if not is_hidden(file.relative_to(path)))
+    pipeline = (path / "model_index.json").exists()
+    folders = [one for one in entries(path) if one.is_dir() and not pipeline]
+    below = [file for folder in folders for file in _own(folder) or safetensors_in(folder)]
+    return sorted([*safetensors_in(path), *below])
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a part of a relative path begins with a dot."""
-    return any(part.startswith(".") for part in path.parts)
+def _own(folder: Path) -> list[Path]:
+    return [folder / name for name in NAMED_BY_FOLDER if (folder / name).is_file()]
 
 
 def _lack(path: Path) -> str:
     """What a place without adapters is instead, and what to do."""
-    names = [path.name] if path.is_file() else sorted(one.name for one in path.iterdir())
-    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    here = [path] if path.is_file() else entries(path)
+    names = [one.name for one in here]
+    below = [file for one in here if one.is_dir() for file in entries(one)]
+    pickles = [one.name for one in (*here, *below) if one.suffix.lower() in PICKLES]
     if pickles:
         told = f"has only pickled weights ({', '.join(pickles)}), which can run code when opened"
         return f"{told}: convert them to safetensors"

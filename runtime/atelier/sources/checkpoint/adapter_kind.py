@@ -129,7 +129,12 @@ def look_at(tensors: Mapping[str, StoredTensor]) -> AdapterLook:
         fault = f"it is {other}" if other else "it holds no LoRA weights"
         return AdapterLook("", fault=fault)
     kind = min(kinds) if kinds else "LoRA"
-    fault = ""
+    whole = {
+        one.dtype for one in tensors.values() if len(one.shape) > 1 and "float" not in one.dtype
+    }
+    fault = (
+        f"its weights are {', '.join(sorted(whole))}, not floating-point numbers" if whole else ""
+    )
     if kinds and any("dora_scale" in name for name in tensors):
         fault = f"it is a {kind} adapter with DoRA's scales, which are not read: merge them"
     width = cross_width(tensors)

@@ -13,6 +13,7 @@ from atelier.settings import Settings
 from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.sources.checkpoint.folder import read_json
 from atelier.sources.checkpoint.headers import read_header
+from atelier.sources.checkpoint.listing import safetensors_in
 
 OWN = "own"
 """SAFETY_CHECKER: the one that the pipeline brings along."""
@@ -106,7 +107,7 @@ def _inspect(
             f"{where} is {config.get('architectures')}; it must be a model of transformers whose"
             f" class ends with {kind}"
         )
-    files = sorted(path.glob("*.safetensors"))
+    files = safetensors_in(path)
     if not files:
         raise CheckpointError(f"{where} has no weights in safetensors; others are not read")
     parameters = sum(elements for file in files for elements in read_header(file).dtypes.values())

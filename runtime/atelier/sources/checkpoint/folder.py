@@ -16,6 +16,7 @@ from typing import Any
 from atelier.errors import CheckpointError, shown
 from atelier.sources.checkpoint import language_config, single_file
 from atelier.sources.checkpoint.contents import PICKLES, Checkpoint, Component
+from atelier.sources.checkpoint.listing import entries
 from atelier.sources.checkpoint.weight_files import (
     Weights,
     WeightSet,
@@ -58,7 +59,7 @@ def inspect(
     config = path / "config.json"
     if config.is_file() and language_config.names_a_model(read_json(config)):
         return _language_model(path, variant, allow_pickle)
-    weights = sorted(one for one in path.iterdir() if one.suffix == ".safetensors")
+    weights = [one for one in entries(path) if one.suffix == ".safetensors"]
     if len(weights) == 1 and not config.is_file():
         return single_file.inspect_file(weights[0], allow_pickle)
     raise CheckpointError(_unrecognised(path))
@@ -178,9 +179,7 @@ def _component(
         ]
     if WEIGHTLESS.search(class_name):
         return bare, (
-            []
-            if any(folder.iterdir())
-            else [f"{name}: the folder {folder} of {class_name} is empty"]
+            [] if entries(folder) else [f"{name}: the folder {folder} of {class_name} is empty"]
         )
     if not (folder / "config.json").is_file():
         return bare, [f"{name}: {folder / 'config.json'} of {class_name} is missing"]
@@ -289,7 +288,7 @@ def _unrecognised(path: Path) -> str:
             " point there"
         )
     pickles = sorted(one.name for one in path.iterdir() if one.suffix in PICKLES)
-    names = sorted(one.name for one in path.iterdir())
+    names = [one.name for one in entries(path)]
     here = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
     advice = "; pickled weights need a configuration beside them" if pickles else ""
     return (

@@ -19,7 +19,8 @@ def models_of(files: Iterable[str]) -> dict[str, list[str]]:
     """Models by name, each with its files in order; `files` are paths below a folder."""
     found: dict[str, list[str]] = {}
     for file in sorted(files):
-        if not file.lower().endswith(".gguf") or NO_MODEL.fullmatch(file.rpartition("/")[2]):
+        name = file.rpartition("/")[2]
+        if not name.lower().endswith(".gguf") or name.startswith(".") or NO_MODEL.fullmatch(name):
             continue
         part = PART.fullmatch(file)
         found.setdefault(part["name"] if part else file[: -len(".gguf")], []).append(file)

@@ -12,6 +12,7 @@ from atelier.errors import CheckpointError
 from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.sources.checkpoint.folder import read_json
 from atelier.sources.checkpoint.headers import StoredTensor, read_header
+from atelier.sources.checkpoint.listing import is_safetensors, safetensors_in
 
 VARIABLE = "IP_ADAPTERS"
 ENCODER = "image_encoder"
@@ -73,7 +74,7 @@ def inspect_image_prompt(
     _check_width(where, keys, checkpoint, pipeline)
     encoder = _encoder(where, file)
     _check_encoder(where, projection, encoder)
-    weights = [read_header(one) for one in sorted(encoder.glob("*.safetensors"))]
+    weights = [read_header(one) for one in safetensors_in(encoder)]
     return ImagePromptFile(
         name,
         file,
@@ -86,10 +87,10 @@ def inspect_image_prompt(
 
 def _file(where: str, path: Path) -> Path:
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if not is_safetensors(path):
             raise CheckpointError(f"{where} is no .safetensors file; others are not read")
         return path
-    files = sorted(path.glob("*.safetensors"))
+    files = safetensors_in(path)
     if len(files) != 1:
         named = ", ".join(one.name for one in files) or "none"
         raise CheckpointError(
@@ -119,7 +120,7 @@ def _check_width(
 def _encoder(where: str, file: Path) -> Path:
     """The folder `image_encoder` beside the file, as published adapters have it."""
     folder = file.parent / ENCODER
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not (folder / "config.json").is_file() or not safetensors_in(folder):
         raise CheckpointError(
             f"{where} has no image encoder: put the folder {ENCODER} of a"
             f" {ENCODER_CLASS} with weights in safetensors beside {file.name}"

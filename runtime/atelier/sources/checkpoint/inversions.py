@@ -12,6 +12,7 @@ from atelier.errors import CheckpointError
 from atelier.sources.checkpoint.adapter_kind import is_inversion, look_at
 from atelier.sources.checkpoint.contents import Checkpoint
 from atelier.sources.checkpoint.headers import read_header
+from atelier.sources.checkpoint.listing import is_safetensors, safetensors_in
 
 VARIABLE = "EMBEDDINGS"
 
@@ -98,8 +99,8 @@ def inversion_in(name: str, path: Path) -> Path:
     Raises:
         CheckpointError: there is none, or several, or it is something else.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) != 1 or files[0].suffix != ".safetensors":
+    files = [path] if path.is_file() else safetensors_in(path)
+    if len(files) != 1 or not is_safetensors(files[0]):
         told = ", ".join(one.name for one in files) or "none"
         raise CheckpointError(
             f"{VARIABLE}: {name} must be one .safetensors file, or a folder with one; {path} has"

@@ -14,6 +14,7 @@ from atelier.errors import CheckpointError
 from atelier.sources.checkpoint.adapter_kind import is_adapter
 from atelier.sources.checkpoint.contents import PICKLES, Checkpoint, Component
 from atelier.sources.checkpoint.headers import Header, StoredTensor, read_header
+from atelier.sources.checkpoint.listing import entries, safetensors_in
 
 ADAPTER_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 ADAPTER_PICKLES = ("pytorch_lora_weights.bin", "adapter_model.bin")
@@ -103,10 +104,10 @@ def inspect_file(path: Path, allow_pickle: bool) -> Checkpoint:
 
 def is_adapter_folder(path: Path) -> bool:
     """Whether a folder holds LoRA weights and nothing larger."""
-    names = {one.name for one in path.iterdir()}
+    names = {one.name for one in entries(path)}
     if names & {*ADAPTER_NAMES, *ADAPTER_PICKLES, "adapter_config.json"}:
         return True
-    weights = [one for one in path.iterdir() if one.suffix == ".safetensors"]
+    weights = safetensors_in(path)
     if len(weights) != 1 or "config.json" in names:
         return False
     return is_adapter(read_header(weights[0]).tensors)
@@ -114,9 +115,9 @@ def is_adapter_folder(path: Path) -> bool:
 
 def inspect_adapter(path: Path, allow_pickle: bool) -> Checkpoint:
     """LoRA weights in a folder: one file by a known name, or the only .safetensors file."""
-    here = {one.name: one for one in sorted(path.iterdir())}
+    here = {one.name: one for one in entries(path)}
     found = [here[name] for name in ADAPTER_NAMES if name in here]
-    found += [one for one in here.values() if one.suffix == ".safetensors" and one not in found]
+    found += [one for one in safetensors_in(path) if one not in found]
     if found:
         try:
             return Checkpoint("adapter", path, "", (_part("adapter", read_header(found[0])),))

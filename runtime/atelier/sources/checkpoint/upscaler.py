@@ -16,6 +16,7 @@ from typing import Literal
 
 from atelier.errors import CheckpointError
 from atelier.sources.checkpoint.headers import StoredTensor, read_header
+from atelier.sources.checkpoint.listing import is_safetensors, safetensors_in
 
 VARIABLE = "UPSCALERS"
 
@@ -67,8 +68,8 @@ def inspect_upscaler(name: str, path: Path) -> UpscalerFile:
     Raises:
         CheckpointError: it is none that is read here; the message says what it is.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) != 1 or files[0].suffix != ".safetensors":
+    files = [path] if path.is_file() else safetensors_in(path)
+    if len(files) != 1 or not is_safetensors(files[0]):
         told = ", ".join(one.name for one in files) or "none"
         raise CheckpointError(
             f"{VARIABLE}: {name} must be one .safetensors file, or a folder with one; {path} has"
