@@ -3,6 +3,7 @@ to them. `docs/limits.md` lists them, beside the settings that bound a request."
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ SILENT_BODY_SECONDS = 30.0
 LINGER_SECONDS = 1.0
 BODIES_AT_ONCE = 4
 MAX_FORM_FIELDS = 200
+MAX_GZIP_MEMBERS = 1024
 MAX_PICTURE_TEXT = 20_000
 MAX_ENTRIES = 100
 MAX_WEIGHTED_TOKENS = {"CLIP": 600, "T5": 1000}
@@ -89,6 +91,12 @@ BOUNDS = (
         "The queue; MAX_QUEUE_SIZE bounds what is admitted.",
         "400",
     ),
+    Bound(
+        "Members of a body packed with gzip",
+        f"{MAX_GZIP_MEMBERS:,}",
+        "Time: each costs a copy of what is behind it.",
+        "400",
+    ),
     Bound("Fields of a form", str(MAX_FORM_FIELDS), "Memory and time.", "400"),
     Bound(
         "Characters of a prompt for pictures, in any of its fields",
@@ -143,14 +151,34 @@ def read_json(raw: bytes | str, most: int = MAX_VALUES) -> Any:
     Raises:
         InvalidRequest: it is not JSON, or larger or deeper than is taken.
     """
-    raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else _as_utf8(raw)
     check_values(raw, most)
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
+        raise InvalidRequest(f"the body is not JSON: {_not_utf8(raw) or error}") from None
     _check_depth(value)
     return value
+
+
+def _as_utf8(raw: bytes) -> bytes:
+    """Without a byte-order mark, and not in UTF-16: tools of Windows write both."""
+    encoding = json.detect_encoding(raw)
+    if encoding == "utf-8":
+        return raw
+    try:
+        return raw.decode(encoding).encode()
+    except UnicodeError as error:
+        raise InvalidRequest(f"the body looks like {encoding} and is not: {error}") from None
+
+
+def _not_utf8(raw: bytes) -> str:
+    """Where the text is in another encoding, if it is."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is {raw[error.start]:#04x}, which is not UTF-8: send it in that"
+    return ""
 
 
 def check_values(raw: bytes, most: int = MAX_VALUES) -> None:

@@ -4,6 +4,7 @@ that goes away."""
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 
 from starlette.middleware.cors import CORSMiddleware
@@ -37,19 +38,28 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Location", "Retry-After"],
         )
-    return RequestId(HeadAsGet(WithoutSlash(app)))
+    return RequestId(HeadAsGet(PathSpelling(app)))
 
 
-class WithoutSlash:
-    """Takes the slash from the end of a path: `/v1/images/generations/` is the same route."""
+SLASHES = re.compile("/{2,}")
+
+VERSION = re.compile(r"(/v2/models/[^/]+)/versions/1(?=/|$)")
+"""A model has one version, which Triton's clients may name."""
+
+
+class PathSpelling:
+    """Makes one of the spellings of a path: `/v1/images/generations/` is the same route, and so is
+    `//v1/images/generations`, which a base URL with a slash at its end makes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
-            path = scope["path"].rstrip("/") or "/"
-            scope = {**scope, "path": path, "raw_path": path.encode()}
+        if scope["type"] == "http":
+            path = SLASHES.sub("/", scope["path"]).rstrip("/") or "/"
+            path = VERSION.sub(r"\1", path)
+            if path != scope["path"]:
+                scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)
 
 

@@ -21,6 +21,7 @@ from atelier.errors import (
     NotFound,
     NotReady,
     Unauthorized,
+    UnsupportedEncoding,
     report,
 )
 
@@ -90,6 +91,8 @@ def error_response(
         headers = retry_after(error.retry_after_s)
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = "gzip, deflate"  # RFC 9110, section 15.5.16
     return JSONResponse(error_body(request.url.path, error, row), row.status, headers)
 
 
