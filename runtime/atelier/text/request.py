@@ -31,6 +31,16 @@ class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: dict[str, Any] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_its_place(cls, value: Any) -> Any:
+        """llama.cpp's clients, and others, have the schema beside the type, also of `json_object`:
+        it is to be followed all the same."""
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if not isinstance(schema, dict) or value.get("type") not in ("json_object", "json_schema"):
+            return value
+        return {"type": "json_schema", "json_schema": {"schema": schema}}
+
     @model_validator(mode="after")
     def _has_schema(self) -> ResponseFormat:
         schema = (self.json_schema or {}).get("schema")
@@ -107,13 +117,15 @@ class TextRequest(BaseModel):
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return () if value is None else (value,) if isinstance(value, str) else value
+        """One text or several; an empty one, which clients send for none, stops nothing."""
+        many = [value] if isinstance(value, str) else value
+        return tuple(one for one in many if one) if isinstance(many, list | tuple) else many
 
     @field_validator("stop")
     @classmethod
     def _short_list(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) > 16 or any(not text for text in value):
-            raise ValueError("at most 16 stop strings, none of them empty")
+        if len(value) > 16:
+            raise ValueError("at most 16 stop strings")
         return value
 
     @field_validator("tools")
@@ -174,13 +186,20 @@ def tool_names(tools: tuple[dict[str, Any], ...]) -> list[str]:
 
 
 def make_request(**fields: Any) -> TextRequest:
-    """Build a request from a protocol's fields; fields that are None count as not given.
+    """Build a request from a protocol's fields; fields that are None count as not given, and so
+    does empty text that is no prompt.
 
     Raises:
         InvalidRequest: names the first bad field, its value and what is allowed.
     """
     try:
-        return TextRequest(**{name: value for name, value in fields.items() if value is not None})
+        return TextRequest(
+            **{
+                name: value
+                for name, value in fields.items()
+                if value is not None and (value != "" or name == "prompt")
+            }
+        )
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"]) or None

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import orjson
 from tokenizers import Tokenizer
 
 from atelier.bounds import TEMPLATE_SECONDS, read_json
@@ -16,11 +19,23 @@ from atelier.text.calls import knows_tools
 from atelier.text.request import TextRequest
 from atelier.text.time_limit import TimeIsUp, time_limit
 from atelier.text.token_bytes import token_bytes
-from atelier.text.told_tools import folded
+from atelier.text.told_tools import alternating, folded
 
 ITEMS = re.compile(r"\b(arguments|args)\s*(\|\s*items|\.items\(\))")
 """In templates that write a call's arguments one by one."""
 
+
+PARTS = re.compile(r"for\s+\w+\s+in\s+\w+(\.content|\[.content.\])")
+"""In templates that take a message's content for a list of parts, whatever it is,"""
+
+TAKES_TEXT = re.compile(r"is (not )?string")
+"""unless they ask what it is."""
+
+ROLES = {"developer": "system", "function": "tool"}
+"""What OpenAI calls roles today or called them before, as templates know them."""
+
+UNREAD_PARTS = ("thinking", "reasoning", "redacted_thinking")
+"""Parts with what a model thought before it answered, which is no text of the answer."""
 
 PASSED_ON = ("reasoning_effort",)
 """Fields of requests that templates of some models read."""
@@ -41,8 +56,18 @@ class PromptEncoder:
 
     @property
     def template(self) -> str:
-        """The chat template's source, or empty."""
-        return self._tokenizer.chat_template or ""
+        """The chat template's source, of all if there are several; empty if there is none."""
+        given = self._tokenizer.chat_template or ""
+        return given if isinstance(given, str) else "\n".join(given.values())
+
+    def _template_for(self, tools: bool) -> str:
+        """Of several templates that the checkpoint has by name, the one for a conversation with
+        tools, or without."""
+        given = self._tokenizer.chat_template
+        if isinstance(given, str):
+            return given
+        wanted = given.get("tool_use") if tools else None
+        return str(wanted or given.get("default") or next(iter(given.values())))
 
     def encode(self, request: TextRequest) -> list[int]:
         """Token ids of the request's prompt.
@@ -83,22 +108,25 @@ class PromptEncoder:
             )
         messages = [_plain(message, index) for index, message in enumerate(request.messages or ())]
         tools = None if request.tool_choice == "none" else list(request.tools) or None
-        if not knows_tools(self.template):
+        template = self._template_for(tools is not None)
+        if not knows_tools(template):
             messages = folded(messages, tools or [])
-        elif ITEMS.search(self.template):
+        elif ITEMS.search(template):
             _name_broken_arguments(messages)
+        if PARTS.search(template) and not TAKES_TEXT.search(template):
+            messages = [_in_parts(message) for message in messages]
         arguments = self._read(request.template_arguments)
+        write = partial(
+            self._tokenizer.apply_chat_template,
+            chat_template=template,
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            **arguments,
+        )
         try:
             with time_limit(TEMPLATE_SECONDS):
-                return str(
-                    self._tokenizer.apply_chat_template(
-                        messages,
-                        tools=tools,
-                        tokenize=False,
-                        add_generation_prompt=True,
-                        **arguments,
-                    )
-                )
+                return _written(write, messages)
         except TimeIsUp:
             raise InvalidRequest(
                 f"the chat template takes longer than {TEMPLATE_SECONDS:g} s for these messages",
@@ -168,21 +196,46 @@ class TokenNames:
         return token_bytes(self._tokenizer, token)
 
 
+def _written(write: Callable[..., Any], messages: list[dict[str, Any]]) -> str:
+    """The messages as the template writes them, or, where it refuses a system text or neighbours of
+    one role, as turns that every template takes."""
+    try:
+        return str(write(messages))
+    except TimeIsUp:
+        raise
+    except Exception:
+        turns = alternating(messages)
+        if turns == messages:
+            raise
+        return str(write(turns))
+
+
 def _plain(message: dict[str, Any], index: int) -> dict[str, Any]:
     """A message as templates expect it: text content, `system` for `developer`, tool arguments as
     an object."""
     if not isinstance(message.get("role"), str):
         raise InvalidRequest(f"messages.{index}.role is missing", f"messages.{index}.role")
-    role = "system" if message["role"] == "developer" else message["role"]
-    if message.get("content") is None and role != "assistant":
+    role = ROLES.get(message["role"], message["role"])
+    if message.get("content") is None and role == "user":
         raise InvalidRequest(f"messages.{index}.content is missing", f"messages.{index}.content")
-    plain = dict(message) | {"role": role, "content": _text(message.get("content"), index)}
-    if calls := message.get("tool_calls"):
+    # templates ask whether a key is there, not whether anything is in it
+    plain = {name: value for name, value in message.items() if value not in (None, [], {})}
+    said = message.get("content")
+    said = message.get("refusal") if said is None and role == "assistant" else said
+    plain |= {"role": role, "content": _text(said, index)}
+    calls = message.get("tool_calls")
+    if not calls and isinstance(older := plain.pop("function_call", None), dict):
+        calls = [{"type": "function", "function": older}]
+    if calls:
         if not isinstance(calls, list):
             field = f"messages.{index}.tool_calls"
             raise InvalidRequest(f"{field}={shown(calls)} is not a list of function calls", field)
         plain["tool_calls"] = [_with_object(call, index) for call in calls]
     return plain
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return message | {"content": [{"type": "text", "text": message["content"]}]}
 
 
 def _text(content: Any, index: int) -> str:
@@ -192,17 +245,23 @@ def _text(content: Any, index: int) -> str:
         return content
     if not isinstance(content, list):
         raise InvalidRequest(
-            f"messages.{index}.content must be text or a list of parts", f"messages.{index}.content"
+            f"messages.{index}.content={shown(content)} must be text or a list of parts",
+            f"messages.{index}.content",
         )
     texts = []
     for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind in UNREAD_PARTS:
+            continue
+        text = part.get("refusal" if kind == "refusal" else "text") if kind != "str" else part
+        text = "" if text is None and kind == "text" else text
+        if not isinstance(text, str):
             raise InvalidRequest(
-                f"messages.{index}.content has a part of type {kind}; this model reads text only",
+                f"messages.{index}.content has a part of type {shown(kind)}; this model reads text"
+                " only",
                 f"messages.{index}.content",
             )
-        texts.append(part["text"])
+        texts.append(text)
     return "".join(texts)
 
 
@@ -210,16 +269,25 @@ def _with_object(call: Any, index: int) -> dict[str, Any]:
     """The call with its arguments as an object; arguments that are none, since the model was cut
     off, stay the text that they are."""
     field = f"messages.{index}.tool_calls"
+    if isinstance(call, dict) and isinstance(custom := call.get("custom"), dict):
+        arguments = {"input": custom.get("input")}
+        call = {**call, "type": "function", "function": custom | {"arguments": arguments}}
     if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
         raise InvalidRequest(f"{field} is not a list of function calls", field)
     function = dict(call["function"])
-    if isinstance(function.get("arguments"), str):
-        with suppress(InvalidRequest):
-            arguments = read_json(function["arguments"] or "{}")
-            function["arguments"] = (
-                arguments if isinstance(arguments, dict) else function["arguments"]
-            )
+    function["arguments"] = _arguments(function.get("arguments"))
     return {**call, "function": function}
+
+
+def _arguments(given: Any) -> Any:
+    """An object, or the text that is none; nothing, in its spellings, is an empty object."""
+    if isinstance(given, str):
+        with suppress(InvalidRequest):
+            read = read_json(given or "{}")
+            given = given if read is not None and not isinstance(read, dict) else read
+    elif given is not None and not isinstance(given, dict):
+        return orjson.dumps(given).decode()
+    return {} if given is None else given
 
 
 def _name_broken_arguments(messages: list[dict[str, Any]]) -> None:

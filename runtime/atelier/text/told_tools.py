@@ -38,6 +38,28 @@ def folded(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[
     return turns
 
 
+def alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with every system text before the words of the user that follow it, and with
+    neighbours of user or assistant as one turn; calls and results stay turns of their own."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        turn = message | {"role": "user" if message["role"] == "system" else message["role"]}
+        last = turns[-1] if turns else {}
+        same = last.get("role") == turn["role"] in ("user", "assistant")
+        if same and not last.get("tool_calls") and not turn.get("tool_calls"):
+            last["content"] = _joined(last["content"], turn["content"])
+        else:
+            turns.append(turn)
+    return turns
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two texts, or two lists of parts."""
+    if isinstance(first, str):
+        return "\n\n".join(text for text in (first, second) if text)
+    return [*first, *second]
+
+
 def _plain_turn(message: dict[str, Any]) -> dict[str, Any]:
     turn = dict(message)
     if turn["role"] == "tool":

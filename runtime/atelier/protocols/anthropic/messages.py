@@ -12,6 +12,7 @@ from fastapi import Request, Response
 
 from atelier.errors import AtelierError, InvalidRequest, shown
 from atelier.events import Finished, Usage
+from atelier.protocols.anthropic.blocks import left_out, own_tools, turns_of
 from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import anthropic_error
@@ -32,13 +33,14 @@ async def messages(model: TextService, request: Request) -> Response:
     with model.refusals("anthropic"):
         body = await read_object(request)
         check_name(model, body.get("model", model.name))
-        if not isinstance(body.get("max_tokens"), int):
+        if body.get("max_tokens") is None:
             raise InvalidRequest("max_tokens is required and must be a whole number", "max_tokens")
         wanted = timed(message_request(body), request.headers)
         streaming = switch(body, "stream")
+    told = left_out(body)
     if streaming:
-        return await when_begun(message_events(model, wanted), _error_event)
-    return json_response(await message_answer(model, wanted))
+        return await when_begun(message_events(model, wanted, told), _error_event)
+    return json_response(await message_answer(model, wanted) | _warned(told))
 
 
 async def count_tokens(model: TextService, request: Request) -> Response:
@@ -57,15 +59,12 @@ def message_request(body: dict[str, Any]) -> TextRequest:
     """
     if not isinstance(body.get("messages"), list):
         raise InvalidRequest("messages must be a list of objects with role and content", "messages")
-    tools = [] if body.get("tools") is None else body["tools"]
-    if not isinstance(tools, list):
-        raise InvalidRequest("tools must be a list of objects with name and input_schema", "tools")
     system = body.get("system")
     if system is not None and not isinstance(system, str | list):
         raise InvalidRequest("system must be text or a list of text blocks", "system")
     turns = [{"role": "system", "content": system}] if system else []
     for index, message in enumerate(body["messages"]):
-        turns += _turns(message, f"messages.{index}")
+        turns += turns_of(message, f"messages.{index}")
     return make_request(
         messages=turns,
         max_tokens=body.get("max_tokens"),
@@ -74,7 +73,7 @@ def message_request(body: dict[str, Any]) -> TextRequest:
         top_p=body.get("top_p"),
         top_k=body.get("top_k"),
         stop=body.get("stop_sequences"),
-        tools=[_tool(tool, index) for index, tool in enumerate(tools)],
+        tools=own_tools(body),
         tool_choice=_choice(body.get("tool_choice")),
         parallel_tool_calls=_parallel(body.get("tool_choice")),
         response_format=_form(body),
@@ -101,10 +100,13 @@ async def message_answer(model: TextService, request: TextRequest) -> dict[str, 
     return _message(model, blocks, answer.usage) | _ending(choice.reason, called, choice.stopped)
 
 
-async def message_events(model: TextService, request: TextRequest) -> AsyncGenerator[bytes]:
-    """A message as a stream: blocks open, grow and close in order."""
+async def message_events(
+    model: TextService, request: TextRequest, told: list[str]
+) -> AsyncGenerator[bytes]:
+    """A message as a stream: blocks open, grow and close in order; `told` are its warnings."""
     async with running(model, request, "anthropic") as events:
-        yield _event("message_start", message=_message(model, [], Usage(0, 0, 0)))
+        begun = _message(model, [], Usage(0, 0, 0)) | _warned(told)
+        yield _event("message_start", message=begun)
         index, open_kind, called = -1, "", False
         try:
             async for piece in pieces(model, request, events):
@@ -137,69 +139,13 @@ def _error_event(error: AtelierError) -> bytes:
     return frame(anthropic_error(error), "error")
 
 
-def _turns(message: Any, where: str) -> list[dict[str, Any]]:
-    """One Anthropic message as one or more chat messages: tool results become messages of their
-    own."""
-    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant", "system"):
-        raise InvalidRequest(f"{where}.role must be user or assistant", f"{where}.role")
-    content = message.get("content")
-    if isinstance(content, str):
-        return [{"role": message["role"], "content": content}]
-    if not isinstance(content, list):
-        raise InvalidRequest(
-            f"{where}.content must be text or a list of blocks", f"{where}.content"
-        )
-    texts: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for block in content:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == "tool_use":
-            name, given = block.get("name"), block.get("input") or {}
-            if not isinstance(name, str) or not isinstance(given, dict):
-                raise InvalidRequest(
-                    f"{where}.content has a tool_use without a name and an object as input", where
-                )
-            function = {"name": name, "arguments": given}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
-        elif kind == "tool_result":
-            results.append(
-                {
-                    "role": "tool",
-                    "tool_call_id": block.get("tool_use_id"),
-                    "content": block.get("content") or "",
-                }
-            )
-        elif kind == "text":
-            texts.append(block)
-        elif kind not in ("thinking", "redacted_thinking"):
-            raise InvalidRequest(
-                f"{where}.content has a block of type {kind}; this model reads text", where
-            )
-    turns = results
-    if texts or calls:
-        turn: dict[str, Any] = {"role": message["role"], "content": texts}
-        turns = [*results, turn | ({"tool_calls": calls} if calls else {})]
-    return turns
-
-
-def _tool(tool: Any, index: int) -> dict[str, Any]:
-    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-        raise InvalidRequest(f"tools.{index}.name is missing", f"tools.{index}.name")
-    function = {"name": tool["name"], "description": tool.get("description", "")}
-    return {
-        "type": "function",
-        "function": function | {"parameters": tool.get("input_schema") or {"type": "object"}},
-    }
-
-
 def _choice(choice: Any) -> str | None:
     if choice is None:
         return None
     kind = choice.get("type") if isinstance(choice, dict) else None
     if kind == "tool":
         return str(choice.get("name"))
-    if kind not in CHOICES:
+    if not isinstance(kind, str) or kind not in CHOICES:
         raise InvalidRequest(
             f"tool_choice.type={shown(kind)}: allowed: auto, any, none, tool", "tool_choice"
         )
@@ -236,6 +182,10 @@ def _message(model: TextService, blocks: list[dict[str, Any]], usage: Usage) -> 
         "content": blocks,
     }
     return envelope | {"stop_reason": None, "stop_sequence": None, "usage": _usage(usage)}
+
+
+def _warned(told: list[str]) -> dict[str, Any]:
+    return {"warnings": told} if told else {}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

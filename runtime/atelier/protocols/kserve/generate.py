@@ -8,10 +8,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from atelier.errors import AtelierError, InvalidRequest, ModelUnknown, shown
+from atelier.errors import AtelierError, InvalidRequest, shown
 from atelier.events import Finished
 from atelier.protocols.http.bodies import json_response, read_object
 from atelier.protocols.http.deadlines import timed
+from atelier.protocols.http.models import check_name
 from atelier.protocols.http.sse import frame, when_begun
 from atelier.protocols.openai.text_bodies import SAME
 from atelier.protocols.text_requests import complete, pieces, running
@@ -19,6 +20,9 @@ from atelier.text.request import TextRequest, make_request
 from atelier.text.service import TextService
 
 ALLOWED = {*SAME, "max_tokens"} - {"n"}
+BESIDE = ("text_input", "parameters", "id")
+HARMLESS: dict[str, tuple[Any, ...]] = {"exclude_input_in_output": (True,)}
+"""Fields of Triton's own backends, with the values that ask for what is done anyway."""
 
 
 def router(model: TextService) -> APIRouter:
@@ -27,7 +31,9 @@ def router(model: TextService) -> APIRouter:
 
     @routes.post("/v2/models/{name}/generate")
     async def generate(name: str, request: Request) -> Response:
-        wanted = timed(_parse(model, name, await read_object(request)), request.headers)
+        harmless = HARMLESS | {"stream": (False,)}
+        parsed = _parse(model, name, await read_object(request), harmless)
+        wanted = timed(parsed, request.headers)
         answer = await complete(model, wanted, "v2")
         choice = answer.choices[0]
         return json_response(
@@ -40,7 +46,9 @@ def router(model: TextService) -> APIRouter:
 
     @routes.post("/v2/models/{name}/generate_stream")
     async def generate_stream(name: str, request: Request) -> Response:
-        wanted = timed(_parse(model, name, await read_object(request)), request.headers)
+        harmless = HARMLESS | {"stream": (True, False)}
+        parsed = _parse(model, name, await read_object(request), harmless)
+        wanted = timed(parsed, request.headers)
         return await when_begun(_chunks(model, wanted), _error_frame)
 
     return routes
@@ -63,23 +71,37 @@ def _error_frame(error: AtelierError) -> bytes:
     return frame({"error": error.message})
 
 
-def _parse(model: TextService, name: str, body: dict[str, Any]) -> TextRequest:
-    """`{"text_input": "...", "parameters": {...}}`.
+def _parse(
+    model: TextService, name: str, body: dict[str, Any], harmless: dict[str, tuple[Any, ...]]
+) -> TextRequest:
+    """`{"text_input": "...", "parameters": {...}}`; as with Triton, parameters may also stand
+    beside the text.
 
     Raises:
         ModelUnknown, InvalidRequest: the name or a field is wrong.
     """
-    if name != model.name:
-        raise ModelUnknown(f"there is no model {shown(name)} here; this server has {model.name!r}")
+    check_name(model, name)
     if not isinstance(body.get("text_input"), str):
         raise InvalidRequest("text_input must be text", "text_input")
     parameters = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(parameters, dict):
         raise InvalidRequest("parameters must be an object of field names and values", "parameters")
+    beside = {field: value for field, value in body.items() if field not in BESIDE}
+    parameters = {
+        field: value
+        for field, value in (beside | parameters).items()
+        if value not in (None, "") and value not in harmless.get(field, ())
+    }
+    if "stream" in parameters:
+        raise InvalidRequest(
+            f"stream={shown(parameters['stream'])}: a stream is at generate_stream", "stream"
+        )
     unknown = sorted(set(parameters) - ALLOWED)
     if unknown:
+        field = unknown[0]
         raise InvalidRequest(
-            f"parameters.{unknown[0]} is not a field; allowed: {', '.join(sorted(ALLOWED))}",
-            unknown[0],
+            f"parameters.{field}={shown(parameters[field])} is not offered here; allowed:"
+            f" {', '.join(sorted(ALLOWED))}",
+            field,
         )
     return make_request(prompt=body["text_input"], **parameters)

@@ -18,7 +18,7 @@ from atelier.errors import AtelierError, InvalidRequest, report
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
 from atelier.protocols.openai.text_answers import usage_object
-from atelier.protocols.openai.text_bodies import SAME
+from atelier.protocols.openai.text_bodies import SAME, tool_choice
 from atelier.protocols.text_requests import Answer, complete_all
 from atelier.text.request import TextRequest, make_request
 from atelier.text.service import TextService
@@ -143,7 +143,8 @@ def parse_v1(payload: Any) -> list[TextRequest]:
             raise InvalidRequest(
                 f"instances[{index}] must be an object with a prompt", f"instances[{index}]"
             )
-        rows.append(_request(shared | row, f"instances[{index}]."))
+        own = {name: value for name, value in row.items() if value is not None}
+        rows.append(_request(shared | own, f"instances[{index}]."))
     return rows
 
 
@@ -204,7 +205,8 @@ def _request(fields: dict[str, Any], where: str) -> TextRequest:
             f"{where}{unknown[0]} is not a field; allowed: {', '.join(sorted(FIELDS))}", unknown[0]
         )
     try:
-        return make_request(**fields)
+        choice = tool_choice(fields.get("tool_choice"))
+        return make_request(**fields | {"tool_choice": choice})
     except InvalidRequest as error:
         raise InvalidRequest(where + error.message, error.field) from None
 

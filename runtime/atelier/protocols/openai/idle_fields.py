@@ -31,6 +31,16 @@ TAKEN: Taken = {
 }
 """Fields of a chat without effect, with the values that need no warning."""
 
+TAKEN |= dict.fromkeys(
+    (
+        "bad_words", "documents", "guided_choice", "guided_grammar", "guided_json", "guided_regex",
+        "length_penalty", "min_tokens", "structured_outputs", "truncate_prompt_tokens", "typical_p",
+    ),
+    (),
+)  # fmt: skip
+TAKEN |= {"continue_final_message": (False,), "add_generation_prompt": (True,)}
+"""And fields of vLLM's, which its clients send to any server."""
+
 TAKEN_BY_RESPONSES: Taken = {
     "access_programs": ({},),
     "context_management": ([],),
@@ -59,6 +69,10 @@ REFUSED_BY_RESPONSES: Refused = {
     "background": ((False,), "an answer is given at once or streamed; leave it out"),
     "conversation": ((), "conversations are not kept; send previous_response_id or the items"),
     "prompt": ((), "prompts are not kept; send instructions and input"),
+    "max_tokens": ((), "it is called max_output_tokens in a response"),
+    "max_completion_tokens": ((), "it is called max_output_tokens in a response"),
+    "messages": ((), "they are called input in a response"),
+    "response_format": ((), "it is called text.format in a response"),
 }
 """The same of a response."""
 
@@ -71,7 +85,7 @@ def refuse(body: dict[str, Any], refused: Refused = REFUSED) -> None:
     """
     for name, (harmless, remedy) in refused.items():
         value = body.get(name)
-        if value is not None and value not in harmless:
+        if value not in (None, "", *harmless):
             raise InvalidRequest(f"{name}={shown(value)} is not offered here: {remedy}", name)
 
 

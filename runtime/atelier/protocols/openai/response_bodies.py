@@ -79,7 +79,7 @@ def read_response(
     if body.get("n") not in (None, 1):
         raise InvalidRequest(f"n={shown(body['n'])}: a response has one answer", "n")
     key, told = uuid.uuid4().hex, warnings(body, TAKEN_BY_RESPONSES)
-    own = read_items(body.get("input"), key, store.item)
+    own = read_items(body.get("input"), key, store.item, told)
     previous = _text(body, "previous_response_id")
     items = [*(store.get(previous).conversation if previous else []), *own]
     instructions = _text(body, "instructions")

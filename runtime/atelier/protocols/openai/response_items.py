@@ -6,11 +6,15 @@ An item's id holds the key of the response that it belongs to, so that a referen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 from atelier.bounds import MAX_MESSAGES
 from atelier.errors import InvalidRequest, shown
+from atelier.protocols.openai.idle_fields import without_effect
 
 Item = dict[str, Any]
 
@@ -35,6 +39,12 @@ PREFIXES = {
 }
 """The types that are understood, each with the beginning of its ids."""
 
+LEFT_OUT = re.compile(
+    r"(web_search|file_search|code_interpreter|image_generation|local_shell|shell|apply_patch"
+    r"|tool_search)_(call|output|call_output)|mcp_\w+|compaction"
+)
+"""Types of items of tools that are not offered here: what earlier answers of other servers hold."""
+
 KEY_CHARACTERS = 32
 
 
@@ -48,11 +58,12 @@ def key_of(identifier: str) -> str:
     return identifier.partition("_")[2][:KEY_CHARACTERS]
 
 
-def read_items(given: Any, key: str, found: Callable[[str], Item]) -> list[Item]:
+def read_items(given: Any, key: str, found: Callable[[str], Item], told: list[str]) -> list[Item]:
     """The `input` of a body as whole items of the response `key`.
 
     Args:
         found: gives the kept item of an id, or raises NotFound.
+        told: gets a warning for each type of items that is left out.
 
     Raises:
         InvalidRequest: names the item and what is allowed.
@@ -73,6 +84,10 @@ def read_items(given: Any, key: str, found: Callable[[str], Item]) -> list[Item]
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "item_reference" or (kind is None and isinstance(item.get("id"), str)):
             items.append(found(str(item.get("id"))))
+            continue
+        if LEFT_OUT.fullmatch(str(kind)):
+            if (warning := without_effect(f"input.type={shown(kind)}")) not in told:
+                told.append(warning)
             continue
         reader = READERS.get(str(kind))
         if reader is None:
@@ -137,7 +152,9 @@ def _message(item: Item, where: str) -> Item:
     said = role == "assistant"
     empty: Item = {"annotations": [], "logprobs": []} if said else {}
     kind = "output_text" if said else "input_text"
-    content = [{"type": kind, "text": text, **empty} for text in _texts(item.get("content"), where)]
+    given = item.get("content")
+    texts = _texts("" if given is None and said else given, where)
+    content = [{"type": kind, "text": text, **empty} for text in texts]
     return {"role": role, "status": "completed", "content": content}
 
 
@@ -145,7 +162,7 @@ def _function_call(item: Item, where: str) -> Item:
     return {
         "call_id": _word(item, "call_id", where),
         "name": _word(item, "name", where),
-        "arguments": _word(item, "arguments", where),
+        "arguments": _arguments(item, where),
         "status": "completed",
     }
 
@@ -155,7 +172,8 @@ def _custom_call(item: Item, where: str) -> Item:
 
 
 def _output(item: Item, where: str) -> Item:
-    texts = _texts(item.get("output"), where, "output")
+    output = item.get("output")
+    texts = _texts("" if output is None else output, where, "output")
     return {
         "call_id": _word(item, "call_id", where),
         "output": "".join(texts),
@@ -181,6 +199,14 @@ READERS: dict[str, Callable[[Item, str], Item]] = {
 }
 
 
+def _arguments(item: Item, where: str) -> str:
+    """The text of a call's arguments, which some clients have read already."""
+    given = item.get("arguments")
+    if isinstance(given, dict):
+        return orjson.dumps(given).decode()
+    return _word(item, "arguments", where)
+
+
 def _word(item: Item, name: str, where: str) -> str:
     value = item.get(name)
     if not isinstance(value, str):
@@ -197,6 +223,9 @@ def _texts(content: Any, where: str, field: str = "content") -> list[str]:
         raise InvalidRequest(f"{name}={shown(content)} must be text or a list of parts", name)
     texts = []
     for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
         kind = part.get("type") if isinstance(part, dict) else part
         held_in = TEXTS.get(kind) if isinstance(kind, str) else None
         text = part.get(held_in) if held_in and isinstance(part, dict) else None

@@ -50,7 +50,9 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
     refuse(body)
     top = body.get("top_logprobs")
     listed = switch(body, "logprobs")
-    if top and not listed:  # 0, which libraries send by default, asks for nothing
+    if (
+        top not in (None, 0, "0") and not listed
+    ):  # 0, which libraries send by default, asks for nothing
         raise InvalidRequest(f"top_logprobs={top} needs logprobs=true", "top_logprobs")
     newer = body.get("max_completion_tokens") is not None
     limit = "max_completion_tokens" if newer else "max_tokens"
@@ -60,8 +62,7 @@ def chat_request(body: dict[str, Any]) -> TextRequest:
             max_tokens=body.get(limit),
             logprobs=(0 if top is None else top) if listed else None,
             prompt_logprobs=prompt_logprobs(body),
-            tools=body.get("tools"),
-            tool_choice=tool_choice(body.get("tool_choice")),
+            **tools_of(body),
             parallel_tool_calls=body.get("parallel_tool_calls"),
             template_arguments=template_arguments(body, body.get("reasoning_effort")),
             **shared_fields(body),
@@ -159,7 +160,9 @@ def streaming_of(body: dict[str, Any]) -> Streaming | None:
     if not isinstance(options, dict):
         raise InvalidRequest(f"stream_options={shown(options)} must be an object", "stream_options")
     if not wanted:
-        raise InvalidRequest("stream_options needs stream=true", "stream_options")
+        if any(options.values()):
+            raise InvalidRequest("stream_options needs stream=true", "stream_options")
+        return None
     return Streaming(switch(options, "include_usage", "stream_options."))
 
 
@@ -170,9 +173,12 @@ def switch(body: dict[str, Any], name: str, where: str = "") -> bool:
         InvalidRequest: it is something else.
     """
     value = body.get(name)
-    if value is not None and not isinstance(value, bool):
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    word = value.lower() if isinstance(value, str) else ""
+    if word not in ("true", "false"):
         raise InvalidRequest(f"{where}{name}={shown(value)} must be true or false", where + name)
-    return bool(value)
+    return word == "true"
 
 
 def template_arguments(body: dict[str, Any], effort: Any, where: str = "reasoning_effort") -> Any:
@@ -190,15 +196,41 @@ def template_arguments(body: dict[str, Any], effort: Any, where: str = "reasonin
     return {"reasoning_effort": effort} | (given or {})
 
 
+def tools_of(body: dict[str, Any]) -> dict[str, Any]:
+    """`tools` and `tool_choice` of a request; of `allowed_tools`, those that are allowed.
+
+    Raises:
+        InvalidRequest: the choice is none.
+    """
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    allowed = choice.get("allowed_tools") if isinstance(choice, dict) else None
+    if not isinstance(allowed, dict):
+        return {"tools": tools, "tool_choice": tool_choice(choice)}
+    named = allowed.get("tools")
+    if not isinstance(named, list):
+        raise InvalidRequest("tool_choice.allowed_tools needs a list of tools", "tool_choice")
+    names = {_function_name(tool) for tool in named}
+    kept = [tool for tool in tools if _function_name(tool) in names] if tools else tools
+    return {"tools": kept, "tool_choice": allowed.get("mode")}
+
+
+def _function_name(tool: Any) -> Any:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def tool_choice(value: Any) -> str | None:
     """`auto`, `none`, `required`, or the name in `{"type": "function", "function": {"name":
-    ...}}`."""
+    ...}}`. Clients of other APIs write `{"type": "auto"}` and have the name beside the type."""
     if isinstance(value, dict):
-        function = value.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
+        name = _function_name(value) or value.get("name")
+        if value.get("type") in ("auto", "none", "required"):
+            name = value["type"]
         if not isinstance(name, str):
             raise InvalidRequest(
-                'tool_choice must name a function: {"type": "function", "function": {"name": ...}}',
+                f"tool_choice={shown(value)} must be auto, none, required or name a function:"
+                ' {"type": "function", "function": {"name": ...}}',
                 "tool_choice",
             )
         return name
@@ -233,7 +265,7 @@ def check_dimensions(body: dict[str, Any], have: int) -> None:
     Raises:
         InvalidRequest: it asks for others.
     """
-    if body.get("dimensions") not in (None, have):
+    if body.get("dimensions") not in (None, have, str(have)):
         raise InvalidRequest(
             f"dimensions={shown(body['dimensions'])}: vectors of this model have {have}: send that"
             " or leave it out",
