@@ -177,8 +177,10 @@ def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
 def _check_strength(pipeline: Any, wanted: Mapping[str, Any]) -> None:
     """A share of less than one step draws nothing; some pipelines fail at that, others return no
     picture."""
-    strength = wanted.get("strength")
-    if strength is None:
+    if "strength" not in _parameters(pipeline):
+        return
+    strength = wanted.get("strength") or _parameters(pipeline)["strength"].default
+    if not isinstance(strength, float | int):
         return
     chosen = wanted.get("sigmas") or wanted.get("timesteps")
     steps = len(chosen) if chosen else wanted.get("num_inference_steps")

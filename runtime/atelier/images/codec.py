@@ -15,6 +15,7 @@ import numpy as np
 from atelier.bounds import MAX_INPUT_PIXELS
 from atelier.errors import InvalidRequest
 from atelier.images.truncation import check_whole
+from atelier.images.unread import what_else
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -85,9 +86,13 @@ def decode(data: bytes, max_pixels: int, field: str) -> PILImage:
         image.draft(None, wanted)  # JPEG can be decoded at half, a quarter, an eighth of its size
         image.load()
         check_whole(data, image, field)
-        shown = upright(eight_bits(image))
+        shown = eight_bits(upright(image))  # in this order: EXIF is lost with the bits
     except UnidentifiedImageError:
-        raise InvalidRequest(f"{field}: not a PNG, JPEG, WebP, GIF or BMP picture", field) from None
+        raise InvalidRequest(
+            f"{field}: {what_else(data)}, not a PNG, JPEG, WebP, GIF or BMP picture: convert it to"
+            " one of them",
+            field,
+        ) from None
     except (
         OSError,
         SyntaxError,

@@ -3,6 +3,8 @@ and nowhere else."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -13,7 +15,7 @@ from atelier.errors import InvalidRequest, shown
 from atelier.images.argument_types import from_text
 from atelier.images.control_request import ControlList, ImagePromptList
 from atelier.images.destination import Output, check_destination
-from atelier.images.highres import HighResField
+from atelier.images.highres import HighResField, object_from_text
 from atelier.settings import Settings
 
 Format = Literal["PNG", "JPEG", "WEBP"]
@@ -24,14 +26,35 @@ Times = Annotated[Literal[2, 4], BeforeValidator(lambda value: int(value)
                                                 if value in ("2", "4") else value)]  # fmt: skip
 """Forms send numbers as text."""
 
+Weights = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]],
+    BeforeValidator(object_from_text),
+]
+
+PROMPTS = re.compile(r"(negative_)?prompt(_\d)?")
+"""Fields whose empty text says something."""
+
 MAX_SEED = 2**63 - 1
 SCHEDULES = ("sigmas", "timesteps")
 """Lists with an entry a step, which stand for num_inference_steps."""
 
 
-def _format(value: Any) -> Any:
-    upper = value.upper() if isinstance(value, str) else value
+def format_word(value: Any) -> Any:
+    """A format's name as `Format` has it: any case, `jpg`, a media type."""
+    if not isinstance(value, str):
+        return value
+    upper = value.strip().upper().removeprefix("IMAGE/").removeprefix(".")
     return "JPEG" if upper == "JPG" else upper
+
+
+def without_empties(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say something: forms and libraries send null and empty text for what their
+    user left out."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and (value != "" or PROMPTS.fullmatch(name))
+    }
 
 
 def _drawn(value: Any) -> Any:
@@ -80,7 +103,7 @@ class ImageRequest(BaseModel):
     strength: float | None = Field(
         None, gt=0, le=1, description="Share of the steps that image-to-image runs."
     )
-    lora: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = Field(
+    lora: Weights | None = Field(
         None,
         max_length=MAX_ENTRIES,
         description="Adapter name to weight; missing: DEFAULT_LORA.",
@@ -116,7 +139,7 @@ class ImageRequest(BaseModel):
         le=8,
         description="Unfinished pictures wanted on the way, where the protocol shows them.",
     )
-    format: Annotated[Format, BeforeValidator(_format)] = "PNG"
+    format: Annotated[Format, BeforeValidator(format_word)] = "PNG"
     compression: int | None = Field(
         None, ge=0, le=100, description="Quality of JPEG and WebP, 100 best."
     )
@@ -143,7 +166,8 @@ class ImageRequest(BaseModel):
 
     @classmethod
     def parse(cls, fields: dict[str, Any], settings: Settings, where: str = "") -> ImageRequest:
-        """Check `fields` against this class and the server's limits.
+        """Check `fields` against this class and the server's limits. Null is absent, and so is
+        empty text that is no prompt.
 
         Args:
             where: prefix of field names in messages, such as `instances[2].`.
@@ -151,6 +175,7 @@ class ImageRequest(BaseModel):
         Raises:
             InvalidRequest: names the field, the value and what is allowed.
         """
+        fields = without_empties(fields)
         if fields.get("task") == "upscale":  # nothing is drawn: no prompt is needed
             fields = {"prompt": ""} | fields
         lists = {name: _numbers(fields[name]) for name in SCHEDULES if name in fields}

@@ -9,7 +9,7 @@ import orjson
 
 from atelier.bounds import MAX_CONTROLS
 from atelier.errors import InvalidRequest, shown
-from atelier.protocols.http.remote import picture_bytes
+from atelier.protocols.http.remote import picture_bytes, picture_text
 from atelier.settings import Settings
 
 CONTROL_FIELDS = ("control", "image_prompt")
@@ -30,7 +30,7 @@ def with_control_pictures(
     read = {
         name: _entries(f"{where}{name}", fields[name], settings)
         for name in CONTROL_FIELDS
-        if fields.get(name) is not None
+        if fields.get(name) not in (None, "")
     }
     return {**fields, **read}
 
@@ -55,9 +55,7 @@ def _entry(where: str, entry: Any, settings: Settings) -> dict[str, Any]:
         )
     if "image" not in entry:
         return entry
-    picture = entry["image"]
-    if isinstance(picture, dict):  # OpenAI's form
-        picture = picture.get("image_url")
+    picture = picture_text(entry["image"])
     if not isinstance(picture, str):
         raise InvalidRequest(
             f"{where}.image: {shown(picture)} is not a picture as base64 text", f"{where}.image"

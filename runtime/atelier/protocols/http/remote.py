@@ -11,16 +11,17 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 
 import httpcore
 
-from atelier.errors import InvalidRequest, PayloadTooLarge
+from atelier.errors import InvalidRequest, PayloadTooLarge, shown
 from atelier.settings import Settings
 
 SECONDS = 10.0
@@ -29,6 +30,8 @@ MOVED = {301, 302, 303, 307, 308}
 
 URL_SAFE = str.maketrans("-_", "+/")
 """The alphabet for URLs and file names (RFC 4648, section 5), to the usual one."""
+
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -106,17 +109,36 @@ def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
     """The bytes of a picture given as base64, bare or as a data URL, or as a URL of an allowed
     host. Blocks.
 
+    Padding may be missing, the alphabet may be that for URLs, characters may be percent-encoded.
+
     Raises:
         InvalidRequest: none of these; `where` is named.
     """
-    if text.startswith(("http://", "https://")):
+    text = text.strip().removeprefix("\ufeff")
+    if SCHEME.match(text):
         return RemotePictures(settings).fetch(text, where)
-    bare = "".join(text.split())  # encoders break lines
-    encoded = bare.partition(",")[2] if bare[:5].lower() == "data:" else bare
+    head, _, rest = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
+    bare = "".join(rest.split())  # encoders break lines
+    bare = (unquote(bare) if "%" in bare else bare).translate(URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode(encoded.translate(URL_SAFE), validate=True)
+        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{where}: not base64: {error}", where) from None
+        if head and not head.lower().endswith("base64"):  # RFC 2397 has bytes as percent-encoding
+            return unquote_to_bytes(rest)
+        raise InvalidRequest(
+            f"{where}: {shown(text)} is not base64: {error}; send the picture's bytes in base64,"
+            " bare or as a data URL, or a URL of a host in ALLOWED_IMAGE_HOSTS",
+            where,
+        ) from None
+
+
+def picture_text(value: Any) -> Any:
+    """The text or bytes of a picture that is an object around them: OpenAI's `image_url`, with or
+    without `url` in it, or `b64` as KServe's v1 protocol writes binary values."""
+    for name in ("image_url", "url", "b64_json", "b64"):
+        if isinstance(value, dict) and value.get(name):
+            value = value[name]
+    return value
 
 
 class CheckedBackend(httpcore.SyncBackend):

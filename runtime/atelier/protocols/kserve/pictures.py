@@ -14,20 +14,20 @@ from grpc_interceptor.exceptions import GrpcException
 from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse
 
 from atelier.bounds import MAX_PICTURE_VALUES, read_json
-from atelier.errors import AtelierError, InvalidRequest, report
-from atelier.images.request import ImageRequest
+from atelier.errors import AtelierError, InvalidRequest, report, shown
+from atelier.images.request import ImageRequest, without_empties
 from atelier.images.service import PictureService
+from atelier.images.unread import MAGIC
 from atelier.protocols.control_pictures import CONTROL_FIELDS, with_control_pictures
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.pools import reading
-from atelier.protocols.http.remote import picture_bytes
+from atelier.protocols.http.remote import picture_bytes, picture_text
 from atelier.protocols.kserve.tensors import check_outputs, parameter, values
 from atelier.protocols.picture_requests import DrawnRequest, draw_all
 from atelier.protocols.picture_writer import PictureWriter
 from atelier.settings import Settings
 
 PICTURE_FIELDS = ("image", "mask_image")
-MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 
 
 class KServeImageModel(kserve.Model):
@@ -186,7 +186,8 @@ def parse_v1(payload: Any, settings: Settings) -> list[ImageRequest]:
             raise InvalidRequest(
                 f"instances[{index}] must be an object with a prompt", f"instances[{index}]"
             )
-        rows.append(shared | _with_pictures(instance, f"instances[{index}].", settings))
+        own = _with_pictures(instance, f"instances[{index}].", settings)
+        rows.append(shared | without_empties(own))
     return _requests(rows, settings, lambda index: f"instances[{index}].")
 
 
@@ -278,18 +279,29 @@ def _with_pictures(fields: dict[str, Any], where: str, settings: Settings) -> di
     return with_control_pictures(decoded, where, settings)
 
 
+def _is_picture(entry: bytes) -> bool:
+    """Bytes of a picture, or of anything else that is no text."""
+    start = entry[:64]
+    return entry.startswith(MAGIC) or not start.isascii() or not entry.isascii() or b"\0" in start
+
+
 def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:
-    """Picture fields as bytes: from base64 text, or, in a binary tensor, as they are."""
+    """Picture fields as bytes: from base64 text, or, in a binary tensor, as they are; None where
+    there is none."""
     if name not in PICTURE_FIELDS:
         return value
     many = value if isinstance(value, list) else [value]
+    many = [entry for entry in many if entry not in (None, "", b"")]
+    if not many:
+        return None
     decoded = []
     for entry in many:
-        if isinstance(entry, bytes) and not entry.startswith(MAGIC):
-            entry = entry.decode("ascii", "replace")
+        if isinstance(entry, bytes) and not _is_picture(entry):
+            entry = entry.decode()
+        entry = picture_text(entry)
         if not isinstance(entry, str | bytes):
             raise InvalidRequest(
-                f"{where}{name} must be a picture as base64 text", f"{where}{name}"
+                f"{where}{name}: {shown(entry)} is no picture as base64 text", f"{where}{name}"
             )
         decoded.append(
             picture_bytes(entry, where + name, settings) if isinstance(entry, str) else entry

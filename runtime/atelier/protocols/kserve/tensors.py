@@ -17,6 +17,12 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from atelier.bounds import MAX_ROWS, read_json
 from atelier.errors import InvalidRequest, shown
 
+DATATYPES = (
+    "BYTES", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
+    "FP16", "FP32", "FP64",
+)  # fmt: skip
+"""Types of tensors in the v2 protocol that are read here."""
+
 LENGTH_HEADER = "inference-header-content-length"
 
 UNREADABLE = (
@@ -31,7 +37,14 @@ UNREADABLE = (
 
 def _as_text(value: Any) -> Any:
     """Ids are text; some clients count with numbers."""
-    return str(value) if type(value) is int else value
+    return str(value) if type(value) in (int, float) else value
+
+
+def _known_type(value: Any) -> Any:
+    name = value.strip().upper() if isinstance(value, str) else value
+    if isinstance(name, str) and name not in DATATYPES:
+        raise ValueError(f"{shown(value)} is none; there are {', '.join(DATATYPES)}")
+    return name
 
 
 class NullIsAbsent(BaseModel):
@@ -50,7 +63,7 @@ class TensorBody(NullIsAbsent):
 
     name: str
     shape: list[int] = Field(max_length=8)
-    datatype: str
+    datatype: Annotated[str, BeforeValidator(_known_type)]
     data: list[Any] | None = None
     parameters: dict[str, Any] = {}
 
@@ -161,10 +174,11 @@ def decode(body: bytes, headers: Mapping[str, str], model: str) -> InferRequest:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = ".".join(map(str, fault["loc"]))
-        raise InvalidRequest(f"{name}: {fault['msg']}", name) from None
+        reason = fault["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"{name}: {reason}", name) from None
     inputs, rest = [], memoryview(body)[int(length) :]
     for tensor in told.inputs:
-        size = tensor.parameters.get("binary_data_size", 0)
+        size = tensor.parameters.get("binary_data_size") or 0
         if (
             not isinstance(size, int)
             or not 0 <= size <= len(rest)

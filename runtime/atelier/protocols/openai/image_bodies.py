@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -19,25 +19,26 @@ from atelier.images import codec
 from atelier.images.control_request import RawControls, RawImagePrompts
 from atelier.images.destination import INLINE, Output, destination
 from atelier.images.highres import HighResField, object_from_text
-from atelier.images.request import MAX_SEED, ImageRequest, StepCacheBound, Times
+from atelier.images.request import (
+    MAX_SEED,
+    ImageRequest,
+    StepCacheBound,
+    Times,
+    without_empties,
+)
 from atelier.images.service import PictureService
 from atelier.protocols.control_pictures import with_control_pictures
 from atelier.protocols.http.models import check_name
 from atelier.protocols.openai.idle_fields import without_effect
+from atelier.protocols.openai.image_words import (
+    QUALITY,
+    AnswerForm,
+    Background,
+    FormatName,
+    Quality,
+    SizeText,
+)
 from atelier.settings import Settings
-
-QUALITY: dict[str, float] = {
-    "low": 0.5,
-    "auto": 1.0,
-    "standard": 1.0,
-    "medium": 1.0,
-    "high": 1.5,
-    "hd": 1.5,
-    "xhigh": 2.0,
-    "max": 3.0,
-}
-"""Steps for each `quality`, as a multiple of the pipeline's default number of steps; never above
-MAX_STEPS."""
 
 RENAMED = {
     "num_images_per_prompt": "n",
@@ -59,8 +60,6 @@ REFUSED = {
 WITHOUT_EFFECT = ("moderation", "input_fidelity", "style", "complexity")
 """Fields of OpenAI's that clients send and nothing here does; the answer says so."""
 
-Quality = Literal["low", "auto", "standard", "medium", "high", "hd", "xhigh", "max"]
-
 
 class ImagesBody(BaseModel):
     """What all three routes take. `null` is the same as leaving a field out."""
@@ -70,20 +69,18 @@ class ImagesBody(BaseModel):
     prompt: str = Field("", max_length=20_000)
     model: str | None = Field(None, description="The served model's name.")
     n: int | None = Field(None, ge=1, description="Number of pictures; picture i has seed + i.")
-    size: str | None = Field(
+    size: SizeText | None = Field(
         None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT, or auto."
     )
     quality: Quality | None = Field(
         None, description="Steps, as a multiple of the model's default."
     )
-    response_format: Literal["b64_json", "url"] | None = Field(
-        None, description="Default: b64_json."
-    )
-    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="Default: png.")
+    response_format: AnswerForm | None = Field(None, description="Default: b64_json.")
+    output_format: FormatName | None = Field(None, description="Default: png.")
     output_compression: int | None = Field(
         None, ge=0, le=100, description="Quality of jpeg and webp."
     )
-    background: Literal["auto", "opaque", "transparent"] | None = None
+    background: Background | None = None
     user: str | None = Field(None, description="Written into the log, otherwise ignored.")
     safety_identifier: str | None = Field(None, description="The same as user.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
@@ -143,18 +140,19 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 def check(cls: type[Body], fields: dict[str, Any]) -> Body:
-    """`fields` as a body of class `cls`.
+    """`fields` as a body of class `cls`; null is absent, and so is empty text that is no prompt.
 
     Raises:
         InvalidRequest: names the field, the value and what is allowed.
     """
+    fields = without_empties(fields)
     for name, here in RENAMED.items():
         if name in fields:
             raise InvalidRequest(
                 f"{name}: this field is called {here} in the OpenAI protocol", name
             )
     for name, remedy in REFUSED.items():
-        if fields.get(name) is not None:
+        if name in fields:
             raise InvalidRequest(f"{name} is not offered here: {remedy}", name)
     try:
         return cls.model_validate(fields)

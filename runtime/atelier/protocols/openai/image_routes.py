@@ -20,6 +20,7 @@ from atelier.images.codec import MEDIA_TYPES
 from atelier.images.service import PictureService
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import error_object
+from atelier.protocols.http.links import public_base
 from atelier.protocols.http.openapi import answers, form_or_json_body, json_body
 from atelier.protocols.http.pools import decoding, reading, writing
 from atelier.protocols.http.results import ResultStore
@@ -136,7 +137,7 @@ class ImagesApi:
         if call.stream:
             events = await self.model.submit(requests[0], PROTOCOL)
             return EventStreamResponse(_frames(self.writer, kind, call, events))
-        base = self.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
+        base = public_base(request, self.settings)
         finish = partial(self._body, call, base)
         if wants_job(request):
             return accepted(await self.jobs.start(requests, PROTOCOL, finish))

@@ -10,10 +10,11 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from atelier.bounds import MAX_FORM_FIELDS, MAX_INPUT_PICTURES, MAX_PICTURE_VALUES
-from atelier.errors import InvalidRequest
+from atelier.errors import InvalidRequest, shown
+from atelier.images.unread import MAGIC
 from atelier.protocols.http.bodies import json_object
 from atelier.protocols.http.pools import reading
-from atelier.protocols.http.remote import picture_bytes
+from atelier.protocols.http.remote import picture_bytes, picture_text
 from atelier.protocols.openai.form_fields import nested
 from atelier.settings import Settings
 
@@ -23,6 +24,11 @@ INDEX = re.compile(r"\[\d*\]$")
 
 MAX_FILES = MAX_INPUT_PICTURES + 1
 """And a mask."""
+
+NOTHING = ("null", "undefined")
+"""What JavaScript makes of a value that there is not, as the text of a field."""
+
+JSON_START = re.compile(rb"(\xef\xbb\xbf)?\s*\{")
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
@@ -44,9 +50,9 @@ async def read(request: Request, settings: Settings) -> Upload:
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     # `curl -d` calls whatever it sends a form
-    plain = kind == FORMS[1] and (await request.body()).lstrip()[:1] == b"{"
+    plain = kind == FORMS[1] and JSON_START.match(await request.body()) is not None
     if kind in FORMS and not plain:
-        fields, pictures, masks = await _form(request, settings)
+        fields, pictures, masks = await _form(request, kind, settings)
     else:
         fields = json_object(await request.body(), MAX_PICTURE_VALUES)
         fields = {INDEX.sub("", name): value for name, value in fields.items()}
@@ -64,7 +70,7 @@ async def read(request: Request, settings: Settings) -> Upload:
 
 
 async def _form(
-    request: Request, settings: Settings
+    request: Request, kind: str, settings: Settings
 ) -> tuple[dict[str, Any], list[Any], list[Any]]:
     items: list[tuple[str, str]] = []
     pictures: list[Any] = []
@@ -75,34 +81,56 @@ async def _form(
         for name, value in form.multi_items():
             content = await value.read() if isinstance(value, UploadFile) else value
             plain = INDEX.sub("", name)
-            if not content:  # what an empty field of a form sends
+            if isinstance(value, UploadFile) and value.filename and not content:
+                raise InvalidRequest(f"{name}: the file {shown(value.filename)} is empty", name)
+            if not content or (content in NOTHING and plain != "prompt"):
                 continue
-            if plain in IMAGE_NAMES:
-                pictures.append(content)
-            elif plain == "mask":
-                masks.append(content)
+            if plain in (*IMAGE_NAMES, "mask"):
+                (masks if plain == "mask" else pictures).append(_picture(content, kind))
             elif isinstance(content, bytes):
-                raise InvalidRequest(f"{name}: this field is not a file", name)
+                raise InvalidRequest(
+                    f"{name}: this field is not a file; pictures are called image, image[] or"
+                    " images, a mask is called mask",
+                    name,
+                )
             else:
                 items.append((name, content))
     return nested(items), pictures, masks
 
 
+def _picture(content: str | bytes, kind: str) -> str | bytes:
+    """A picture of a form: the bytes of a part that has no file name, or base64 whose plus signs
+    were not percent-encoded."""
+    if isinstance(content, bytes):
+        return content
+    if kind == FORMS[1]:
+        return content.replace(" ", "+")
+    try:
+        raw = content.encode("latin-1")  # how a part is read that is no UTF-8
+    except UnicodeEncodeError:
+        return content
+    return raw if raw.startswith(MAGIC) else content
+
+
 def _many(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
+    """The pictures that there are: null, and what is empty, is none."""
+    many = value if isinstance(value, list) else [value]
+    return [one for one in many if (any(one.values()) if isinstance(one, dict) else one)]
 
 
 def _decode_all(values: list[Any], where: str, settings: Settings) -> list[bytes]:
     """Each picture from a file, from base64 text, or from OpenAI's `{"image_url": "data:..."}`."""
     decoded = []
     for value in values:
-        text = value.get("image_url") if isinstance(value, dict) else value
+        text = picture_text(value)
         if isinstance(text, bytes):
             decoded.append(text)
         elif isinstance(text, str):
             decoded.append(picture_bytes(text, where, settings))
         else:
             raise InvalidRequest(
-                f"{where}: a picture is an upload, base64 text or an object with image_url", where
+                f"{where}: {shown(value)}: a picture is an upload, base64 text or an object with"
+                " image_url",
+                where,
             )
     return decoded

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from atelier.errors import InvalidRequest
@@ -12,6 +10,7 @@ from atelier.images.request import ImageRequest, Times
 from atelier.images.service import PictureService
 from atelier.protocols.http.models import check_name
 from atelier.protocols.openai.image_bodies import ImagesCall
+from atelier.protocols.openai.image_words import AnswerForm, FormatName
 from atelier.settings import Settings
 
 
@@ -23,9 +22,9 @@ class UpscaleBody(BaseModel):
     model: str | None = Field(None, description="The served model's name.")
     upscale: Times = Field(2, description="Times larger: 2 or 4.")
     upscaler: str | None = Field(None, max_length=100, description="Which of several.")
-    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_format: FormatName | None = None
     output_compression: int | None = Field(None, ge=0, le=100, description="Of jpeg and webp.")
-    response_format: Literal["b64_json", "url"] | None = None
+    response_format: AnswerForm | None = None
     output: Output | None = Field(None, description="Where the picture goes, as when drawing.")
     timeout: float | None = Field(None, gt=0, description="Seconds.")
     user: str | None = Field(None, description="Written to the log.")

@@ -21,15 +21,16 @@ from atelier.errors import AtelierError, InvalidRequest, shown
 from atelier.images.codec import MEDIA_TYPES
 from atelier.images.request import ImageRequest
 from atelier.images.service import PictureService
-from atelier.protocols.http.bodies import json_object, json_response
+from atelier.protocols.http.bodies import json_object, json_response, without_nothing
 from atelier.protocols.http.deadlines import timed
 from atelier.protocols.http.error_bodies import error_object
 from atelier.protocols.http.openapi import answers, json_body
 from atelier.protocols.http.pools import reading, writing
-from atelier.protocols.http.remote import picture_bytes
+from atelier.protocols.http.remote import picture_bytes, picture_text
 from atelier.protocols.http.sse import DONE, frame, when_begun
 from atelier.protocols.openai.idle_fields import Refused, refuse, without_effect
 from atelier.protocols.openai.image_bodies import ImagesBody, check, translate
+from atelier.protocols.openai.text_bodies import switch
 from atelier.protocols.picture_requests import DrawnRequest, draw_all
 from atelier.protocols.picture_writer import EncodedPicture, PictureWriter
 from atelier.settings import Settings
@@ -54,6 +55,10 @@ IDLE = (
 
 SILENT = {"modalities", "stream_options", "store", "metadata"}
 """Those of them that no one expects an effect of here."""
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+PICTURE_PARTS = ("image_url", "input_image", "image")
+"""Types of parts, as the routes of several makers call them."""
 
 USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 """Nothing is counted in tokens here."""
@@ -85,8 +90,9 @@ class PictureChats:
         """Draw what the last message says, from its pictures if it has some."""
         with self.model.refusals(PROTOCOL):
             self.model.check_room()
-            body = json_object(await request.body(), MAX_PICTURE_VALUES)
-            stream = body.pop("stream", None) or False
+            body = without_nothing(json_object(await request.body(), MAX_PICTURE_VALUES))
+            stream = switch(body, "stream")
+            body.pop("stream", None)
             drawing, warnings = await reading(self._request, body)
             drawing = timed(drawing, request.headers)
         if stream:
@@ -161,7 +167,7 @@ def last_wish(messages: Any) -> tuple[str, list[str]]:
         )
     for place in range(users[-1] - 1, -1, -1):
         if not pictures and messages[place].get("role") == "assistant":
-            pictures = _parts(messages[place], f"messages.{place}")[1]
+            pictures = _parts(messages[place], f"messages.{place}", answered=True)[1]
     if len(pictures) > MAX_INPUT_PICTURES:
         raise InvalidRequest(
             f"messages: {len(pictures)} pictures; at most {MAX_INPUT_PICTURES}", "messages"
@@ -169,7 +175,11 @@ def last_wish(messages: Any) -> tuple[str, list[str]]:
     return prompt, pictures
 
 
-def _parts(message: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
+def _parts(
+    message: dict[str, Any], where: str, answered: bool = False
+) -> tuple[list[str], list[str]]:
+    """Texts and pictures of a message; what else an answer holds, such as thoughts, is passed
+    over."""
     content = message.get("content")
     parts = [] if content is None else content
     if isinstance(parts, str):
@@ -180,16 +190,33 @@ def _parts(message: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
     texts: list[str] = []
     pictures: list[str] = []
     for part in [*parts, *further]:
-        kind = part.get("type") if isinstance(part, dict) else None
-        value = part.get(kind) if kind in ("text", "image_url") else None
-        value = value.get("url") if isinstance(value, dict) else value
-        if not isinstance(value, str):
+        kind, value = _read(part)
+        if value is None and kind in (*TEXT_PARTS, *PICTURE_PARTS):
+            continue
+        if isinstance(value, str):
+            (texts if kind in TEXT_PARTS else pictures).append(value)
+        elif not answered:
             raise InvalidRequest(
                 f"{where}.content: {shown(part)} is neither a text nor an image_url part",
                 "messages",
             )
-        (texts if kind == "text" else pictures).append(value)
     return texts, pictures
+
+
+def _read(part: Any) -> tuple[str, Any]:
+    """Type and content of a part in OpenAI's, the Responses API's or Anthropic's form; the content
+    is False where it is neither text nor a picture."""
+    if isinstance(part, str):
+        return "text", part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        return "", False
+    if kind in TEXT_PARTS:
+        return kind, part.get("text")
+    source = part.get("source")
+    if kind == "image" and isinstance(source, dict):
+        return kind, source.get("url") or source.get("data")
+    return kind, picture_text(part.get("image_url")) if kind in PICTURE_PARTS else False
 
 
 def _part(picture: EncodedPicture) -> dict[str, Any]:
