@@ -126,8 +126,8 @@ def picture_bytes(text: str, where: str, settings: Settings) -> bytes:
         if head and not head.lower().endswith("base64"):  # RFC 2397 has bytes as percent-encoding
             return unquote_to_bytes(rest)
         raise InvalidRequest(
-            f"{where}: {shown(text)} is not base64: {error}; send the picture's bytes in base64,"
-            " bare or as a data URL, or a URL of a host in ALLOWED_IMAGE_HOSTS",
+            f"{where}: not base64: {error}: {shown(text)}; send the picture's bytes in base64, bare"
+            " or as a data URL, or a URL of a host in ALLOWED_IMAGE_HOSTS",
             where,
         ) from None
 
