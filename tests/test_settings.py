@@ -29,7 +29,6 @@ SECRETS = (
 )
 
 BAD = [
-    ("MODEL_NAME", "org/model", "a name without a slash"),
     ("TASK", "video", "'auto', 'image' or 'text'"),
     ("MAX_LORAS", "0", "greater than or equal to 1"),
     ("DEFAULT_LORA", "ink=much", "name or name=number"),

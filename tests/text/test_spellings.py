@@ -3,6 +3,7 @@ and empties, choices of tools, histories, templates."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,47 @@ def test_what_asks_for_nothing_is_harmless(server: Server, fields: dict[str, Any
 
 
 def test_fields_of_vllm_without_effect_are_told(server: Server) -> None:
-    answer = chat(server, *ASK, guided_json={"type": "object"}, min_tokens=1, min_p=0)
+    answer = chat(server, *ASK, typical_p=0.9, min_tokens=1, min_p=0)
     told = [each.partition(":")[0] for each in answer.json()["warnings"]]
-    assert told == ["guided_json", "min_tokens"]
+    assert told == ["min_tokens", "typical_p"]
+
+
+YES = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
+YES |= {"additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guided_json": YES},
+        {"guided_json": json.dumps(YES), "guided_regex": None},
+        {"structured_outputs": {"json": YES, "regex": None, "disable_fallback": False}},
+    ],
+    ids=str,
+)
+def test_a_schema_in_vllms_fields_is_followed(server: Server, fields: dict[str, Any]) -> None:
+    answer = chat(server, *ASK, max_tokens=40, **fields).json()
+    assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"yes"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"guided_choice": ["a", "b"]}, "guided_choice"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex"),
+        ({"structured_outputs": "a+"}, "structured_outputs"),
+        ({"guided_json": "{"}, "JSON"),
+        ({"guided_json": YES, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"bad_words": ["no"]}, "bad_words"),
+    ],
+    ids=str,
+)
+def test_forms_that_are_not_offered_are_refused(
+    server: Server, fields: dict[str, Any], name: str
+) -> None:
+    answer = chat(server, *ASK, **fields)
+    assert (answer.status_code, name in answer.text) == (400, True), answer.text
 
 
 @pytest.mark.parametrize("tokens", ["2", 2.0])

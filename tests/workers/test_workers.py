@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from atelier.workers.image_front import memory_of
+from atelier.workers.worker import CPU_NICENESS
 from tests.conftest import ROOT, Server, free_port
 from tests.gallery import Pixels, difference, pixels
 from tests.processes import Executed
@@ -130,6 +131,15 @@ def test_the_metadata_lists_workers_with_device_and_state(pair: Server) -> None:
     assert [one["worker"] for one in listed] == [0, 1]
     assert {one["device"] for one in listed} == {"cpu"}
     assert len({one["pid"] for one in listed}) == 2
+
+
+def test_workers_on_a_processor_give_way_to_the_front(pair: Server) -> None:
+    def niceness(process: int) -> set[int]:
+        threads = [int(one.name) for one in Path(f"/proc/{process}/task").iterdir()]
+        return {os.getpriority(os.PRIO_PROCESS, one) for one in threads}
+
+    assert [niceness(one["pid"]) for one in workers(pair)] == [{CPU_NICENESS}, {CPU_NICENESS}]
+    assert niceness(pair.process.pid) == niceness(os.getpid())
 
 
 def test_a_worker_that_stands_still_is_replaced(start_server: Any, tiny_checkpoint: Path) -> None:

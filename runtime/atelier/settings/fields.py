@@ -42,7 +42,6 @@ from atelier.settings.values import (
     Folder,
     Hosts,
     Lengths,
-    ModelName,
     Names,
     Origins,
     PictureSizes,
@@ -64,7 +63,7 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings, TidySett
     model_id: str = MODEL(
         "builtin/shapes", "Folder, .safetensors file, s3://bucket/prefix or Hub id@revision."
     )
-    model_name: ModelName = MODEL("", "Name in URLs and answers; empty: the last part of MODEL_ID.")
+    model_name: str = MODEL("", "Name in URLs and answers; empty: the last part of MODEL_ID.")
     task: Literal["auto", "image", "text"] = MODEL(
         "auto", "What the checkpoint is; auto reads its config."
     )

@@ -56,11 +56,7 @@ def _switch(value: Any) -> Any:
 
 def _bytes(value: Any) -> Any:
     """A number, or one with a unit of Kubernetes: 64Mi, 64MiB or 64M."""
-    match = (
-        re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT])(i?)B?", value)
-        if isinstance(value, str)
-        else None
-    )
+    match = SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
     power = "KMGT".index(match[2].upper()) + 1
@@ -85,12 +81,6 @@ def _hosts(value: list[str]) -> list[str]:
         if not re.fullmatch(r"[a-z0-9._:-]+", host):
             raise ValueError(f"allowed: names of hosts, one by one, not {written!r}")
     return hosts
-
-
-def _in_urls(value: str) -> str:
-    if "/" in value:
-        raise ValueError(f"allowed: a name without a slash, being one part of URLs, not {value!r}")
-    return value
 
 
 def _base(value: str) -> str:
@@ -158,7 +148,6 @@ Switch = Annotated[Literal["auto", "true", "false"], BeforeValidator(_switch)]
 ByteCount = Annotated[int, BeforeValidator(_bytes)]
 Origins = Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_origins)]
 Hosts = Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_hosts)]
-ModelName = Annotated[str, AfterValidator(_in_urls)]
 WebBase = Annotated[str, AfterValidator(_base)]
 
 Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]

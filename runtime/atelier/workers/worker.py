@@ -13,6 +13,7 @@ import os
 import queue
 import signal
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +29,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
 CPU_NICENESS = 5
-"""Where steps are computed by the processor, probes of the front would wait for a core: a lower
-priority of the worker lets them pass."""
+"""Of a worker that computes on the processor."""
 
 
 class Outbox:
@@ -127,6 +127,8 @@ class Worker:
             self._outbox.put(m.Unable(error))
             await stopped.wait()
             return
+        if on_processor(self._settings):
+            _give_way()
         traits, device = self._work.traits(), self._work.device()
         self._outbox.put(m.ModelLoaded(traits, device, devices_here(self._settings)))
         await stopped.wait()
@@ -153,6 +155,15 @@ class Worker:
                 self._outbox.put(m.Loading(shown))
             self._outbox.put(self._work.beat())
             await asyncio.sleep(BEAT_S)
+
+
+def _give_way() -> None:
+    """Lower the priority of all threads, and so of those that they start: a probe of the front must
+    not wait for the end of a step to get a core. Linux has a priority for each thread; elsewhere
+    nothing is done."""
+    for thread in Path("/proc/self").glob("task/*"):
+        with suppress(OSError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), CPU_NICENESS)
 
 
 def _work(
@@ -182,8 +193,6 @@ def main(
     `group` are the pipes to the followers, and the file that they meet at."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if on_processor(settings):
-        os.nice(CPU_NICENESS)
     logs.set_up(settings, worker=name)
     log.debug("worker %s starts", name)
     asyncio.run(Worker(connection, settings, kind, name, group).run())

@@ -33,12 +33,11 @@ TAKEN: Taken = {
 
 TAKEN |= dict.fromkeys(
     (
-        "bad_words", "documents", "guided_choice", "guided_grammar", "guided_json", "guided_regex",
-        "length_penalty", "min_tokens", "structured_outputs", "truncate_prompt_tokens", "typical_p",
+        "documents", "length_penalty", "min_tokens", "truncate_prompt_tokens", "typical_p",
     ),
     (),
 )  # fmt: skip
-TAKEN |= {"continue_final_message": (False,), "add_generation_prompt": (True,)}
+TAKEN |= {"add_generation_prompt": (True,)}
 """And fields of vLLM's, which its clients send to any server."""
 
 TAKEN_BY_RESPONSES: Taken = {
@@ -60,6 +59,7 @@ REFUSED: Refused = {
     "modalities": (([], ["text"]), 'answers are text; send ["text"] or leave it out'),
     "web_search_options": ((), "this server does not search the web; leave it out"),
     "echo": ((False,), "a chat's prompt is no text; leave it out or use /v1/completions"),
+    "continue_final_message": ((False,), "an answer is a turn of its own; leave it out"),
     "functions": (([],), "this is the older form of tools; send tools"),
     "function_call": (("none", "auto"), "this is the older form of tool_choice; send that"),
 }

@@ -9,6 +9,7 @@ from typing import Any
 from atelier.bounds import MAX_ROWS
 from atelier.errors import InvalidRequest, shown
 from atelier.protocols.openai.idle_fields import refuse
+from atelier.protocols.openai.structured_output import structured_output
 from atelier.text.request import TextRequest, make_request
 
 SAME = (
@@ -35,7 +36,7 @@ names."""
 
 EFFORT = re.compile(r"[a-z]{1,16}")
 
-REFUSED = {"suffix": "", "best_of": 1, "use_beam_search": False}
+REFUSED = {"suffix": "", "best_of": 1, "use_beam_search": False, "bad_words": []}
 """Fields that would change the answer but are not offered, with the value that changes nothing."""
 
 
@@ -284,7 +285,8 @@ def shared_fields(body: dict[str, Any]) -> dict[str, Any]:
             raise InvalidRequest(
                 f"{name}={shown(body[name])} is not offered here: leave it out", name
             )
-    return {name: body[name] for name in SAME if body.get(name) is not None}
+    fields = {name: body[name] for name in SAME if body.get(name) is not None}
+    return fields | structured_output(body)
 
 
 def _check_rows(rows: list[Any], field: str) -> None:
