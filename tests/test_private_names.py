@@ -97,6 +97,11 @@ THERE: dict[str, Callable[[], bool]] = {
     "torch._foreach_lerp_": has(torch, "_foreach_lerp_"),
     "torch._foreach_copy_": has(torch, "_foreach_copy_"),
     "torch.ops.aten._flash_attention_forward": has(torch.ops.aten, "_flash_attention_forward"),
+    "torch.ops.mkldnn._reorder_linear_weight": has(torch.ops.mkldnn, "_reorder_linear_weight"),
+    "torch.ops.mkldnn._linear_pointwise": has(torch.ops.mkldnn, "_linear_pointwise"),
+    "torch.ops.mkldnn._is_mkldnn_bf16_supported": has(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported"
+    ),
     "torch.compile()._torchdynamo_orig_callable": lambda: hasattr(
         torch.compile(abs), "_torchdynamo_orig_callable"
     ),

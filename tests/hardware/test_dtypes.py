@@ -1,10 +1,11 @@
 """Which type is chosen for which device and checkpoint, and that every departure is said."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
-from atelier.hardware.dtypes import DtypeSelector
+from atelier.hardware.dtypes import LARGE, DtypeSelector
 from atelier.hardware.machine import Device
 from atelier.settings import load_settings
 from atelier.sources.checkpoint.folder import inspect
@@ -49,6 +50,19 @@ def test_the_type_suits_device_and_wish_and_says_why(stable_diffusion, device, a
     assert choice.dtype == chosen
     assert said in choice.reason
     assert str(choice.torch_dtype) == f"torch.{chosen}"
+
+
+def test_a_large_language_model_is_computed_as_stored_where_the_cpu_can(tmp_path):
+    small = inspect(language_model(tmp_path))
+
+    def of(**changes):
+        return replace(small, components=tuple(replace(one, **changes) for one in small.components))
+
+    short, full = {"float16": 8}, {"float32": 8}
+    assert choose(CPU_AMX, of(bytes=LARGE, dtypes=short), "auto").dtype == "bfloat16"
+    assert choose(CPU, of(bytes=LARGE, dtypes=short), "auto").dtype == "float32"
+    assert choose(CPU_AMX, of(bytes=LARGE, dtypes=full), "auto").dtype == "float32"
+    assert choose(CPU_AMX, small, "auto").dtype == "float32"
 
 
 def test_a_fallback_is_logged_and_a_granted_wish_is_not(stable_diffusion, caplog):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from atelier import profiles
 from atelier.errors import PlanError, SettingsError, SourceError, StartError
+from atelier.hardware.container import usable_cpus
 from atelier.settings import Settings, load_settings
 from atelier.text.child.command_line import command_line
-from atelier.text.child.specs import SPECS, check_embedded, served_paths
+from atelier.text.child.specs import SPECS, served_paths
 from atelier.text.compile_cache import compile_cache
 from atelier.text.embedded.capacity import plan_capacity
+from atelier.text.refused_settings import check_embedded
 
 
 @pytest.fixture
@@ -119,8 +122,10 @@ def test_adapters_are_not_dropped_without_a_word(environment: Path) -> None:
         ("vllm", "draft", '"model": "{draft}", "num_speculative_tokens": 3}'),
         ("sglang", "prompt_lookup", "NGRAM --speculative-num-draft-tokens 4"),
         ("sglang", "draft", "STANDALONE --speculative-draft-model-path {draft} "),
-        ("llamacpp", "prompt_lookup", "ngram-simple"),
-        ("llamacpp", "draft", "--model-draft {draft}/small.gguf"),
+        ("llamacpp", "prompt_lookup", "ngram-simple --spec-ngram-simple-size-n 3"),
+        ("llamacpp", "prompt_lookup", "--spec-ngram-simple-size-m 3"),
+        ("llamacpp", "draft", "draft-simple --spec-draft-model {draft}/small.gguf"),
+        ("llamacpp", "draft", "--spec-draft-n-max 3"),
     ],
 )
 def test_guesses_are_handed_to_every_engine_in_its_words(
@@ -156,6 +161,38 @@ def test_llamacpp_takes_the_gguf_file_of_a_folder(environment: Path, tmp_path: P
     assert str(tmp_path / "weights.gguf") in command_line(settings, tmp_path, Path("/s"), 9)
     with pytest.raises(StartError, match="gguf"):
         command_line(settings, environment / "bin", Path("/s"), 9)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_model_len": 1024, "max_num_seqs": 8}, "--ctx-size 8192 --parallel 8"),
+        ({"max_model_len": 1024}, "--ctx-size 4096 --parallel 4"),
+        ({"max_num_seqs": 8}, "--parallel 8 --kv-unified"),
+        ({}, "--kv-unified"),
+    ],
+)
+def test_each_slot_of_llamacpp_may_hold_what_one_sequence_may(
+    environment: Path, tmp_path: Path, given: dict[str, int], said: str
+) -> None:
+    (tmp_path / "weights.gguf").touch()
+    settings = Settings(engine="llamacpp", engine_path=str(environment), **given)  # type: ignore[arg-type]
+    command = " ".join(command_line(settings, tmp_path / "weights.gguf", Path("/s"), 9))
+    assert said in command
+    assert ("--kv-unified" in command) == ("max_model_len" not in given)
+
+
+def test_llamacpp_counts_the_cpus_of_the_container(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.gguf").touch()
+
+    def threads(**given: object) -> list[str]:
+        settings = Settings(engine="llamacpp", engine_path=str(environment), **given)  # type: ignore[arg-type]
+        command = command_line(settings, tmp_path / "weights.gguf", Path("/s"), 9)
+        return [number for option, number in pairwise(command) if option in ("-t", "--threads")]
+
+    assert threads(omp_num_threads=3) == ["3"]
+    assert threads(omp_num_threads=None) == [str(max(1, int(usable_cpus())))]
+    assert threads(omp_num_threads=3, engine_args="-t 5") == ["5"]
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp"])

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from atelier.errors import CheckpointError, StartError
 from atelier.events import Failed, Finished, Started, Token
 from atelier.settings import Settings
-from atelier.text.child.specs import check_embedded
 from atelier.text.embedded.admission import ContextLimits, Vocabulary
 from atelier.text.embedded.capacity import Capacity
 from atelier.text.embedded.draft_model import check_tokenizer
@@ -25,6 +24,7 @@ from atelier.text.embedded.loading import load, make_runner
 from atelier.text.embedded.probe import check_steps, reference_logits
 from atelier.text.embedded.prompt_lookup import PromptLookup, SearchedText
 from atelier.text.embedded.speculation import Acceptance, Speculation
+from atelier.text.refused_settings import check_embedded
 from atelier.text.request import make_request
 from tests.text import families, guessing
 from tests.text.guessing import TOKENS, Always, Oracle

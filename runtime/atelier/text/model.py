@@ -20,9 +20,10 @@ from atelier.errors import AtelierError, NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.calls import FORMATS, forced_call_grammar, form_for, schemas_of
-from atelier.text.child.specs import check_embedded, served_paths
+from atelier.text.child.specs import served_paths
 from atelier.text.observer import SilentTextObserver, TextObserver
 from atelier.text.parsing import THINK, AnswerParser
+from atelier.text.refused_settings import check_embedded
 from atelier.text.request import TextRequest, make_request
 from atelier.text.template import PromptEncoder
 

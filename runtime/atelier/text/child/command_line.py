@@ -8,12 +8,14 @@ import shlex
 from pathlib import Path
 
 from atelier.errors import StartError
+from atelier.hardware.container import usable_cpus
 from atelier.settings import Settings
 from atelier.sources.adapters import fetch_adapters
 from atelier.sources.checkpoint.gguf import chosen
 from atelier.sources.source import fetch_draft
-from atelier.text.child.specs import VLLM, EngineSpec, check_guesses, spec_for
+from atelier.text.child.specs import VLLM, EngineSpec, spec_for
 from atelier.text.child.tool_parsers import parser_for
+from atelier.text.refused_settings import check_guesses
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def command_line(settings: Settings, model: Path, socket: Path, port: int) -> li
     return [
         *command,
         *_options(spec, settings),
+        *_slots(spec, settings),
+        *_threads(spec, settings, extra),
         *_guesses(spec, settings),
         *_parser(spec, settings, model, extra),
         *extra,
@@ -69,7 +73,7 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
         ):
             continue
         if name == "max_model_len" and spec.divides_context:
-            value *= settings.max_num_seqs or 1
+            value *= settings.max_num_seqs or spec.slots
         words += [option] if value is True else [option, str(value)]
         if name == "tool_call_parser":
             words += spec.tool_switch
@@ -89,6 +93,23 @@ def _options(spec: EngineSpec, settings: Settings) -> list[str]:
             *(f"{one.name}={one.path}" for one in fetch_adapters(settings)),
         ]
     return words
+
+
+def _slots(spec: EngineSpec, settings: Settings) -> list[str]:
+    """What gives each slot of an engine that divides its context MAX_MODEL_LEN, or the model's
+    own."""
+    if settings.task == "image" or not spec.divides_context:
+        return []
+    if settings.max_model_len is None:
+        return [spec.whole_context]
+    return [] if settings.max_num_seqs else [spec.options["max_num_seqs"], str(spec.slots)]
+
+
+def _threads(spec: EngineSpec, settings: Settings, extra: list[str]) -> list[str]:
+    """As many as OMP_NUM_THREADS says, or as CPUs may be used; ENGINE_ARGS may say otherwise."""
+    if not spec.threads or any(word.split("=")[0] in ("-t", spec.threads) for word in extra):
+        return []
+    return [spec.threads, str(settings.omp_num_threads or max(1, int(usable_cpus())))]
 
 
 def _guesses(spec: EngineSpec, settings: Settings) -> list[str]:

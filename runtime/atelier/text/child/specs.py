@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from atelier.errors import StartError
 from atelier.settings import Settings
 
 TEXT_PATHS = (
@@ -30,7 +29,12 @@ class EngineSpec:
     are served with one of them. With `divides_context` its slots share the context that its option
     sets; with `own_tokens` it tokenizes in words of its own, which `tokens` translates.
     `prompt_lookup` and `draft_model` are its options for {tokens} guesses a step ({width}: with the
-    token that they stand behind), of the smaller model {draft}."""
+    token that they stand behind), of the smaller model {draft}.
+
+    With `divides_context` it has `slots` of them if MAX_NUM_SEQS is unset, and `whole_context` lets
+    each use all of the model's own. `threads` is its option for the CPUs that the container may
+    use, where it would count those of the host. `fields` are its names of a request's fields, and
+    of those that it `lacks` it would say nothing."""
 
     name: str
     command: tuple[str, ...]
@@ -49,6 +53,11 @@ class EngineSpec:
     tells_paths: bool = False
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     divides_context: bool = False
+    slots: int = 1
+    whole_context: str = ""
+    threads: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
     own_tokens: bool = False
     prompt_lookup: tuple[str, ...] = ()
     draft_model: tuple[str, ...] = ()
@@ -238,9 +247,22 @@ LLAMACPP = EngineSpec(
     dtypes=False,
     needs={"/v1/embeddings": ("--embedding", "--embeddings")},
     divides_context=True,
+    slots=4,
+    whole_context="--kv-unified",
+    threads="--threads",
+    fields={"repetition_penalty": "repeat_penalty"},
+    lacks=("stop_token_ids",),
     own_tokens=True,
-    prompt_lookup=("--spec-type", "ngram-simple", "--draft-max", "{tokens}"),
-    draft_model=("--model-draft", "{draft}", "--draft-max", "{tokens}"),
+    prompt_lookup=(
+        *("--spec-type", "ngram-simple"),
+        *("--spec-ngram-simple-size-n", "3"),
+        *("--spec-ngram-simple-size-m", "{tokens}"),
+    ),
+    draft_model=(
+        *("--spec-type", "draft-simple"),
+        *("--spec-draft-model", "{draft}"),
+        *("--spec-draft-n-max", "{tokens}"),
+    ),
 )
 
 SPECS = {spec.name: spec for spec in (VLLM, SGLANG, VLLM_OMNI, LLAMACPP)}
@@ -260,56 +282,3 @@ def served_paths(settings: Settings) -> tuple[str, ...]:
     return tuple(
         path for path in spec.paths if path not in spec.needs or given & set(spec.needs[path])
     )
-
-
-CHILDREN_ONLY = (
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "enable_expert_parallel",
-    "kv_cache_dtype",
-    "engine_args",
-    "engine_path",
-)
-EMBEDDED_PARSERS = {
-    "tool_call_parser": ("auto", "hermes", "llama3_json", "glm47", "qwen3_coder"),
-    "reasoning_parser": ("auto", "none"),
-}
-
-
-def check_embedded(settings: Settings) -> None:
-    """Refuse what only child engines know how to do.
-
-    Raises:
-        StartError: names the variable, its value and the remedy.
-    """
-    for name in CHILDREN_ONLY:
-        if getattr(settings, name) != Settings.model_fields[name].default:
-            value = getattr(settings, name)
-            raise StartError(
-                f"{name.upper()}={value} is for child engines: leave it out, or set ENGINE=vllm"
-            )
-    for name, allowed in EMBEDDED_PARSERS.items():
-        if getattr(settings, name) not in allowed:
-            value = getattr(settings, name)
-            raise StartError(
-                f"{name.upper()}={value} with the embedded engine: allowed: {', '.join(allowed)}"
-            )
-    if settings.lora_paths:
-        raise StartError(
-            "LORA_PATHS with a language model needs a child engine: merge the adapter, or set"
-            " ENGINE=vllm"
-        )
-    check_guesses(settings)
-
-
-def check_guesses(settings: Settings) -> None:
-    """Refuse two ways to guess at once.
-
-    Raises:
-        StartError: both are set.
-    """
-    if settings.prompt_lookup and settings.draft_model_id:
-        raise StartError(
-            f"PROMPT_LOOKUP=true and DRAFT_MODEL_ID={settings.draft_model_id}: tokens are guessed"
-            " in one way: leave one of them out"
-        )

@@ -86,9 +86,20 @@ def submit(engine: Child, request: TextRequest) -> EventStream:
 
 
 def body_of(engine: Child, request: TextRequest) -> tuple[str, dict[str, Any]]:
-    """The OpenAI path and body that ask for the same."""
+    """The OpenAI path and body that ask for the same.
+
+    Raises:
+        InvalidRequest: it asks for something that the engine would ignore.
+    """
     given = request.model_dump(exclude_defaults=True)
-    body = {name: given[name] for name in SENT if name in given} | {"model": engine.name}
+    for name in engine.spec.lacks:
+        if name in given:
+            raise InvalidRequest(
+                f"{name}: {engine.spec.name} has no such field: leave it out", name
+            )
+    names = engine.spec.fields
+    body = {names.get(name, name): given[name] for name in SENT if name in given}
+    body["model"] = engine.name
     path = "/v1/completions" if request.messages is None else "/v1/chat/completions"
     if request.cache_salt and path in engine.spec.salted:
         body["cache_salt"] = salt(request.cache_salt)

@@ -22,6 +22,7 @@ from atelier.text.embedded.capacity import (
     split_by_window,
 )
 from atelier.text.embedded.draft_model import DraftModel, check_tokenizer
+from atelier.text.embedded.packed_linear import pack_linears
 from atelier.text.embedded.probe import check_steps, reference_logits
 from atelier.text.embedded.prompt_lookup import PromptLookup
 from atelier.text.embedded.runner import ROW_BUCKETS, Chunk, Runner
@@ -120,7 +121,8 @@ def make_runner(model: Any, capacity: Capacity, compiled: bool = True, drafts: i
     """The runner for a model whose reference logits are taken: it switches the model to grouped
     attention. At most `drafts` guesses are verified behind a row's next token.
 
-    On CUDA it also fuses small kernels; those that need a compiler only if `compiled`.
+    On CUDA it also fuses small kernels, those that need a compiler only if `compiled`; on a CPU it
+    packs large matrices.
     """
     attention.register()
     model.set_attn_implementation(attention.NAME if model._supports_sdpa else "eager")
@@ -129,6 +131,8 @@ def make_runner(model: Any, capacity: Capacity, compiled: bool = True, drafts: i
         log.info("%d norms run as one kernel each", fusion.fuse_norms(model))
         if compiled and fusion.compile_rotary(model):
             log.info("rotary embeddings are compiled into one kernel")
+    elif model.device.type == "cpu":
+        log.info("%d large matrices are packed", pack_linears(model))
     windows = layer_windows(model.config.get_text_config())
     flash = (
         cuda

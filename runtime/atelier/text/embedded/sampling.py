@@ -140,8 +140,10 @@ def likelihoods(logits: Tensor, targets: list[int], count: int) -> list[Likeliho
 
 def _choose(logits: Tensor, rows: list[SamplingRow | None]) -> Tensor:
     heats = [0.0 if row is None else row.temperature for row in rows]
+    # On a CPU max takes a third of argmax's time, for the same token: the first of several.
+    likeliest = logits.max(-1).indices
     if not any(heats):
-        return logits.argmax(-1)
+        return likeliest
     heat = torch.tensor(heats).to(logits.device, non_blocking=True)[:, None]
     greedy = heat == 0
     scaled = logits / heat.masked_fill(greedy, 1.0)
@@ -156,8 +158,8 @@ def _choose(logits: Tensor, rows: list[SamplingRow | None]) -> Tensor:
     for index, row in enumerate(rows):
         if row is not None and row.generator is not None:
             noise[index].exponential_(generator=row.generator)
-    drawn = (scaled - noise.log()).argmax(-1)
-    return torch.where(greedy[:, 0], logits.argmax(-1), drawn)
+    drawn = (scaled - noise.log()).max(-1).indices
+    return torch.where(greedy[:, 0], likeliest, drawn)
 
 
 def _filters(row: SamplingRow) -> bool:

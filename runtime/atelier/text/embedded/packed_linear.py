@@ -1,0 +1,53 @@
+"""Large weight matrices of a language model on a CPU, laid out once as oneDNN reads them.
+
+A plain product of a few rows with such a matrix reads it against its grain: at eight rows of
+float32 the output layer of Gemma 3 270M takes 70 ms packed and 240 ms plain, in bfloat16 (AMX) 42
+and 56. The check at the start compares the packed model with the plain one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEAST = 2**19
+"""Elements of a matrix that is packed; smaller ones stay in the processor's cache."""
+
+ROWS = 8
+"""For which number of rows oneDNN chooses the layout. It was the best for 1 to 64."""
+
+
+def pack_linears(model: Any) -> int:
+    """Pack the large linear layers of a model that is on the CPU; returns how many. A matrix that
+    something else shares, such as the embedding of tokens, is kept beside its packed form."""
+    users = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
+    done = 0
+    for module in model.modules():
+        if type(module) is not torch.nn.Linear or not _can_be_packed(module.weight):
+            continue
+        module.forward = _packed(module.weight.detach(), module.bias)
+        if users[id(module.weight)] == 1:
+            module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+        done += 1
+    return done
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    if weight.numel() < LEAST or not torch.backends.mkldnn.is_available():
+        return False
+    short = weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return short or weight.dtype is torch.float32
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    matrix = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+    def forward(rows: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, "none", [], "")
+        return found
+
+    return forward
