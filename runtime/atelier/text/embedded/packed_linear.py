@@ -1,8 +1,9 @@
 """Large weight matrices of a language model on a CPU, laid out once as oneDNN reads them.
 
-A plain product of a few rows with such a matrix reads it against its grain: at eight rows of
-float32 the output layer of Gemma 3 270M takes 70 ms packed and 240 ms plain, in bfloat16 (AMX) 42
-and 56. The check at the start compares the packed model with the plain one.
+A plain product of a few rows with such a matrix reads it against its grain. For eight rows of
+Gemma 3 270M a layer of 2,048 x 640 takes 0.34 ms packed and 0.54 plain in float32, 0.15 and 0.26
+in bfloat16 (AMX); its output layer 42 and 56 ms. The check at the start compares the packed model
+with the plain one.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ ROWS = 8
 
 def pack_linears(model: Any) -> int:
     """Pack the large linear layers of a model that is on the CPU; returns how many. A matrix that
-    something else shares, such as the embedding of tokens, is kept beside its packed form."""
+    something else shares, such as the embedding of tokens, is kept beside its packed form; in
+    float32 it is not packed, since the second copy would take too much memory."""
     users = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
     done = 0
     for module in model.modules():
         if type(module) is not torch.nn.Linear or not _can_be_packed(module.weight):
             continue
+        shared = users[id(module.weight)] > 1
+        if shared and module.weight.dtype is torch.float32:
+            continue
         module.forward = _packed(module.weight.detach(), module.bias)
-        if users[id(module.weight)] == 1:
+        if not shared:
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
         done += 1
     return done
