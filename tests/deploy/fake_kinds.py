@@ -64,6 +64,8 @@ ALL = [
     Kind("monitoring.coreos.com/v1", "PrometheusRule"),
     Kind("datasciencepipelinesapplications.opendatahub.io/v1", "DataSciencePipelinesApplication"),
     Kind("kubeflow.org/v1", "Notebook"),
+    Kind("kubeflow.org/v1", "PyTorchJob"),
+    Kind("trainer.kubeflow.org/v1alpha1", "TrainJob"),
     Kind("route.openshift.io/v1", "Route"),
     Kind("image.openshift.io/v1", "ImageStream"),
     Kind("image.openshift.io/v1", "ImageStreamTag"),

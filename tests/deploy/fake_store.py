@@ -72,7 +72,9 @@ def put(document: Any, path: Path, value: Any) -> None:
             document = _item(document, step)
         else:
             new: Any = [] if following.startswith("[") else {}
-            if not isinstance(document.get(step), type(new)):
+            there = document.get(step)
+            # A list in another form is one value, and is replaced as one.
+            if not isinstance(there, type(new)) or (new == [] and not _has_key(there, following)):
                 document[step] = new
             document = document[step]
     if isinstance(document, list):
@@ -85,6 +87,8 @@ def remove(document: Any, path: Path) -> None:
     """Take the leaf at a path away, and what became empty on the way."""
     step, *rest = path
     if isinstance(document, list):
+        if not _has_key(document, step):
+            return
         inner = _item(document, step)
         if rest:
             remove(inner, tuple(rest))
@@ -96,6 +100,12 @@ def remove(document: Any, path: Path) -> None:
             remove(document[step], tuple(rest))
         if not rest or document[step] in ({}, []):
             del document[step]
+
+
+def _has_key(items: list[Any], step: str) -> bool:
+    """Whether a list's items have the key by which a step chooses one."""
+    key = step[1:].partition("=")[0]
+    return all(isinstance(item, dict) and key in item for item in items)
 
 
 def _item(items: list[Object], step: str) -> Object:

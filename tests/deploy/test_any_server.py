@@ -17,6 +17,7 @@ from tests.deploy.any_server import REAL, AnyServer, any_server, only_the_fake
 from tests.manifests.rendering import (
     COMBINATIONS,
     FOLDERS,
+    ROOT,
     Object,
     combine,
     needs_kubectl,
@@ -134,6 +135,15 @@ def test_every_pod_template_passes_restricted(server: AnyServer) -> None:
     assert len(docs) > 20
     lines = server.told("create", "--dry-run=server", "--filename", "-", docs=docs).splitlines()
     assert len(lines) == len(docs)
+
+
+def test_the_server_takes_the_jobs_of_several_nodes(server: AnyServer) -> None:
+    docs = list(yaml.safe_load_all((ROOT / "pipelines" / "trainjob.yaml").read_text()))
+    taken = [doc for doc in docs if not server.lacks([doc])]
+    if REAL and not taken:
+        pytest.skip("the server of TEST_KUBECONFIG has neither TrainJob nor PyTorchJob")
+    assert len(server.told("create", "--dry-run=server", "--filename", "-", docs=taken)) > 0
+    assert REAL or len(taken) == 2
 
 
 def test_a_pod_that_is_not_restricted_is_refused(server: AnyServer) -> None:
