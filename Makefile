@@ -35,7 +35,7 @@ $(VENV)/serving: pyproject.toml constraints.txt
 ready := $(if $(wildcard $(VENV)/installed),install,$(VENV)/serving)
 
 run: $(ready) ## serve the built-in picture model on port 8080, with the studio
-	STUDIO=true $(BIN)/atelier serve
+	UPSCALERS=$${UPSCALERS-$(if $(MODEL_ID),,builtin/shapes/x2)} STUDIO=true $(BIN)/atelier serve
 
 run-text: $(ready) ## serve the built-in language model on port 8080
 	STUDIO=true MODEL_ID=builtin/scenes $(BIN)/atelier serve

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
+from atelier.builtin.shapes.checker import look
 from tests.conftest import ROOT, Server, StartServer
 
 EXAMPLES = ROOT / "examples"
@@ -29,6 +30,8 @@ PICTURES = {
     "lora.py": ["plain.png", "adapted.png"],
     "job.py": ["job.png"],
     "edit_with_mask.py": ["drawn.png", "edited.png"],
+    "control_edges.py": ["controlled.png", "drawn.png"],
+    "upscale.sh": ["large.png", "small.png"],
 }
 
 
@@ -51,7 +54,11 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shapes(start_server: StartServer, adapter: Path) -> Iterator[Server]:
     with start_server(
-        model_id="builtin/shapes", model_name="shapes", lora_paths=str(adapter)
+        model_id="builtin/shapes",
+        model_name="shapes",
+        lora_paths=str(adapter),
+        controlnets="edges=builtin/shapes/edges",
+        upscalers="builtin/shapes/x2",
     ) as running:
         yield running
 
@@ -90,6 +97,14 @@ def test_an_example_leaves_its_pictures(example: str, shapes: Server, tmp_path: 
             for part in (slice(0, half), slice(half, None))
         )
         assert right > 2 * left
+    if example == "control_edges.py":
+        places = [
+            sorted((one.shape, round(one.x / 8), round(one.y / 8)) for one in look(picture)[0])
+            for picture in (Image.open(tmp_path / name) for name in sorted(made))
+        ]
+        assert places[0] == places[1]
+    if example == "upscale.sh":
+        assert (made["small.png"].shape, made["large.png"].shape) == ((128, 128, 3), (256, 256, 3))
 
 
 def test_a_chat_ends_in_a_tool_call(scenes: Server, tmp_path: Path) -> None:

@@ -65,8 +65,13 @@ def mcp_server(folder: Path, endpoint: str, **environment: str) -> Iterator[McpS
 
 @pytest.fixture(scope="session")
 def shapes(start_server: StartServer) -> Iterator[Server]:
-    """The built-in picture model, behind a key."""
-    with start_server(model_name="shapes", api_keys="of-the-endpoint") as running:
+    """The built-in picture model behind a key, with its control and its upscaler."""
+    with start_server(
+        model_name="shapes",
+        api_keys="of-the-endpoint",
+        controlnets="edges=builtin/shapes/edges",
+        upscalers="builtin/shapes/x2",
+    ) as running:
         yield running
 
 

@@ -16,7 +16,7 @@ import pytest
 from mcp import Client, MCPError
 from PIL import Image
 
-from atelier.builtin.shapes.checker import check
+from atelier.builtin.shapes.checker import check, look
 from atelier.builtin.shapes.scene import PALETTE
 from tests.agents.conftest import KEY, Connect, McpServer, http_client, shown, stdio
 from tests.conftest import Server
@@ -50,6 +50,8 @@ async def test_every_tool_is_listed_typed_and_called(connect: Connect) -> None:
         model = (await client.call_tool("describe_model", {"model": "shapes"})).structured_content
         assert (model["default_size"], model["size_multiple"]) == ("128x128", 16)
         assert model["default_steps"] == 28 and model["adapters"] == []
+        assert (model["controls"], model["image_prompts"]) == (["edges"], [])
+        assert model["upscalers"] == {"x2": 2}
 
         drawn = await client.call_tool(
             "generate_image", {"prompt": RED, "seed": 7, "steps": 8}, progress_callback=hear
@@ -131,6 +133,23 @@ async def test_a_mask_keeps_what_it_covers(over_http: McpServer) -> None:
     assert changed[:, 80:].mean() < 30 < 90 < changed[:, :48].mean()
 
 
+async def test_a_picture_is_drawn_by_another_and_enlarged(over_http: McpServer) -> None:
+    first = {"prompt": "a white star on a black background", "seed": 7, "steps": 12}
+    async with http_client(over_http.url) as client:
+        drawn = await client.call_tool("generate_image", first)
+        (told,) = drawn.structured_content["pictures"]
+        control = {"name": "edges", "image": told["url"], "preprocess": "canny", "end": 0.9}
+        arguments = {"prompt": GREEN.replace("circle", "star"), "seed": 8, "steps": 12}
+        result = await client.call_tool(
+            "generate_image", arguments | {"control": [control], "upscale": 2, "upscaler": "x2"}
+        )
+        assert not result.is_error, result.content
+    (wanted,), (picture,) = shown(drawn), shown(result)
+    assert picture.size == (256, 256) and check(picture.convert("RGB"), arguments["prompt"])
+    ((before,), _), ((after,), _) = look(wanted.convert("RGB")), look(picture.convert("RGB"))
+    assert abs(before.x - after.x) <= 4 and abs(before.y - after.y) <= 4
+
+
 async def test_fifty_calls_at_once_are_all_answered(over_http: McpServer) -> None:
     async with http_client(over_http.url) as client:
         calls = [
@@ -144,12 +163,21 @@ async def test_fifty_calls_at_once_are_all_answered(over_http: McpServer) -> Non
     assert len({one["name"] for one in told}) == 50
 
 
+PICTURE = base64.b64encode(encoded((1, 2, 3), (64, 64))).decode()
 BAD = [
     ("generate_image", {"prompt": "a", "size": "65x64"}, "not divisible by 16"),
     ("generate_image", {"prompt": "a", "steps": 9999}, "MAX_STEPS"),
     ("generate_image", {"prompt": "a", "model": "other"}, "'other'"),
     ("generate_image", {"prompt": "a", "size": "large"}, "size"),
     ("generate_image", {"prompt": "a", "adapters": {"none": 1.0}}, "none"),
+    ("generate_image", {"prompt": "a", "upscale": 4}, "nothing here enlarges 4 times"),
+    ("generate_image", {"prompt": "a", "upscale": 3}, "upscale"),
+    ("generate_image", {"prompt": "a", "control": [{"name": "edges", "image": "?!"}]},
+     "control.0.image"),
+    ("generate_image", {"prompt": "a", "control": [{"name": "no", "image": PICTURE}]},
+     "'no' is not here; available: edges"),
+    ("generate_image", {"prompt": "a", "image_prompt": [{"name": "no", "image": PICTURE}]},
+     "'no' is not here"),
     ("describe_model", {"model": "other"}, "shapes"),
     ("get_image", {"image": "../../etc/passwd"}, "no picture of this server"),
     ("get_image", {"image": "A" * 32 + ".png"}, "is not here"),
@@ -158,7 +186,7 @@ BAD = [
     ("edit_image", {"image": "atelier://pictures/none", "prompt": "a"}, "no picture"),
     ("edit_image", {"image": "?!", "prompt": "a"}, "not base64"),
     ("edit_image", {"image": "AAAA", "prompt": "a"}, "not a PNG"),
-]
+]  # fmt: skip
 
 
 async def test_bad_arguments_are_told_in_words(over_http: McpServer) -> None:

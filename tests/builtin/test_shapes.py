@@ -127,10 +127,11 @@ def test_every_word_of_the_grammar_is_one_token_and_no_text_is_lost(
 
 
 def test_the_weights_fit_their_budget() -> None:
-    """The model's own, and those of the control that comes with it."""
+    """The model's own, and those of the control and the upscaler that come with it."""
     sizes = {path: path.stat().st_size for path in FOLDER.rglob("*.safetensors")}
-    control = [path for path in sizes if path.parent.name == "edges"]
-    assert 0 < sum(map(sizes.pop, control)) < 6_000_000
+    for folder, most in (("edges", 6_000_000), ("x2", 500_000)):
+        beside = [path for path in sizes if path.parent.name == folder]
+        assert 0 < sum(map(sizes.pop, beside)) < most
     assert 0 < sum(sizes.values()) < 16_000_000
 
 

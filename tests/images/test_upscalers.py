@@ -89,7 +89,7 @@ def test_each_network_enlarges_as_it_does_in_one_piece_among_strangers(
     for _ in range(2):  # the first time, stacked is compared with alone
         exhibit.draw(*(FIELDS | {"upscale": 4, "seed": seed} for seed in (1, 2, 3)))
     assert exhibit.tally.shared["upscale"] == 2
-    assert exhibit.model.metadata()["upscalers"] == ["sharp", "soft"]
+    assert exhibit.model.metadata()["upscalers"] == {"sharp": 4, "soft": 2}
 
 
 def test_tiles_make_the_picture_of_one_piece(sharp: Path, folder: Path) -> None:

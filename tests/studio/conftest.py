@@ -77,8 +77,10 @@ class RunningStudio:
 
 @pytest.fixture(scope="session")
 def shapes(start_server: StartServer) -> Iterator[Server]:
-    """The built-in picture model behind a key, with the studio in it. Not yet ready."""
+    """The built-in picture model behind a key, with its control, its upscaler and the studio. Not
+    yet ready."""
     given = {"model_name": "shapes", "api_keys": KEY, "studio": "true"}
+    given |= {"controlnets": "edges=builtin/shapes/edges", "upscalers": "builtin/shapes/x2"}
     with start_server(ready=False, **given) as running:
         yield running
 

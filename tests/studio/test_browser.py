@@ -14,7 +14,7 @@ import httpx
 from PIL import Image
 from playwright.sync_api import Locator, Page
 
-from atelier.builtin.shapes.checker import check
+from atelier.builtin.shapes.checker import check, look
 from atelier.studio.parameters import read_parameters
 from tests.conftest import Server
 from tests.studio.conftest import KEY, RunningStudio, Visit, wait_for
@@ -151,6 +151,54 @@ def test_a_sheet_shows_its_axes_and_each_picture_is_kept(page: Page) -> None:
     ]  # fmt: skip
     page.get_by_role("tab", name="History").click()
     page.locator("#history figure").nth(4).wait_for()
+
+
+def test_a_picture_is_drawn_by_the_edges_of_another_and_enlarged(
+    page: Page, tmp_path: Path
+) -> None:
+    draw(page, "a white star above a white heart on a black background", steps=20)
+    first = data(stage(page))
+    history(page, "a white star above a white heart").first.wait_for()
+    page.get_by_role("tab", name="Draw").click()
+    tab = page.locator("#draw-tab")
+    unfold(tab, "Pictures to draw by")
+    tab.get_by_role("button", name="Take the last one drawn").click()
+    tab.get_by_role("img", name="Picture of Control 1").wait_for()
+    assert tab.get_by_role("combobox", name="Control 1", exact=True).input_value() == "edges"
+    choose(tab, "Control 1 reads the picture", "its edges (canny)")
+    choose(tab, "Enlarge", "2 times")
+    draw(page, "a yellow star above a red heart on a blue background", seed=8, steps=20)
+    second = drawn(stage(page))
+    assert second.size == (256, 256)
+    assert places(second) == places(Image.open(io.BytesIO(first)))
+    assert "2 times larger" in stage(page).locator("figcaption").inner_text()
+    told = read_parameters(data(stage(page)))
+    assert (told.upscale, told.upscaler) == (2, "x2")
+
+    tab.get_by_role("button", name="Remove").click()
+    choose(tab, "Enlarge", "as it is drawn")
+    draw(page, "a yellow star above a red heart on a blue background", seed=8, steps=20)
+    third = drawn(stage(page))
+    assert third.size == (128, 128) and places(third) != places(second)
+    (tmp_path / "own.txt").write_text("no picture")
+    tab.get_by_label("Open a picture").set_input_files(tmp_path / "own.txt")
+    tab.get_by_text("This file is no picture that a browser can show.").wait_for()
+    (tmp_path / "own.png").write_bytes(first)
+    tab.get_by_label("Open a picture").set_input_files(tmp_path / "own.png")
+    tab.get_by_text("128 x 128 pixels").wait_for()
+    tab.get_by_role("button", name="Remove").click()
+
+
+def choose(tab: Locator, label: str, value: str) -> None:
+    """Take an entry of a list."""
+    tab.get_by_role("combobox", name=label, exact=True).click()
+    tab.page.get_by_role("option", name=value, exact=True).click()
+
+
+def places(picture: Image.Image) -> list[tuple[str | None, int, int]]:
+    """What the checker sees, and where, in sixteenths."""
+    seen = look(picture.convert("RGB"))[0]
+    return sorted((one.shape, round(one.x / 8), round(one.y / 8)) for one in seen)
 
 
 def test_a_painted_mask_changes_what_it_covers_and_leaves_the_rest(page: Page) -> None:
@@ -326,6 +374,9 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_a_phone(page: Page)
     unfold(page, "Endpoints")
     unfold(page.locator("#draw-tab"), "Contact sheet")
     unfold(page.locator("#draw-tab"), "More")
+    unfold(page.locator("#draw-tab"), "Pictures to draw by")
+    page.locator("#draw-tab").get_by_role("button", name="Take the last one drawn").click()
+    page.get_by_role("img", name="Picture of Control 1").wait_for()
     found = faults(page, "Draw")
     for name in ("Edit", "Chat", "History", "Machine"):
         page.get_by_role("tab", name=name).click()

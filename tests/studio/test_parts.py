@@ -7,7 +7,9 @@ import io
 import subprocess
 import sys
 from contextlib import aclosing
+from typing import Any
 
+import gradio as gr
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -18,6 +20,7 @@ from atelier.studio.card import ModelCard
 from atelier.studio.client import Drawn, DrawState, EndpointClient, EndpointError, Sketch
 from atelier.studio.contact_sheet import contact_sheet
 from atelier.studio.conversation import ChatAnswer
+from atelier.studio.guides import Guides
 from atelier.studio.machine_view import machine
 from atelier.studio.parameters import PictureParameters, read_parameters, signed
 from atelier.studio.readings import MetricsSample, Readings
@@ -125,6 +128,51 @@ def test_sizes_on_offer_are_drawn_by_the_model() -> None:
     assert sizes[0] == "1024x1024" and {"1184x880", "768x1360", "512x512"} <= set(sizes)
     for width, height in (map(int, size.split("x")) for size in sizes):
         assert width % 16 == height % 16 == 0 and width * height <= 1024 * 1100
+
+
+def model_card(**properties: Any) -> ModelCard:
+    return ModelCard("http://x", "m", "pictures", properties=properties)
+
+
+def test_pictures_to_draw_by_are_offered_where_the_model_names_them() -> None:
+    with gr.Blocks():
+        guides = Guides()
+    bare = guides.offered(model_card())
+    assert not any(update["visible"] for update in bare.values() if "visible" in update)
+    both = guides.offered(model_card(controls=["depth", "edges", "pose"], image_prompts=["look"]))
+    shown = {
+        component: update["visible"] for component, update in both.items() if "visible" in update
+    }
+    assert list(shown.values()) == [True, True, True, True, False]
+    names = [update["value"] for update in both.values() if "choices" in update]
+    assert names == ["depth", "edges", "look", None]
+    assert set(both) == set(guides.components)
+
+
+def test_a_request_has_the_slots_with_pictures_alone() -> None:
+    with gr.Blocks():
+        guides = Guides()
+    model = model_card(controls=["edges"], image_prompts=["look"])
+    values = {one: getattr(one, "value", None) for one in guides.fields}
+    assert guides.read(values, model) == {}
+    values |= {one: update["value"] for one, update in guides.offered(model).items()
+               if "choices" in update}  # fmt: skip
+    values[guides.picked] = {"Control 1": "data:a", "Control 2": "data:b", "Image prompt 1": "c"}
+    assert guides.read(values, model) == {
+        "control": [{"name": "edges", "image": "data:a", "weight": 1.0, "end": 1.0}],
+        "image_prompt": [{"name": "look", "image": "c", "weight": 1.0}],
+    }
+
+
+def test_enlargements_on_offer_are_what_the_upscalers_make() -> None:
+    model = model_card(upscalers={"sharp": 4, "soft": 2})
+    assert model.enlargements() == [
+        ("2 times, by sharp", "2 sharp"),
+        ("2 times, by soft", "2 soft"),
+        ("4 times, by sharp", "4 sharp"),
+    ]
+    assert model_card(upscalers={"x2": 2}).enlargements() == [("2 times", "2 x2")]
+    assert model_card().enlargements() == []
 
 
 def test_what_comes_from_outside_is_escaped() -> None:

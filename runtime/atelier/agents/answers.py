@@ -67,6 +67,11 @@ class ModelAnswer(BaseModel):
     max_pixels: int | None = Field(description="Largest width times height.")
     default_steps: int | None
     adapters: list[str] | None = Field(description="Names for the argument adapters.")
+    controls: list[str] | None = Field(description="Names for entries of the argument control.")
+    image_prompts: list[str] | None = Field(description="Names for entries of image_prompt.")
+    upscalers: dict[str, int] | None = Field(
+        description="How many times larger each makes a picture at most; empty: none is there."
+    )
     arguments: list[str] | None = Field(description="All that its pipeline takes.")
 
 

@@ -17,7 +17,8 @@ from atelier.errors import AtelierError, NotFound
 
 INSTRUCTIONS = """Draws and changes pictures. generate_image draws from a text, edit_image redraws a
 picture, get_image shows one again. Every answer has each picture's seed: keep it to draw the same
-picture with one thing changed. describe_model tells which sizes and adapters the model takes."""
+picture with one thing changed. describe_model tells which sizes and adapters the model takes, which
+controls put things where another picture has them, and which upscalers make pictures larger."""
 
 DRAFT = """Write a prompt for a text-to-image model and call generate_image with it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from fastmcp import Context, FastMCP
@@ -29,9 +29,12 @@ from atelier.agents.job_events import JobState
 from atelier.agents.links import InputPictures, PictureLinks
 from atelier.agents.parameters import (
     Adapters,
+    Controls,
     Count,
     FileFormat,
     Guidance,
+    GuidePicture,
+    ImagePrompts,
     Mask,
     Model,
     Negative,
@@ -41,6 +44,9 @@ from atelier.agents.parameters import (
     Size,
     Steps,
     Strength,
+    Times,
+    Upscaler,
+    drawing_fields,
 )
 from atelier.agents.store import PictureStore, StoredPicture
 from atelier.errors import AtelierError, ModelUnknown, NotFound, StoreFailed
@@ -116,14 +122,19 @@ class Toolbox:
         seed: Seed = None,
         count: Count = 1,
         adapters: Adapters = None,
+        control: Controls = None,
+        image_prompt: ImagePrompts = None,
+        upscale: Times = None,
+        upscaler: Upscaler = None,
         file_format: FileFormat = "png",
     ) -> ToolResult:
         """Draw one or several pictures from a text. Answers with the pictures, their URLs and the
-        seeds that draw them again. Ask describe_model for sizes and adapters first if they
-        matter."""
-        fields = _fields(
+        seeds that draw them again. Ask describe_model for sizes, adapters, controls and upscalers
+        first if they matter."""
+        fields = drawing_fields(
             prompt, negative_prompt, model, size, steps, guidance_scale, seed, count, adapters,
-            file_format,
+            file_format, control=await self._guides(control, "control"), upscale=upscale,
+            image_prompt=await self._guides(image_prompt, "image_prompt"), upscaler=upscaler,
         )  # fmt: skip
         return await self._drawn(self._endpoint.generate(fields, _progress(ctx)))
 
@@ -149,9 +160,9 @@ class Toolbox:
         pictures = {"image": await self._inputs.read(image, "image")}
         if mask is not None:
             pictures["mask"] = await self._inputs.read(mask, "mask")
-        fields = _fields(
+        fields = drawing_fields(
             prompt, negative_prompt, model, size, steps, guidance_scale, seed, count, adapters,
-            file_format, strength,
+            file_format, strength=strength,
         )  # fmt: skip
         return await self._drawn(self._endpoint.edit(fields, pictures, _progress(ctx)))
 
@@ -183,7 +194,7 @@ class Toolbox:
 
     async def describe_model(self, model: Model = None) -> ToolResult:
         """Say what a model takes: its size, the multiple that sizes must be of, its steps, its
-        adapters."""
+        adapters, the controls and image prompts that it draws by, its upscalers."""
         entries = await self._endpoint.models()
         entry = next((one for one in entries if model in (None, one["id"])), None)
         if entry is None:
@@ -193,6 +204,17 @@ class Toolbox:
         ready = await self._endpoint.ready(name) if _is_ours(entry) else None
         metadata = await self._endpoint.metadata(name) if _is_ours(entry) else {}
         return _result(_described(name, ready, metadata))
+
+    async def _guides(
+        self, entries: Sequence[GuidePicture] | None, where: str
+    ) -> list[dict[str, Any]] | None:
+        """Pictures to draw by as a request has them."""
+        if entries is None:
+            return None
+        return [
+            entry.fields(await self._inputs.read(entry.image, f"{where}.{place}.image"))
+            for place, entry in enumerate(entries)
+        ]
 
     async def _drawn(self, drawing: Awaitable[DrawnPictures]) -> ToolResult:
         drawn = await while_wanted(drawing)
@@ -237,37 +259,6 @@ class Toolbox:
         return answer, content
 
 
-def _fields(
-    prompt: str,
-    negative_prompt: str | None,
-    model: str | None,
-    size: str | None,
-    steps: int | None,
-    guidance_scale: float | None,
-    seed: int | None,
-    count: int,
-    adapters: dict[str, float] | None,
-    file_format: str,
-    strength: float | None = None,
-) -> dict[str, Any]:
-    """The arguments of a tool in OpenAI's names; only what was said, for endpoints refuse what they
-    do not know."""
-    named = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "model": model,
-        "size": size,
-        "strength": strength,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "seed": seed,
-        "n": count if count > 1 else None,
-        "lora": adapters,
-        "output_format": file_format if file_format != "png" else None,
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
 def _is_ours(entry: dict[str, Any]) -> bool:
     return entry.get("owned_by") == "atelier"
 
@@ -283,6 +274,9 @@ def _described(name: str, ready: bool | None, metadata: dict[str, Any]) -> Model
         max_pixels=(metadata.get("memory_plan") or {}).get("max_pixels"),
         default_steps=metadata.get("default_steps"),
         adapters=metadata.get("adapters"),
+        controls=metadata.get("controls"),
+        image_prompts=metadata.get("image_prompts"),
+        upscalers=metadata.get("upscalers"),
         arguments=metadata.get("arguments"),
     )
 

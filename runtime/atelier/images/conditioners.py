@@ -44,14 +44,15 @@ class Conditioners:
         return [*self.controls.gates, *self.image_prompts.gates, *self.upscalers.gates]
 
     @property
-    def names(self) -> dict[str, list[str]]:
-        """What requests can name, for the metadata."""
+    def names(self) -> dict[str, Any]:
+        """What requests can name, for the metadata: lists, and of upscalers how many times larger
+        each makes a picture."""
         return {
             "adapters": self.adapters.names,
             "controls": self.controls.names,
             "image_prompts": self.image_prompts.names,
             "embeddings": self._words,
-            "upscalers": self.upscalers.names,
+            "upscalers": self.upscalers.scales,
         }
 
     def use(self, adaptation: Adaptation) -> None:

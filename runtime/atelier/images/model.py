@@ -75,7 +75,7 @@ class ImageModel:
 
         settings = self._settings = settings_of(self._settings, 0, bool(self._group))
         images = (*settings.controlnets, *settings.ip_adapters)
-        beside = (*settings.lora_paths, *images, *settings.embeddings)
+        beside = (*settings.lora_paths, *images, *settings.embeddings, *settings.upscalers)
         with self._stage("source", f"fetching {', '.join((settings.model_id, *beside))}"):
             checkpoint = self._fetch()
             adapters = fetch_adapters(settings)

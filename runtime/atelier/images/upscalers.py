@@ -110,6 +110,11 @@ class Upscalers:
         return sorted(self._all)
 
     @property
+    def scales(self) -> dict[str, int]:
+        """How many times larger each makes a picture at most, by name."""
+        return {name: self._all[name].file.scale for name in self.names}
+
+    @property
     def gates(self) -> list[Gate]:
         """Before the networks."""
         return [one.gate for one in self._all.values()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from atelier.errors import SourceError
 from atelier.sources.landing import check_space, land
 
-BUILT_IN = ("builtin/shapes", "builtin/scenes", "builtin/shapes/edges")
+BUILT_IN = ("builtin/shapes", "builtin/scenes", "builtin/shapes/edges", "builtin/shapes/x2")
 
 
 def built_in(name: str) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from atelier.studio import views
+from atelier.studio.card import ModelCard
 from atelier.studio.chat_tab import ChatTab
 from atelier.studio.client import EndpointClient
 from atelier.studio.draw_tab import DrawTab
@@ -28,7 +29,7 @@ PATH = "/studio"
 SECONDS = 3.0
 """Between two looks at the endpoints."""
 
-SCRIPTS = ("history.js", "painter.js", "page.js")
+SCRIPTS = ("history.js", "painter.js", "picker.js", "page.js")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 
@@ -80,13 +81,17 @@ class StudioPage:
         for key in keys:
             key.change(None, keys, None, js="(...keys) => studio.storeKeys(...keys)")
         outputs = [self._states, self._endpoints, self._seen, self._chat.notice, self._chat.model]
-        outputs += [*self._draw.form.components, self._draw.count, *self._edit.form.components]
+        outputs += [*self._draw.components, self._draw.count, *self._edit.form.components]
         outputs.append(self._edit.strength)
         timer = gr.Timer(SECONDS)
         for trigger in (self.blocks.load, timer.tick):
             trigger(self._look, self._seen, outputs, **quiet)
-        for form in (self._draw.form, self._edit.form):
-            form.model.input(self._chosen(form), form.model, form.components, **quiet)
+        draw, edit = self._draw, self._edit.form
+        for model, offered, components in (
+            (draw.form.model, draw.offered, draw.components),
+            (edit.model, edit.offered, edit.components),
+        ):
+            model.input(self._chosen(offered), model, components, **quiet)
         history.select(None, None, None, js="() => studio.history.show()")
         machine_tab.select(machine.look, None, machine.panels, **quiet)
         tabs.select(self._turned, None, machine.timer, **quiet)
@@ -104,10 +109,9 @@ class StudioPage:
             return updates
         updates[self._seen] = now
         pictures = [card for card in cards if card.kind == "pictures"]
-        for form in (self._draw.form, self._edit.form):
-            if pictures:
-                updates |= form.offered(pictures[0], pictures)
         if pictures:
+            for offered in (self._draw.offered, self._edit.form.offered):
+                updates |= offered(pictures[0], pictures)
             most = pictures[0].limit("max_images_per_request", 8)
             updates[self._draw.count] = gr.update(maximum=most)
         language = [(card.label, card.url) for card in cards if card.kind == "language"]
@@ -122,13 +126,13 @@ class StudioPage:
         """The machines are asked only while they are looked at."""
         return gr.Timer(active=event.value == "Machine")
 
-    def _chosen(self, form: Any) -> Any:
+    def _chosen(self, offer: Callable[[ModelCard, list[ModelCard]], dict[Any, Any]]) -> Any:
         """What a form shows when another model is chosen in it."""
 
         async def offered(url: str) -> dict[Any, Any]:
             pictures = await self._workshop.of_kind("pictures")
             card = next((one for one in pictures if one.url == url), None)
-            return form.offered(card, pictures) if card else {}
+            return offer(card, pictures) if card else {}
 
         return offered
 

@@ -43,6 +43,25 @@ class ModelCard:
         return list(self.properties.get("adapters", ()))
 
     @property
+    def controls(self) -> list[str]:
+        return list(self.properties.get("controls", ()))
+
+    @property
+    def image_prompts(self) -> list[str]:
+        return list(self.properties.get("image_prompts", ()))
+
+    def enlargements(self) -> list[tuple[str, str]]:
+        """What upscalers make of a picture, in words and as `TIMES NAME`: one of four times makes
+        two as well."""
+        upscalers = self.properties.get("upscalers", {})
+        return [
+            (f"{times} times" + (f", by {name}" if len(upscalers) > 1 else ""), f"{times} {name}")
+            for times in (2, 4)
+            for name, most in upscalers.items()
+            if times <= most
+        ]
+
+    @property
     def schedulers(self) -> list[str]:
         return list(self.properties.get("schedulers", ()))
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -16,8 +17,10 @@ from atelier.errors import AtelierError, InvalidRequest
 from atelier.studio import views
 from atelier.studio.axes import KINDS, NOTHING, SheetAxis, tiles
 from atelier.studio.board import Board, Tile
+from atelier.studio.card import ModelCard
 from atelier.studio.contact_sheet import contact_sheet
 from atelier.studio.form import PictureForm, Values
+from atelier.studio.guides import PICKED, Guides
 from atelier.studio.workshop import Workshop
 
 KEEP = "() => studio.history.keep(document)"
@@ -39,6 +42,7 @@ class DrawTab:
             with gr.Column(scale=5, min_width=300):
                 self.form = PictureForm("Draw", True, "a red circle above a blue square")
                 self.count = gr.Slider(1, 8, 1, step=1, label="Pictures", buttons=[])
+                self.guides = Guides()
                 self.form.more()
                 self._sheet_fields()
             with gr.Column(scale=7, min_width=300):
@@ -63,15 +67,27 @@ class DrawTab:
         for kind, values in ((self.columns, self.column_values), (self.rows, self.row_values)):
             kind.input(None, kind, values, js=EXAMPLE)
 
+    @property
+    def components(self) -> list[Any]:
+        """What `offered` sets."""
+        return [*self.form.components, *self.guides.components]
+
+    def offered(self, card: ModelCard, models: list[ModelCard]) -> dict[Any, Any]:
+        """The fields as this model takes them."""
+        return self.form.offered(card, models) | self.guides.offered(card)
+
     def _wire(self) -> None:
-        given = {*self.form.components, self.count, *self._keys}
+        given = {*self.form.components, *self.guides.fields, self.count, *self._keys}
         shown = [self.progress, self.stage, self.form.seed]
         quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-        gr.on(
-            [self.form.go.click, self.form.prompt.submit], self._pictures, given, shown, **quiet
-        ).then(None, js=KEEP)
         axes = {self.columns, self.column_values, self.rows, self.row_values}
-        self.sheet.click(self._sheet, given | axes, shown, **quiet).then(None, js=KEEP)
+        for triggers, draw, fields in (
+            ([self.form.go.click, self.form.prompt.submit], self._pictures, given),
+            ([self.sheet.click], self._sheet, given | axes),
+        ):
+            gr.on(triggers, None, None, self.guides.picked, js=PICKED).then(
+                draw, fields, shown, **quiet
+            ).then(None, js=KEEP)
         self.form.cancel.click(self._cancel, None, None, **quiet)
 
     async def _cancel(self, request: gr.Request) -> None:
@@ -119,9 +135,9 @@ class DrawTab:
         what the page shows of it. An error is shown in the API's words."""
         try:
             endpoint, card = await self._workshop.choose("pictures", values[self.form.model])
-            base = self.form.read(values, card)
+            extra = self.guides.read(values, card)
             board = Board(
-                made(base),
+                [replace(tile, extra=extra) for tile in made(self.form.read(values, card))],
                 endpoint,
                 self._workshop.key(card.url, [values[key] for key in self._keys]),
             )

@@ -14,6 +14,7 @@ from atelier.studio.card import ModelCard
 from atelier.studio.parameters import PictureParameters
 
 OWN = "the model's own"
+AS_DRAWN = "as it is drawn"
 NATIVE = "the model's own size"
 CACHES = ["the server's default", "off", "low", "medium", "high"]
 SEEDS = [("Random", "random"), ("Keep", "keep"), ("Next", "next")]
@@ -42,7 +43,13 @@ class PictureForm:
             self.guidance = gr.Slider(
                 0, 20, 4, step=0.1, label="Guidance", min_width=140, buttons=[]
             )
-        self.size = gr.Dropdown([NATIVE], value=NATIVE, label="Size", visible=sizes)
+        with gr.Row():
+            self.size = gr.Dropdown(
+                [NATIVE], value=NATIVE, label="Size", visible=sizes, min_width=140
+            )
+            self.larger = gr.Dropdown(
+                [AS_DRAWN], value=AS_DRAWN, label="Enlarge", visible=False, min_width=140
+            )
         with gr.Row(elem_classes="seeds"):
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100, scale=1)
             self.seed_mode = gr.Radio(
@@ -73,7 +80,8 @@ class PictureForm:
         """All fields."""
         slots = [component for slot in self.slots for component in slot]
         own = [self.prompt, self.negative, self.model, self.steps, self.guidance, self.size]
-        return [*own, self.seed, self.seed_mode, self.scheduler, self.step_cache, *slots]
+        own += [self.larger, self.seed, self.seed_mode, self.scheduler, self.step_cache]
+        return [*own, *slots]
 
     def offered(self, card: ModelCard, models: list[ModelCard]) -> dict[Any, Any]:
         """The fields as this model takes them, with its own values."""
@@ -95,6 +103,10 @@ class PictureForm:
         }
         sizes = [NATIVE, *card.sizes()]
         updates[self.size] = gr.update(choices=sizes, value=sizes[1] if sizes[1:] else NATIVE)
+        larger = card.enlargements()
+        updates[self.larger] = gr.update(
+            choices=[AS_DRAWN, *larger], value=AS_DRAWN, visible=bool(larger)
+        )
         for index, (name, weight) in enumerate(self.slots):
             shown = index < len(card.adapters)
             updates[name] = gr.update(choices=["none", *card.adapters], value="none", visible=shown)
@@ -108,6 +120,11 @@ class PictureForm:
             self.prompt: parameters.prompt,
             self.negative: parameters.negative_prompt or "",
             self.size: gr.update(value=size),
+            self.larger: gr.update(
+                value=f"{parameters.upscale} {parameters.upscaler}"
+                if parameters.upscale
+                else AS_DRAWN
+            ),
             self.seed: parameters.seed,
             self.seed_mode: "keep",
             self.scheduler: gr.update(value=parameters.scheduler or OWN),
@@ -135,6 +152,8 @@ class PictureForm:
             values[self.scheduler], values[self.step_cache], values[self.size]
         )  # fmt: skip
         width, _, height = ("", "", "") if size in (None, NATIVE) else size.partition("x")
+        larger = values[self.larger]
+        times, _, upscaler = ("", "", "") if larger in (None, AS_DRAWN) else larger.partition(" ")
         lora = {
             values[name]: float(values[weight])
             for name, weight in self.slots
@@ -152,6 +171,8 @@ class PictureForm:
             guidance_scale=float(values[self.guidance]) if card.takes("guidance_scale") else None,
             width=int(width) if width else None,
             height=int(height) if height else None,
+            upscale=int(times) if times else None,
+            upscaler=upscaler or None,
             seed=self._seed(values),
             scheduler=None if scheduler in (None, OWN) else scheduler,
             step_cache=None if cache in (None, CACHES[0]) else cache,

@@ -151,7 +151,8 @@ def _plan(plan: Mapping[str, Any]) -> str:
         f'<span class="{name}" style="width:{min(1, size / budget):.1%}"></span>'
         for name, size in parts
     )
-    words = ", ".join(f"{name} {gib(size)}" for name, size in parts)
+    beside = plan.get("reserved_bytes", {}).items()
+    words = ", ".join(f"{name} {gib(size)}" for name, size in (*parts, *beside))
     words += f", headroom {gib(plan['headroom_bytes'])} of {gib(plan['budget_bytes'])}"
     return (
         f'<h3>Memory plan</h3><div class="stack" role="img" aria-label="{words}">{stack}</div>'

@@ -19,7 +19,7 @@ TOO_LARGE = Image.DecompressionBombError
 
 class PictureParameters(BaseModel):
     """What draws a picture again. None: the model's own. Of an edit, its picture and mask are not
-    kept."""
+    kept, and no pictures that it was drawn by."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,6 +30,8 @@ class PictureParameters(BaseModel):
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     width: int | None = Field(default=None, ge=8)
     height: int | None = Field(default=None, ge=8)
+    upscale: int | None = Field(default=None, ge=2, le=4)
+    upscaler: str | None = Field(default=None, max_length=100)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     scheduler: str | None = Field(default=None, max_length=200)
     lora: dict[str, float] | None = None
@@ -49,6 +51,7 @@ class PictureParameters(BaseModel):
         parts = [
             f"seed {self.seed}" if self.seed is not None else None,
             size,
+            f"{self.upscale} times larger" if self.upscale else None,
             f"{self.num_inference_steps} steps" if self.num_inference_steps else None,
             f"guidance {self.guidance_scale:g}" if self.guidance_scale is not None else None,
             f"strength {self.strength:g}" if self.strength is not None else None,

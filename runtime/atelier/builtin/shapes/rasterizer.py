@@ -121,12 +121,14 @@ def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return extents, torch.tensor(_TOWARDS, device=device), palette
 
 
-def paint(codes: torch.Tensor, layout: torch.Tensor) -> torch.Tensor:
-    """Pictures (N, 3, 128, 128) in -1..1 of scenes `codes` at `layout` from `place`."""
+def paint(codes: torch.Tensor, layout: torch.Tensor, pixels: int = PIXELS) -> torch.Tensor:
+    """Pictures (N, 3, pixels, pixels) in -1..1 of scenes `codes` at `layout` from `place`, whose
+    places are those of PIXELS."""
     codes, device = codes.long(), codes.device
+    layout = layout * (pixels / PIXELS)
     palette = _tables(device)[2]
-    grid = torch.arange(PIXELS, device=device, dtype=torch.float32) + 0.5
-    picture = palette[codes[:, 1]][:, :, None, None].expand(-1, -1, PIXELS, PIXELS)
+    grid = torch.arange(pixels, device=device, dtype=torch.float32) + 0.5
+    picture = palette[codes[:, 1]][:, :, None, None].expand(-1, -1, pixels, pixels)
     for k in range(3):
         x0, y0, extent = (v[:, None, None] for v in layout[:, k].unbind(-1))
         size = extent.clamp(min=1.0)

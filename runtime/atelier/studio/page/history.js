@@ -50,6 +50,9 @@
     show();
   }
 
+  // The file of the last picture; contact sheets have no parameters.
+  const last = async () => (await all()).findLast((entry) => entry.parameters)?.file;
+
   const remove = (id) => within("readwrite", (store) => store.delete(Number(id)));
   const clear = () => within("readwrite", (store) => store.clear());
 
@@ -117,5 +120,5 @@
     link.click();
   }
 
-  studio.history = { keep, add, show, remove, clear, download, text };
+  studio.history = { keep, add, show, last, remove, clear, download, text };
 })();
