@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import nn
 
-from atelier.builtin.shapes.checker import check
+from atelier.builtin.shapes.checker import check, look
 from atelier.builtin.shapes.enlarger import WEIGHTS, enlarged, load_network
 from atelier.builtin.shapes.evaluate import Case, held_out_cases, make_pictures
 from atelier.builtin.shapes.resolution import SCALE, SizedCase, psnr, sized_cases
@@ -66,17 +66,20 @@ def accepted(
 
 
 def detail_sheet(cases: Sequence[SizedCase], ways: dict[str, Enlarge]) -> Image.Image:
-    """A row a case: the middle of its picture as each way makes it, and as it is painted."""
+    """A row a case: its largest thing as each way makes it, and as it is painted."""
     side, gap = 4 * DETAIL, 6
     columns = [*ways.values(), None]
     sheet = Image.new(
         "RGB", (len(columns) * (side + gap) - gap, len(cases) * (side + gap) - gap), "white"
     )
     for row, case in enumerate(cases):
+        thing, room = look(case.small)[0][0], case.small.width - DETAIL
+        left, top = (
+            SCALE * min(max(round(at) - DETAIL // 2, 0), room) for at in (thing.x, thing.y)
+        )
         for column, way in enumerate(columns):
             shown = way(case.small) if way else case.large
-            middle = (shown.width - SCALE * DETAIL) // 2
-            cut = shown.crop((middle, middle, middle + SCALE * DETAIL, middle + SCALE * DETAIL))
+            cut = shown.crop((left, top, left + SCALE * DETAIL, top + SCALE * DETAIL))
             cut = cut.resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(cut, (column * (side + gap), row * (side + gap)))
     return sheet
