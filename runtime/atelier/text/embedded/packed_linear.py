@@ -34,7 +34,7 @@ def pack_linears(model: Any) -> int:
         shared = users[id(module.weight)] > 1
         if shared and module.weight.dtype is torch.float32:
             continue
-        module.forward = _packed(module.weight.detach(), module.bias)
+        module.forward = _packed(module.weight.detach(), module.bias)  # type: ignore[method-assign,assignment]
         if not shared:
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
         done += 1
