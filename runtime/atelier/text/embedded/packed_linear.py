@@ -8,6 +8,7 @@ with the plain one.
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +39,16 @@ def pack_linears(model: Any) -> int:
         if not shared:
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
         done += 1
+    _give_back_freed_memory()
     return done
+
+
+def _give_back_freed_memory() -> None:
+    """To the system: glibc keeps what the unpacked matrices took, a third of a gigabyte of Gemma 3
+    270M, and nothing asks for as much again. Other C libraries have no such call."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _can_be_packed(weight: Tensor) -> bool:
