@@ -125,7 +125,6 @@ async def rounds(
 def table(found: dict[str, EngineArm], streams: list[int]) -> str:
     """Medians over the rounds, with the range of rates."""
     title = "| tokens/s (range); first token; processor a token | "
-    title = "| tokens/s (range); first token; processor a token | "
     lines = [title + " | ".join(map(str, streams))]
     for name, arm in found.items():
         cells = (
