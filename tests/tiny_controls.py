@@ -166,3 +166,14 @@ def _resampler(width: int, inner: int = 64) -> dict[str, torch.Tensor]:
             f"layers.{layer}.1.3.weight": (inner, 4 * inner),
         }
     return {name: torch.randn(shape) for name, shape in sizes.items()}
+
+
+def controlled_settings(root: Path) -> dict[str, str]:
+    """Settings of a server of a checkpoint with a control `edges` and an image prompt `look`."""
+    checkpoint = stable_diffusion_1(root)
+    look = ip_adapter(checkpoint, root / "ip", "look.safetensors", 2)
+    return {
+        "model_id": str(checkpoint),
+        "controlnets": f"edges={control(checkpoint, root / 'net', 1)}",
+        "ip_adapters": str(look),
+    }

@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from tests.conftest import Server, StartServer
 from tests.protocols.pictures import encoded, striped
-from tests.tiny_controls import control, ip_adapter, stable_diffusion_1
+from tests.tiny_controls import controlled_settings
 
 STRIPES = base64.b64encode(striped()).decode()
 CONTROL = [{"name": "edges", "image": STRIPES, "weight": 0.8, "end": 0.9, "preprocess": "canny"}]
@@ -25,15 +25,7 @@ BESIDE = {"control": CONTROL, "image_prompt": PROMPTED}
 
 @pytest.fixture(scope="module")
 def served(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("control")
-    checkpoint = stable_diffusion_1(root)
-    control(checkpoint, root / "net", 1)
-    ip_adapter(checkpoint, root / "ip", "look.safetensors", 2)
-    with start_server(
-        model_id=str(checkpoint),
-        controlnets=f"edges={root / 'net'}",
-        ip_adapters=str(root / "ip" / "look.safetensors"),
-    ) as server:
+    with start_server(**controlled_settings(tmp_path_factory.mktemp("control"))) as server:
         yield server
 
 

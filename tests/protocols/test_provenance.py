@@ -28,7 +28,7 @@ from atelier.settings import Settings
 from tests.certificates import make_ca_and_server
 from tests.conftest import Server, StartServer
 from tests.protocols.pictures import FAST, SIZE, encoded, striped
-from tests.tiny_controls import control, ip_adapter, stable_diffusion_1
+from tests.tiny_controls import controlled_settings
 from tests.triton import grpc as triton_grpc
 
 PROMPT = "a heron that nobody else may know of"
@@ -81,14 +81,8 @@ def controlled(
     start_server: StartServer, tmp_path_factory: pytest.TempPathFactory, keys: Path
 ) -> Iterator[Server]:
     """One that signs what it draws by other pictures."""
-    root = tmp_path_factory.mktemp("controlled")
-    checkpoint = stable_diffusion_1(root)
-    control(checkpoint, root / "net", 1)
-    ip_adapter(checkpoint, root / "ip", "look.safetensors", 2)
     with start_server(
-        model_id=str(checkpoint),
-        controlnets=f"edges={root / 'net'}",
-        ip_adapters=str(root / "ip" / "look.safetensors"),
+        **controlled_settings(tmp_path_factory.mktemp("controlled")),
         provenance="c2pa",
         c2pa_certificate=str(keys / "chain.pem"),
         c2pa_key=str(keys / "key.pem"),
