@@ -13,12 +13,20 @@ from diffusers import (
     DiffusionPipeline,
     FluxControlNetModel,
     SD3ControlNetModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     T2IAdapter,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests import tiny_pipelines
 from tests.tiny_pipelines import TEXT_WIDTH
@@ -94,6 +102,8 @@ def ip_adapter(checkpoint: Path, folder: Path, name: str, seed: int, plus: bool 
     torch.manual_seed(seed)
     pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint)
     tensors: dict[str, torch.Tensor] = {}
+    if isinstance(pipeline, StableDiffusion3Pipeline):
+        return _timed_ip_adapter(pipeline.transformer, folder, name)
     if hasattr(pipeline, "unet"):
         width = pipeline.unet.config.cross_attention_dim
         layers = [one for one in pipeline.unet.attn_processors if one.endswith("attn2.processor")]
@@ -128,6 +138,39 @@ def ip_adapter(checkpoint: Path, folder: Path, name: str, seed: int, plus: bool 
         )
         torch.manual_seed(9)
         CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    return folder / name
+
+
+def _timed_ip_adapter(denoiser: Any, folder: Path, name: str) -> Path:
+    """The same of Stable Diffusion 3, whose layers and projection know the step's time."""
+    modules: dict[str, torch.nn.Module] = {
+        "image_proj": IPAdapterTimeImageProjection(
+            embed_dim=TEXT_WIDTH, output_dim=denoiser.inner_dim, hidden_dim=64, heads=1,
+            num_queries=4, timestep_in_dim=32,
+        )
+    }  # fmt: skip
+    for index in range(len(denoiser.attn_processors)):
+        modules[f"ip_adapter.{index}"] = SD3IPAdapterJointAttnProcessor2_0(
+            denoiser.inner_dim, denoiser.inner_dim, denoiser.config.attention_head_dim, 64
+        )
+    tensors = {
+        f"{prefix}.{key}": torch.randn_like(value) if value.ndim > 1 else value
+        for prefix, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / name)
+    if not (folder / "image_encoder").exists():
+        config = SiglipVisionConfig(
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+        )
+        torch.manual_seed(9)
+        SiglipVisionModel(config).save_pretrained(folder / "image_encoder")
     return folder / name
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection, SiglipImageProcessor, SiglipVisionModel
 
 from tests.gallery import Exhibit, Pixels, difference, draw_bare, showing
-from tests.images.test_controls import FIELDS, SIZE, drawn, entry
+from tests.images.test_controls import FIELDS, SIZE, drawn, entry, text
 from tests.tiny_controls import CHECKPOINTS, control, ip_adapter
 
-FAMILIES = ("sd15", "sdxl", "flux")
+FAMILIES = ("sd15", "sdxl", "flux", "sd3")
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,18 @@ class Prompted:
         """By diffusers alone; `chosen` are adapters, pictures and weights."""
         pipeline: Any = DiffusionPipeline.from_pretrained(self.checkpoint)
         pipeline.set_progress_bar_config(disable=True)
-        encoder = CLIPVisionModelWithProjection.from_pretrained(self.folder / "image_encoder")
-        pipeline.register_modules(image_encoder=encoder)
-        if chosen:
+        if chosen and self.family == "sd3":
+            [(name, picture, weight)] = chosen
+            pipeline.register_modules(
+                image_encoder=SiglipVisionModel.from_pretrained(self.folder / "image_encoder"),
+                feature_extractor=SiglipImageProcessor(size={"height": 32, "width": 32}),
+            )
+            pipeline.load_ip_adapter(self.folder, subfolder="", weight_name=f"{name}.safetensors")
+            pipeline.set_ip_adapter_scale(weight)
+            arguments["ip_adapter_image"] = drawn(picture)
+        elif chosen:
+            encoder = CLIPVisionModelWithProjection.from_pretrained(self.folder / "image_encoder")
+            pipeline.register_modules(image_encoder=encoder)
             pipeline.load_ip_adapter(
                 str(self.folder),
                 subfolder="",
@@ -71,10 +80,13 @@ def test_an_image_prompt_draws_what_diffusers_draws(prompted: Prompted) -> None:
         {"image_prompt": [entry("y", "rows", weight=0.3), entry("x", "slope")], "seed": 3},
         {"seed": 1},
     ]
+    both = [("x", "slope", 1.0), ("y", "rows", 0.3)]
+    if prompted.family == "sd3":  # it takes one
+        del requests[2]["image_prompt"][1], both[0]
     wanted = [
         prompted.bare(1, ("x", "slope", 0.8)),
         prompted.bare(2, ("x", "rows", 0.5)),
-        prompted.bare(3, ("x", "slope", 1.0), ("y", "rows", 0.3)),
+        prompted.bare(3, *both),
         prompted.bare(1),
     ]
     shown = {**FIELDS, **SIZE}
@@ -107,7 +119,26 @@ def test_a_plus_adapter_goes_alone_and_beside_a_plain_one(prompted: Prompted) ->
         assert difference(got, expected) <= 1
 
 
-@pytest.mark.parametrize("prompted", ["sd15", "flux"], indirect=True)
+@pytest.mark.parametrize("prompted", ["sd3"], indirect=True)
+def test_two_where_one_is_taken_are_refused(prompted: Prompted) -> None:
+    two = {"image_prompt": [entry("x", "rows"), entry("y", "slope")]}
+    answer = prompted.exhibit.post(two, **FIELDS, **SIZE)
+    assert answer.status_code == 400
+    assert "image_prompt: x, y at once; StableDiffusion3Pipeline takes 1" in answer.text
+    off = {"image_prompt": [entry("x", "rows"), entry("y", "slope", weight=0)], "seed": 6}
+    drawn_by_one = prompted.exhibit.draw(off, **FIELDS, **SIZE)[0]
+    assert difference(drawn_by_one, prompted.bare(6, ("x", "rows", 1.0))) <= 1
+
+
+@pytest.mark.parametrize("prompted", ["sd15", "sd3"], indirect=True)
+def test_an_edit_takes_an_image_prompt(prompted: Prompted) -> None:
+    edit = {"image": text(drawn("rows")), "strength": 0.7, "seed": 8}
+    look = {"image_prompt": [entry("x", "slope")]}
+    plain, looking = prompted.exhibit.draw(edit, edit | look, **FIELDS)
+    assert difference(plain, looking) > 10
+
+
+@pytest.mark.parametrize("prompted", ["sd15", "flux", "sd3"], indirect=True)
 def test_an_image_prompt_goes_with_a_control(prompted: Prompted) -> None:
     """Each shows, for several pictures of one request too; a weight of 0 is none."""
     look, lie = {"image_prompt": [entry("x", "slope")]}, {"control": [entry("net", "rows")]}

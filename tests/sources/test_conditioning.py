@@ -89,7 +89,7 @@ def test_an_image_prompt_needs_its_own_family_and_an_encoder(root: Path, tmp_pat
     prompts = root / "sd15" / "prompts"
     with pytest.raises(CheckpointError, match="it reads 32 numbers a token, and that of"):
         found(root, "sdxl", ip_adapters=str(prompts))
-    with pytest.raises(CheckpointError, match="was made for Stable Diffusion, and the model is a"):
+    with pytest.raises(CheckpointError, match="was made for Stable Diffusion 1 to XL, and the"):
         found(root, "flux", ip_adapters=str(prompts))
     shutil.copy(prompts / "look.safetensors", tmp_path)
     with pytest.raises(CheckpointError, match="has no image encoder: put the folder image_encoder"):
@@ -101,6 +101,32 @@ def test_an_image_prompt_needs_its_own_family_and_an_encoder(root: Path, tmp_pat
         found(root, ip_adapters=str(tmp_path))
     with pytest.raises(CheckpointError, match="is not an IP-Adapter"):
         found(root, ip_adapters=f"{root}/sd15/edges")
+
+
+def test_an_image_prompt_of_stable_diffusion_3_is_told_by_its_layers(tmp_path: Path) -> None:
+    (tmp_path / "sd3").mkdir()
+    model = CHECKPOINTS["sd3"](tmp_path / "sd3").rename(tmp_path / "sd3" / "model")
+    adapter = ip_adapter(model, tmp_path / "ip", "look.safetensors", 1)
+    [prompt] = found(tmp_path, "sd3", ip_adapters=str(adapter)).image_prompts
+    assert (prompt.timed, prompt.encoder_class) == (True, "SiglipVisionModel")
+    config = model / "transformer" / "config.json"
+    written = json.loads(config.read_text())
+    config.write_text(json.dumps(written | {"num_attention_heads": 3}))
+    width = written["num_attention_heads"] * written["attention_head_dim"]
+    with pytest.raises(CheckpointError, match=f"it reads {width} numbers a token"):
+        found(tmp_path, "sd3", ip_adapters=str(adapter))
+    config.write_text(json.dumps(written))
+    encoder = tmp_path / "ip" / "image_encoder" / "config.json"
+    clip = json.loads(encoder.read_text()) | {"architectures": ["CLIPVisionModelWithProjection"]}
+    encoder.write_text(json.dumps(clip))
+    with pytest.raises(CheckpointError, match="it must be SiglipVisionModel"):
+        found(tmp_path, "sd3", ip_adapters=str(adapter))
+    (tmp_path / "sd15").mkdir()
+    CHECKPOINTS["sd15"](tmp_path / "sd15").rename(tmp_path / "sd15" / "model")
+    with pytest.raises(
+        CheckpointError, match="was made for Stable Diffusion 3, and the model is a"
+    ):
+        found(tmp_path, "sd15", ip_adapters=str(adapter))
 
 
 def device(free: int) -> Device:

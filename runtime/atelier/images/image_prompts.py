@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,11 @@ from atelier.images import codec
 from atelier.images.adapters import Selection
 from atelier.images.arguments import default_guidance
 from atelier.images.interception import Gate
+from atelier.images.prompt_attachments import LoadedAdapter, SummedAdapters, TimedAdapter
 from atelier.images.request import ImageRequest
 from atelier.sources.checkpoint.image_prompts import ImagePromptFile
 
 log = logging.getLogger(__name__)
-
-SLOT = "encoder_hid_proj"
-"""Where denoisers keep what projects image embeddings."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,13 @@ class ImageEncoder:
 
 
 @dataclass(frozen=True)
-class LoadedAdapter:
-    """What one adapter puts into the denoiser: attention processors by layer, and a projection."""
-
-    file: ImagePromptFile
-    processors: Mapping[str, Any]
-    projection: Any
-
-
-@dataclass(frozen=True)
 class ChosenImagePrompts:
     """The image prompts of one request: by the order of names, pixels as the encoders read them."""
 
     selection: Selection
     pixels: tuple[torch.Tensor, ...]
     encoders: tuple[ImageEncoder, ...]
-    projected: tuple[bool, ...]
+    files: tuple[ImagePromptFile, ...]
 
     def arguments(self, pipeline: Any, given: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's arguments with embeddings. For the request's greenlet.
@@ -65,10 +54,10 @@ class ChosenImagePrompts:
         """
         pairs = [
             self._encoded(pipeline, *each)
-            for each in zip(self.pixels, self.encoders, self.projected, strict=True)
+            for each in zip(self.pixels, self.encoders, self.files, strict=True)
         ]
         pictures = given.get("num_images_per_prompt", 1)
-        if hasattr(pipeline, "transformer"):
+        if hasattr(pipeline, "transformer") and not self.files[0].timed:
             embeds = [torch.cat([positive] * pictures) for positive, _ in pairs]
             return given | {"joint_attention_kwargs": {"ip_adapter_image_embeds": embeds}}
         scale = given.get("guidance_scale", default_guidance(pipeline))
@@ -77,16 +66,20 @@ class ChosenImagePrompts:
         embeds = [
             torch.cat([negative, positive]) if guided else positive for positive, negative in pairs
         ]
-        return given | {"ip_adapter_image_embeds": embeds}
+        return given | {"ip_adapter_image_embeds": embeds[0] if self.files[0].timed else embeds}
 
     @staticmethod
     def _encoded(
-        pipeline: Any, pixels: torch.Tensor, encoder: ImageEncoder, projected: bool
+        pipeline: Any, pixels: torch.Tensor, encoder: ImageEncoder, file: ImagePromptFile
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A picture's embeddings and those of none, 1 x 1 x ... each."""
+        """A picture's embeddings and those of none, 1 x 1 x ... each; timed ones 1 x tokens x
+        width."""
         module = encoder.module
         values = pixels.to(device=next(module.parameters()).device, dtype=module.dtype)
-        if projected:
+        if file.timed:
+            states = module(values, output_hidden_states=True).hidden_states[-2]
+            return states, torch.zeros_like(states)
+        if file.projected:
             found = module(values).image_embeds[None]
             return found, torch.zeros_like(found)
         states, without = (
@@ -111,6 +104,8 @@ class ImagePrompts:
         self._encoders: dict[Path, ImageEncoder] = {}
         self._adapters: dict[str, LoadedAdapter] = {}
         self._sets: dict[tuple[str, ...], tuple[dict[str, Any], Any]] = {}
+        timed = any(file.timed for file in files)
+        self._attachment = TimedAdapter() if timed else SummedAdapters()
         if files:
             _check_plan(plan)
             self._denoiser = getattr(
@@ -160,12 +155,18 @@ class ImagePrompts:
         names = sorted(name for name, (weight, _) in found.items() if weight)
         if not names:
             return None
+        most = self._attachment.most
+        if most is not None and len(names) > most:
+            raise InvalidRequest(
+                f"image_prompt: {', '.join(names)} at once; {type(pipeline).__name__} takes {most}",
+                "image_prompt",
+            )
         self._check_pipeline(pipeline, request)
         return ChosenImagePrompts(
             tuple((name, found[name][0]) for name in names),
             tuple(found[name][1] for name in names),
             tuple(self._encoder_of(name) for name in names),
-            tuple(self._adapters[name].file.projected for name in names),
+            tuple(self._adapters[name].file for name in names),
         )
 
     def use(self, selection: Selection) -> None:
@@ -180,30 +181,19 @@ class ImagePrompts:
 
     def _clear(self) -> None:
         # The projection first: it has attention of its own, which is no layer of the denoiser.
-        setattr(self._denoiser, SLOT, None)
+        setattr(self._denoiser, self._attachment.slot, None)
         self._denoiser.set_attn_processor(dict(self._plain))
 
     def _put_in(self, selection: Selection) -> None:
         names = tuple(name for name, _ in selection)
         if names not in self._sets:
-            self._sets[names] = self._together([self._adapters[name] for name in names])
+            self._sets[names] = self._attachment.together([self._adapters[name] for name in names])
         made, projection = self._sets[names]
         device = next(self._denoiser.parameters()).device  # offloaded weights come and go
         for processor in made.values():
-            processor.to(device).scale = [weight for _, weight in selection]
+            self._attachment.weigh(processor.to(device), [weight for _, weight in selection])
         self._denoiser.set_attn_processor({**self._plain, **made})
-        setattr(self._denoiser, SLOT, projection.to(device))
-
-    def _together(self, adapters: Sequence[LoadedAdapter]) -> tuple[dict[str, Any], Any]:
-        """Processors and projection of several at once; their weights are not copied."""
-        from diffusers.models.embeddings import MultiIPAdapterImageProjection
-
-        processors = {
-            layer: _processor([each.processors[layer] for each in adapters])
-            for layer in self._plain
-            if hasattr(adapters[0].processors[layer], "to_k_ip")
-        }
-        return processors, MultiIPAdapterImageProjection([each.projection for each in adapters])
+        setattr(self._denoiser, self._attachment.slot, projection.to(device))
 
     def _encoder_of(self, name: str) -> ImageEncoder:
         return self._encoders[self._adapters[name].file.encoder]
@@ -225,8 +215,8 @@ class ImagePrompts:
                 f"IP_ADAPTERS: {file.name}: {file.path} cannot be loaded:"
                 f" {type(error).__name__}: {error}"
             ) from error
-        projection = getattr(self._denoiser, SLOT).image_projection_layers[0]
-        setattr(self._denoiser, SLOT, None)
+        projection = self._attachment.projection(self._denoiser)
+        setattr(self._denoiser, self._attachment.slot, None)
         processors = dict(self._denoiser.attn_processors)
         self._clear()
         return LoadedAdapter(file, processors, projection.eval())
@@ -259,25 +249,15 @@ def _check_plan(plan: MemoryPlan) -> None:
 
 
 def _encoder(file: ImagePromptFile, plan: MemoryPlan) -> ImageEncoder:
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+    import transformers
 
-    module = CLIPVisionModelWithProjection.from_pretrained(
+    kind = getattr(transformers, file.encoder_class)
+    module = kind.from_pretrained(
         file.encoder, dtype=getattr(torch, plan.dtype), use_safetensors=True, local_files_only=True
     )
     edge = module.config.image_size
     module.to(plan.device).eval()
-    return ImageEncoder(module, CLIPImageProcessor(size=edge, crop_size=edge))
-
-
-def _processor(parts: Sequence[Any]) -> Any:
-    """One that adds up several adapters, with the weights that each of them holds."""
-    first = parts[0]
-    with torch.device("meta"):  # its own weights are not kept
-        made = type(first)(
-            first.hidden_size,
-            first.cross_attention_dim,
-            num_tokens=[4] * len(parts),  # of the first form of embeddings, which is not used here
-        )
-    for name in ("to_k_ip", "to_v_ip"):
-        setattr(made, name, torch.nn.ModuleList(getattr(part, name)[0] for part in parts))
-    return made.eval()
+    if file.timed:
+        square = {"height": edge, "width": edge}
+        return ImageEncoder(module, transformers.SiglipImageProcessor(size=square))
+    return ImageEncoder(module, transformers.CLIPImageProcessor(size=edge, crop_size=edge))

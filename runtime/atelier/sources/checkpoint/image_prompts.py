@@ -3,6 +3,7 @@ hand. Told from configurations and headers alone."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +17,26 @@ from atelier.sources.checkpoint.listing import is_safetensors, safetensors_in
 
 VARIABLE = "IP_ADAPTERS"
 ENCODER = "image_encoder"
-ENCODER_CLASS = "CLIPVisionModelWithProjection"
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline")
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+)
 """Those that image prompts are served with."""
+
+FAMILIES = {
+    "double_blocks.": "FLUX",
+    "norm_ip": "Stable Diffusion 3",
+    "": "Stable Diffusion 1 to XL",
+}
+"""Whom an adapter was made for, by what names of its tensors have in them; the first counts."""
+
+ENCODER_CLASSES = {"Stable Diffusion 3": "SiglipVisionModel"}
+CLIP = "CLIPVisionModelWithProjection"
+WHOLE = {"SiglipVisionModel": "SiglipModel"}
+"""A model of texts too, whose part for pictures is read."""
 
 KEYS = re.compile(r"(to_k_ip|ip_adapter_double_stream_k_proj)\.weight$")
 PROJECTION = re.compile(r"^(image_proj|ip_adapter_proj_model)\.")
@@ -30,7 +47,8 @@ FACES = re.compile(r"to_k_lora|perceiver_resampler|^image_proj\.proj\.0\.")
 @dataclass(frozen=True)
 class ImagePromptFile:
     """An IP-Adapter as it lies on this machine, with its image encoder. `projected`: it reads one
-    vector of the picture, not one for each patch."""
+    vector of the picture, not one for each patch. `timed`: it knows the time of the step, as those
+    of Stable Diffusion 3 do, which read SigLIP."""
 
     name: str
     path: Path
@@ -38,6 +56,8 @@ class ImagePromptFile:
     parameters: int
     encoder_parameters: int
     projected: bool
+    timed: bool
+    encoder_class: str
 
 
 def inspect_image_prompt(
@@ -71,9 +91,14 @@ def inspect_image_prompt(
             f"{where} is for faces: it needs a recogniser that is not served here; take a plain"
             " IP-Adapter, or a plus one"
         )
-    _check_width(where, keys, checkpoint, pipeline)
-    encoder = _encoder(where, file)
-    _check_encoder(where, projection, encoder)
+    family = next(
+        name for mark, name in FAMILIES.items() if any(mark in one for one in header.tensors)
+    )
+    _check_family(where, family, pipeline)
+    _check_width(where, family, keys, checkpoint)
+    encoder_class = ENCODER_CLASSES.get(family, CLIP)
+    encoder = _encoder(where, file, encoder_class)
+    _check_encoder(where, projection, encoder, encoder_class)
     weights = [read_header(one) for one in safetensors_in(encoder)]
     return ImagePromptFile(
         name,
@@ -82,6 +107,8 @@ def inspect_image_prompt(
         sum(header.dtypes.values()),
         sum(sum(one.dtypes.values()) for one in weights),
         "proj.weight" in projection,
+        family == "Stable Diffusion 3",
+        encoder_class,
     )
 
 
@@ -99,43 +126,58 @@ def _file(where: str, path: Path) -> Path:
     return files[0]
 
 
+def _check_family(where: str, family: str, pipeline: str) -> None:
+    mine = "FLUX" if pipeline.startswith("Flux") else "Stable Diffusion 1 to XL"
+    if pipeline.startswith("StableDiffusion3"):
+        mine = "Stable Diffusion 3"
+    if family != mine:
+        raise CheckpointError(f"{where} was made for {family}, and the model is a {pipeline}")
+
+
 def _check_width(
-    where: str, keys: Mapping[str, StoredTensor], checkpoint: Checkpoint, pipeline: str
+    where: str, family: str, keys: Mapping[str, StoredTensor], checkpoint: Checkpoint
 ) -> None:
-    """The width that its keys are made from is the text's in a UNet."""
-    flux = any(one.startswith("double_blocks.") for one in keys)
-    if flux != pipeline.startswith("Flux"):
-        made = "FLUX" if flux else "Stable Diffusion"
-        raise CheckpointError(f"{where} was made for {made}, and the model is a {pipeline}")
-    name = "joint_attention_dim" if flux else "cross_attention_dim"
-    wanted = next((one.config[name] for one in checkpoint.components if name in one.config), None)
+    """The width that its keys are made from is the text's, in Stable Diffusion 3 the denoiser's."""
+    names = ["joint_attention_dim" if family == "FLUX" else "cross_attention_dim"]
+    if family == "Stable Diffusion 3":
+        names = ["num_attention_heads", "attention_head_dim"]
+    configs = [one.config for one in checkpoint.components]
+    factors = next(
+        ([one[name] for name in names] for one in configs if all(name in one for name in names)), []
+    )
+    wanted = (
+        math.prod(factors) if factors and all(isinstance(one, int) for one in factors) else None
+    )
     width = next(iter(keys.values())).shape[1]
-    if isinstance(wanted, int) and width != wanted:
+    if wanted is not None and width != wanted:
         raise CheckpointError(
             f"{where} was made for another model: it reads {width} numbers a token, and that of"
             f" {checkpoint.path.name} reads {wanted}"
         )
 
 
-def _encoder(where: str, file: Path) -> Path:
+def _encoder(where: str, file: Path, encoder_class: str) -> Path:
     """The folder `image_encoder` beside the file, as published adapters have it."""
     folder = file.parent / ENCODER
     if not (folder / "config.json").is_file() or not safetensors_in(folder):
         raise CheckpointError(
             f"{where} has no image encoder: put the folder {ENCODER} of a"
-            f" {ENCODER_CLASS} with weights in safetensors beside {file.name}"
+            f" {encoder_class} with weights in safetensors beside {file.name}"
         )
     return folder
 
 
-def _check_encoder(where: str, projection: Mapping[str, StoredTensor], encoder: Path) -> None:
+def _check_encoder(
+    where: str, projection: Mapping[str, StoredTensor], encoder: Path, encoder_class: str
+) -> None:
     """The projection reads what the encoder gives: a projected vector, or hidden states."""
     config = read_json(encoder / "config.json")
-    architectures = config.get("architectures") or [ENCODER_CLASS]
-    if ENCODER_CLASS not in architectures:
+    architectures = config.get("architectures") or [encoder_class]
+    if not {encoder_class, WHOLE.get(encoder_class)} & set(architectures):
         raise CheckpointError(
-            f"{where}: {encoder} is {', '.join(architectures)}; it must be {ENCODER_CLASS}"
+            f"{where}: {encoder} is {', '.join(architectures)}; it must be {encoder_class}"
         )
+    config = config.get("vision_config") or config
     vector, states = projection.get("proj.weight"), projection.get("proj_in.weight")
     read = vector or states
     if read is None:
