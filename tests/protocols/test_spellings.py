@@ -261,8 +261,12 @@ def test_a_file_of_a_form_that_is_empty_is_named(server: Server, name: str) -> N
     assert f"{name}: the file 'nothing.png' is empty" in answer.json()["error"]["message"]
 
 
-def test_a_strength_by_default_that_leaves_no_step_is_told(server: Server) -> None:
+def test_a_strength_by_default_leaves_a_step(server: Server) -> None:
+    """0.8 of one step is none, which the client did not ask for."""
     answer = images(server, "edits", data=EDIT | {"steps": "1"}, files=[("image", PICTURE)])
+    assert answer.status_code == 200, answer.text
+    told = EDIT | {"steps": "1", "strength": "0.8"}
+    answer = images(server, "edits", data=told, files=[("image", PICTURE)])
     assert answer.status_code == 400
     assert "strength: 0.8 of 1 steps is less than one" in answer.json()["error"]["message"]
 

@@ -188,7 +188,9 @@ def test_what_v2_cannot_enlarge_is_a_400(
 def test_what_cannot_be_enlarged_is_a_400(
     enlarging: Server, data: dict[str, str], files: int, told: str
 ) -> None:
-    answer = post(enlarging, data=data, files=[("image", sent()[1])] * files or {"x": b""})
+    answer = post(
+        enlarging, data=data, files=[("image", sent()[1])] * files or {"image": (None, "")}
+    )
     assert answer.status_code == 400
     assert told in answer.json()["error"]["message"]
 

@@ -107,7 +107,7 @@ def test_a_context_is_every_slots_own(tmp_path):
         return words[words.index("--ctx-size") + 1] if "--ctx-size" in words else None
 
     assert context(max_model_len=8192, max_num_seqs=8) == "65536"
-    assert context(max_model_len=8192) == "8192"
+    assert context(max_model_len=8192) == "32768"  # of four slots
     assert context(max_num_seqs=8) is None
 
 

@@ -28,7 +28,7 @@ def post(server: Server, path: str, **body: Any) -> httpx.Response:
 
 
 def chat(server: Server, *messages: dict[str, Any], **fields: Any) -> httpx.Response:
-    return post(server, "chat/completions", messages=messages, max_tokens=2, **fields)
+    return post(server, "chat/completions", messages=messages, **{"max_tokens": 2} | fields)
 
 
 # Nulls and empties

@@ -4,6 +4,7 @@ before any work is done."""
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ def build(
         for name, value in request.extra.items()
     }
     _check_clip_skip(pipeline, request)
-    _check_strength(pipeline, wanted)
+    wanted |= _strength(pipeline, wanted)
     if sizes:
         native = native_size(pipeline)
         drawable.check(sizes.get("width", native[0]), sizes.get("height", native[1]), "width")
@@ -174,23 +175,31 @@ def _check_clip_skip(pipeline: Any, request: ImageRequest) -> None:
         )
 
 
-def _check_strength(pipeline: Any, wanted: Mapping[str, Any]) -> None:
-    """A share of less than one step draws nothing; some pipelines fail at that, others return no
-    picture."""
+def _strength(pipeline: Any, wanted: Mapping[str, Any]) -> dict[str, float]:
+    """What is to be said of the strength: nothing, or a larger one than the pipeline's own where
+    that would leave less than one step. Some pipelines fail at that, others return no picture.
+
+    Raises:
+        InvalidRequest: the request's own strength leaves less than one step.
+    """
     if "strength" not in _parameters(pipeline):
-        return
+        return {}
     strength = wanted.get("strength") or _parameters(pipeline)["strength"].default
     if not isinstance(strength, float | int):
-        return
+        return {}
     chosen = wanted.get("sigmas") or wanted.get("timesteps")
     steps = len(chosen) if chosen else wanted.get("num_inference_steps")
     steps = steps or _parameters(pipeline)["num_inference_steps"].default
-    if strength * steps < 1:
+    if strength * steps >= 1:
+        return {}
+    if wanted.get("strength") is not None:
         raise InvalidRequest(
             f"strength: {strength:g} of {steps} steps is less than one; {1 / steps:.2g} is the"
             " least, or take more num_inference_steps",
             "strength",
         )
+    least = 1 / steps
+    return {"strength": least if least * steps >= 1 else math.nextafter(least, 1)}
 
 
 def _inputs(pipeline: Any, request: ImageRequest, drawable: DrawableSizes) -> dict[str, Any]:

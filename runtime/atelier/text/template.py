@@ -253,7 +253,9 @@ def _text(content: Any, index: int) -> str:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind in UNREAD_PARTS:
             continue
-        text = part.get("refusal" if kind == "refusal" else "text") if kind != "str" else part
+        text = part
+        if isinstance(part, dict):
+            text = part.get("refusal" if kind == "refusal" else "text")
         text = "" if text is None and kind == "text" else text
         if not isinstance(text, str):
             raise InvalidRequest(

@@ -291,6 +291,8 @@ def _pictures_in(name: str, value: Any, where: str, settings: Settings) -> Any:
     if name not in PICTURE_FIELDS:
         return value
     many = value if isinstance(value, list) else [value]
+    if not many:
+        raise InvalidRequest(f"{where}{name} is an empty list of pictures", where + name)
     many = [entry for entry in many if entry not in (None, "", b"")]
     if not many:
         return None

@@ -31,14 +31,16 @@ TAKEN: Taken = {
 }
 """Fields of a chat without effect, with the values that need no warning."""
 
-TAKEN |= dict.fromkeys(
+TAKEN_OF_VLLM: Taken = dict.fromkeys(
     (
         "documents", "length_penalty", "min_tokens", "truncate_prompt_tokens", "typical_p",
     ),
     (),
 )  # fmt: skip
-TAKEN |= {"add_generation_prompt": (True,)}
+TAKEN_OF_VLLM |= {"add_generation_prompt": (True,)}
 """And fields of vLLM's, which its clients send to any server."""
+
+TAKEN_BY_CHATS = TAKEN | TAKEN_OF_VLLM
 
 TAKEN_BY_RESPONSES: Taken = {
     "access_programs": ({},),
@@ -89,7 +91,9 @@ def refuse(body: dict[str, Any], refused: Refused = REFUSED) -> None:
             raise InvalidRequest(f"{name}={shown(value)} is not offered here: {remedy}", name)
 
 
-def warnings(body: dict[str, Any], taken: Taken = TAKEN, read: Collection[str] = ()) -> list[str]:
+def warnings(
+    body: dict[str, Any], taken: Taken = TAKEN_BY_CHATS, read: Collection[str] = ()
+) -> list[str]:
     """What the answer says of the fields that were taken and do nothing; those that are `read` by
     the chat template do something."""
     return [
