@@ -180,7 +180,7 @@ REFUSED = [
     ([entry("a", "rows", start=0.5, end=0.5)], "control.0.end: 0.5 is not valid"),
     ([entry("a", "rows", preprocess="pose")], "control.0.preprocess: 'pose' is not valid"),
     ([entry("a", "rows", strength=1)], "control.0.strength: 1 is not valid"),
-    ([{"name": "a", "image": "AAAA"}], "x00', not a PNG, JPEG, WebP, GIF or BMP picture"),
+    ([{"name": "a", "image": "AAAA"}], "control.0.image: it begins with"),
     ([{"name": "a"}], "control.0.image: is missing"),
     (["a"], "control.0: 'a' is not an object"),
     ([entry("a", "rows")] * 5, "control: 5 entries; at most 4"),

@@ -280,7 +280,7 @@ def test_a_chat_draws_a_picture_and_draws_its_words_when_told_to(
 
 
 def test_the_history_outlives_a_reload_and_is_one_browsers_own(page: Page, other: Page) -> None:
-    mine, theirs = "a green star", "a yellow star"
+    mine, theirs = "a green star", "a purple star"
     draw(page, mine)
     first = data(stage(page))
     draw(other, theirs)
