@@ -55,6 +55,16 @@ def stable_diffusion_1(root: Path, seed: int = 0) -> Path:
     return folder
 
 
+VISION: dict[str, Any] = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+"""Of an image encoder."""
+
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = tiny_pipelines.FAMILIES | {
     "sd15": stable_diffusion_1
 }
@@ -127,15 +137,7 @@ def ip_adapter(checkpoint: Path, folder: Path, name: str, seed: int, plus: bool 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / name)
     if not (folder / "image_encoder").exists():
-        config = CLIPVisionConfig(
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=37,
-            projection_dim=EYES,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-        )
+        config = CLIPVisionConfig(projection_dim=EYES, **VISION)
         torch.manual_seed(9)
         CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
     return folder / name
@@ -161,14 +163,7 @@ def _timed_ip_adapter(denoiser: Any, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / name)
     if not (folder / "image_encoder").exists():
-        config = SiglipVisionConfig(
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-        )
+        config = SiglipVisionConfig(**VISION)
         torch.manual_seed(9)
         SiglipVisionModel(config).save_pretrained(folder / "image_encoder")
     return folder / name

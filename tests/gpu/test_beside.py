@@ -86,7 +86,7 @@ def test_weighted_prompts_of_encoders_that_are_moved(family: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
 def test_image_prompts(family: str, dtype: str, tmp_path: Path) -> None:
     checkpoint = CHECKPOINTS[family](tmp_path)
     file = ip_adapter(checkpoint, tmp_path / "ip", "look.safetensors", 2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.text.embedded.packed_linear import LEAST, pack_linears
+from atelier.text.embedded.packed_linear import LEAST, doubled_bytes, pack_linears
 
 SIDE = 1024
 
@@ -50,6 +50,8 @@ def test_packed_layers_compute_what_plain_ones_do(
 
 def test_packed_weights_are_not_kept_twice_unless_something_shares_them() -> None:
     model = Head()
+    assert doubled_bytes(model) == 0
+    assert doubled_bytes(Head().to(torch.bfloat16)) == 2 * SIDE * SIDE
     pack_linears(model)
     assert model.large.weight.numel() == 0
     assert model.small.weight.numel() < LEAST

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any
 
 from atelier.hardware.plan import MemoryPlan
 from atelier.images.adapters import Adaptation
@@ -20,7 +19,7 @@ from atelier.images.request import ImageRequest
 from atelier.images.second_pass import second_pass
 from atelier.images.sizes import DrawableSizes
 from atelier.images.step_cache import LEVELS
-from atelier.images.weighted_prompts import WeightedPrompts, weighted_prompts
+from atelier.images.weighted_prompts import weighted_prompts
 from atelier.settings import Settings
 
 WITHHELD = "previews: none is sent, since SAFETY_CHECKER may keep the picture back"
@@ -65,9 +64,12 @@ class Preparation:
         prompts = self._image_prompts.chosen(request, pipeline, self._max_pixels)
         weights = weighted_prompts(pipeline, request)
         if weights:
+            weights.check(self._lengths)
             request = request.model_copy(update=weights.texts)
-            if not weights.needed(self._lengths, pipeline, request):
-                weights = None
+        cuts = self._lengths.cuts(pipeline, request)
+        if weights and not weights.needed(cuts):
+            weights = None
+        whole = weights.form.reads if weights else ()
         guard = self._filter.guard(request, pipeline)
         drawable = DrawableSizes.of(pipeline, self._max_pixels)
         if chosen:
@@ -105,7 +107,7 @@ class Preparation:
             previews=0 if withheld else request.previews,
             warnings=(
                 *warnings,
-                *self._cut(pipeline, request, weights),
+                *(told for (_, kind), told in cuts.items() if kind not in whole),
                 *([WITHHELD] if withheld else []),
             ),
             guard=guard,
@@ -129,14 +131,6 @@ class Preparation:
     def _deadline(self, request: ImageRequest) -> float:
         limit = self._settings.request_timeout
         return time.monotonic() + min(request.timeout or limit, limit)
-
-    def _cut(
-        self, pipeline: Any, request: ImageRequest, weights: WeightedPrompts | None
-    ) -> list[str]:
-        """What is said of prompts that an encoder does not read to their end."""
-        whole = weights.form.reads if weights else ()
-        cuts = self._lengths.cuts(pipeline, request)
-        return [told for (_, kind), told in cuts.items() if kind not in whole]
 
     def _step_cache(self, request: ImageRequest) -> float:
         """The bound of the step cache: the request's, or STEP_CACHE."""

@@ -3,6 +3,7 @@ compel is needed at all."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,11 @@ class WeightedPrompts:
         """Whether any weight is not 1."""
         return any(part.weight != 1 for part in (*self.positive, *(self.negative or ())))
 
-    def needed(self, lengths: PromptLengths, pipeline: Any, request: ImageRequest) -> bool:
-        """False where the pipeline itself does the same: with no weight but 1, and nothing cut.
+    def check(self, lengths: PromptLengths) -> None:
+        """See that no prompt is longer than is read.
 
         Raises:
-            InvalidRequest: a prompt is too long.
+            InvalidRequest: one is.
         """
         for field, text in self.texts.items():
             for kind, tokens in lengths.tokens(text).items():
@@ -52,8 +53,14 @@ class WeightedPrompts:
                         f" {MAX_WEIGHTED_TOKENS[kind]}",
                         field,
                     )
-        cut = {kind for _, kind in lengths.cuts(pipeline, request)}
-        return self.weighs or bool(cut & self.form.reads)
+
+    def needed(self, cuts: Mapping[tuple[str, str], str]) -> bool:
+        """False where the pipeline itself does the same: with no weight but 1, and nothing cut.
+
+        Args:
+            cuts: what encoders would not read, by field and kind of encoder.
+        """
+        return self.weighs or any(kind in self.form.reads for _, kind in cuts)
 
     def arguments(self, pipeline: Any, given: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's arguments with embeddings for texts. For the request's greenlet."""

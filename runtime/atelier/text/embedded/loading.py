@@ -22,7 +22,7 @@ from atelier.text.embedded.capacity import (
     split_by_window,
 )
 from atelier.text.embedded.draft_model import DraftModel, check_tokenizer
-from atelier.text.embedded.packed_linear import pack_linears
+from atelier.text.embedded.packed_linear import doubled_bytes, pack_linears
 from atelier.text.embedded.probe import check_steps, reference_logits
 from atelier.text.embedded.prompt_lookup import PromptLookup
 from atelier.text.embedded.runner import ROW_BUCKETS, Chunk, Runner
@@ -87,6 +87,8 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
     whole, windowed = split_by_window(layer_bytes(model), windows, ring)
     whole += sum(layer_bytes(draft)) if draft is not None else 0
     budget = cache_budget(settings, device)
+    if device.type == "cpu":
+        budget = max(0, budget - doubled_bytes(model))
     capacity = plan_capacity(settings, device.type, limit, whole, budget, windowed)
     log.info(
         "keys and values: at most %.2f GiB of the %.2f GiB set aside (%d sequences of %d tokens)",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,20 +27,29 @@ def pack_linears(model: Any) -> int:
     """Pack the large linear layers of a model that is on the CPU; returns how many. A matrix that
     something else shares, such as the embedding of tokens, is kept beside its packed form; in
     float32 it is not packed, since the second copy would take too much memory."""
-    users = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
     done = 0
-    for module in model.modules():
-        if type(module) is not torch.nn.Linear or not _can_be_packed(module.weight):
-            continue
-        shared = users[id(module.weight)] > 1
-        if shared and module.weight.dtype is torch.float32:
-            continue
-        module.forward = _packed(module.weight.detach(), module.bias)  # type: ignore[method-assign,assignment]
+    for module, shared in _large(model):
+        vars(module)["forward"] = _packed(module.weight.detach(), module.bias)
         if not shared:
             module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
         done += 1
     _give_back_freed_memory()
     return done
+
+
+def doubled_bytes(model: Any) -> int:
+    """Bytes that `pack_linears` will take beside the model's own."""
+    return sum(one.weight.nbytes for one, shared in _large(model) if shared)
+
+
+def _large(model: Any) -> Iterator[tuple[torch.nn.Linear, bool]]:
+    """The layers to pack, and whether something else shares their matrix."""
+    users = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and _can_be_packed(module.weight):
+            shared = users[id(module.weight)] > 1
+            if not (shared and module.weight.dtype is torch.float32):
+                yield module, shared
 
 
 def _give_back_freed_memory() -> None:
