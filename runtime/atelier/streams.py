@@ -30,6 +30,10 @@ class EventStream:
         any more."""
         self.put_all([(self, event)])
 
+    def put_from_loop(self, event: Event) -> None:
+        """Add an event; called in the event loop, which need not be woken for it."""
+        _put_group([(self, event)])
+
     @staticmethod
     def put_all(pairs: list[tuple[EventStream, Event]]) -> None:
         """Add events to many streams, waking each event loop once; for engines that emit an event a

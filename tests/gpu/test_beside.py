@@ -37,6 +37,18 @@ from tests.tiny_upscalers import compact, esrgan, whole  # noqa: E402
 FIELDS: dict[str, Any] = {"prompt": "a cup", "num_inference_steps": 4, "width": 64, "height": 64}
 
 
+@pytest.fixture(autouse=True)
+def one_noise_for_all_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed's noise as float32 draws it, rounded. torch 2.11 draws other noise in bfloat16, and
+    pictures of two dtypes would be of two seeds."""
+    draw = torch.randn
+
+    def randn(*size: Any, dtype: Any = None, **more: Any) -> Any:
+        return draw(*size, **more).to(dtype or torch.get_default_dtype())
+
+    monkeypatch.setattr(torch, "randn", randn)
+
+
 def apart(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
     """Grey levels by which two pictures differ on average."""
     assert one.shape == other.shape

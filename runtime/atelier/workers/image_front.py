@@ -104,7 +104,7 @@ class ImageFront:
                 request = request.model_copy(update={"seed": secrets.randbelow(2**32)})
             limit = self._settings.request_timeout
             stream = EventStream(lambda: pool.cancel(ticket))
-            listeners = (self._observer.request(protocol, request.prompt), stream.put)
+            listeners = (self._observer.request(protocol, request.prompt), stream.put_from_loop)
             ticket: Ticket = await pool.submit(
                 request, self._work(request), min(request.timeout or limit, limit), listeners
             )

@@ -169,7 +169,7 @@ class TextFront:
         if not ticket.admitted.done():
             ticket.admitted.set_exception(error)
         else:
-            ticket.stream.put(Failed(error))
+            ticket.stream.put_from_loop(Failed(error))
         self._forget(ticket)
 
     def _forget(self, ticket: TextTicket) -> None:
@@ -209,7 +209,7 @@ class TextFront:
         elif isinstance(message, m.Happened):
             event = message.event
             ticket.started = ticket.started or isinstance(event, Token)
-            ticket.stream.put(event)
+            ticket.stream.put_from_loop(event)
             if isinstance(event, Finished | Failed):
                 self._forget(ticket)
 
