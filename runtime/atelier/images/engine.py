@@ -213,15 +213,12 @@ class ImageEngine:
         try:
             with self._lent(job, gate.offloaded), self._stopwatch.timing() as lap:
                 results = self._runner.run(job.family, calls, job.adapters, job.exclusive)
-                if self._runner.typical:
-                    lap.tell = self._learn(batch)
+                ran = batch[: len(results)]
+                lap.tell = self._teller(ran, calls[0].layout.shape, self._runner.typical)
         except Exception as error:
             self._recover(batch, error)
             return
         seconds = time.monotonic() - began
-        ran = batch[: len(results)]
-        rows = sum(drawing.rows for drawing in ran)
-        self._observer.call(gate.stage.value, seconds, calls[0].layout.shape, rows, len(ran))
         for drawing, call, result in zip(ran, calls, results, strict=False):
             drawing.alone = False
             drawing.spent(gate.stage, seconds)
@@ -238,16 +235,19 @@ class ImageEngine:
                 with self._wake:
                     self.scheduler.started(drawing, time.monotonic())
 
-    def _learn(self, batch: list[Drawing]) -> Callable[[float], None]:
-        """Tell the scheduler how long the batch took, as it is now: it may be told later."""
-        lane, pixels = (batch[0].kind, batch[0].stage), batch[0].pixels
+    def _teller(self, batch: list[Drawing], shape: str, typical: bool) -> Callable[[float], None]:
+        """Tells how long the batch, as it is now, took on the device, which may be known later: the
+        observer, and the scheduler if the next one like it will take as long."""
+        (kind, stage), pixels = (batch[0].kind, batch[0].stage), batch[0].pixels
         rows = [drawing.rows for drawing in batch]
 
-        def learn(seconds: float) -> None:
-            with self._wake:
-                self.scheduler.ran(lane, rows, seconds, pixels)
+        def tell(seconds: float) -> None:
+            self._observer.call(stage, seconds, shape, sum(rows), len(rows))
+            if typical:
+                with self._wake:
+                    self.scheduler.ran((kind, stage), rows, seconds, pixels)
 
-        return learn
+        return tell
 
     def _recover(self, batch: list[Drawing], error: Exception) -> None:
         """A batch failed: have it run in smaller ones; a lone call's request fails."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from atelier.images.interception import is_pipeline
 
@@ -19,6 +21,9 @@ OF_THE_OWNER = (
     "enable_group_offload",
 )
 
+_devices: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""Where each pipeline computes, which does not change once it draws."""
+
 
 def own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -> Any:
     """A shallow copy that shares the modules but has schedulers and call state of its own, inner
@@ -28,6 +33,10 @@ def own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -
     that all copies share.
     """
     own = copy.copy(pipeline)
+    if pipeline not in _devices:
+        _devices[pipeline] = pipeline._execution_device
+    own.__dict__["_device"] = _devices[pipeline]
+    own.__class__ = _knowing_its_device(pipeline.__class__)
     for name, value in vars(pipeline).items():
         if hasattr(value, "set_timesteps"):
             fresh = copy.deepcopy(
@@ -39,6 +48,16 @@ def own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -
             own.__dict__[name] = own_copy(value, None, watch)
     own.__dict__.update(dict.fromkeys(OF_THE_OWNER, _leave_alone))
     return own
+
+
+@cache
+def _knowing_its_device(pipeline_class: type) -> type:
+    """The class, but that `_execution_device` is known. Asked for that, a pipeline looks at every
+    module of every component: some milliseconds, several times before a request's first step, in
+    which the device waits."""
+    known = property(lambda own: own.__dict__["_device"])
+    same = {"__module__": pipeline_class.__module__, "__qualname__": pipeline_class.__qualname__}
+    return type(pipeline_class.__name__, (pipeline_class,), same | {"_execution_device": known})
 
 
 def _leave_alone(*args: Any, **kwargs: Any) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from atelier.hardware.container import usable_cpus
+
 Result = TypeVar("Result")
 
 # Reading a body may fetch a picture from a host in ALLOWED_IMAGE_HOSTS, which takes up to ten
@@ -16,7 +18,8 @@ _reading = ThreadPoolExecutor(16, thread_name_prefix="reading")
 _decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
 # Storing waits for another server, and for a second try.
 _storing = ThreadPoolExecutor(16, thread_name_prefix="storing")
-_writing = ThreadPoolExecutor(2, thread_name_prefix="writing")
+# A group's pictures are done at one moment, and their files are what everybody then waits for.
+_writing = ThreadPoolExecutor(min(8, max(2, int(usable_cpus() / 2))), thread_name_prefix="writing")
 
 
 async def reading(work: Callable[..., Result], *arguments: object) -> Result:
