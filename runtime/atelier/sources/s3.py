@@ -21,8 +21,9 @@ from atelier.errors import SourceError
 from atelier.settings import Settings
 from atelier.sources import crt
 from atelier.sources.landing import check_space, holds, land
+from atelier.sources.part_file import Object
 from atelier.sources.progress import Progress
-from atelier.sources.transfer import WORKERS, Object, Transfer, missing_bytes, retried
+from atelier.sources.transfer import WORKERS, Transfer, missing_bytes, retried
 from atelier.units import gib
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def fetch(
             transfer.bring(objects, staging)
 
         land(target, str(address), _versions(objects), fill)
-    return target / objects[0].path if _single(objects, address) else target
+    return target / objects[0].path if is_single(objects, address) else target
 
 
 def outlook(settings: Settings) -> tuple[Path | None, str, int]:
@@ -85,7 +86,7 @@ def outlook(settings: Settings) -> tuple[Path | None, str, int]:
         objects = list_objects(make_client(settings), address)
     target = cache_folder(settings, address)
     if holds(target, str(address), _versions(objects)):
-        return (target / objects[0].path if _single(objects, address) else target), "", 0
+        return (target / objects[0].path if is_single(objects, address) else target), "", 0
     lacking = missing_bytes(target.with_name(f"{target.name}.partial"), objects)
     return None, f"{len(objects)} objects, {gib(lacking)} to fetch", lacking
 
@@ -105,7 +106,7 @@ def _versions(objects: list[Object]) -> dict[str, str]:
     return {one.path: one.etag for one in objects}
 
 
-def _single(objects: list[Object], address: Address) -> bool:
+def is_single(objects: list[Object], address: Address) -> bool:
     """Whether the address names one object, not a folder."""
     return len(objects) == 1 and objects[0].key == address.prefix
 
@@ -282,8 +283,6 @@ def _refusal(error: Any, address: Address, endpoint: str) -> str:
             f"{address}: there is no bucket {address.bucket!r} at {endpoint}: look at MODEL_ID and"
             " AWS_S3_BUCKET"
         )
-    if code == "PreconditionFailed" or status == 412:
-        return f"{address} was changed while it was downloaded: start again"
     if code == "RequestTimeTooSkewed":
         return f"{address}: {endpoint} refuses this machine's clock ({code}): set it right"
     if status in (401, 403):

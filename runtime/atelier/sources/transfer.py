@@ -1,30 +1,28 @@
-"""Brings objects of an S3 store into a folder: parallel ranges, bounded retries, resumed after a
-break, verified.
+"""Brings objects of an S3 store to files, on a disk or in memory: parallel ranges, bounded retries,
+verified.
 
-A file is written beside its place, with a journal of finished ranges; it gets its name once its
-checksum is right. Each range asks for the version that was listed (If-Match), so two versions are
-never mixed.
+What becomes of the bytes is a `Landing`'s business: `part_file.py` resumes after a break,
+`memory_folder.py` keeps nothing on a disk. Each range asks for the version that was listed
+(If-Match), so two versions are never mixed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import logging
-import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from atelier.errors import SourceError
 from atelier.sources import crt
 from atelier.sources.checksums import Expected, fault
+from atelier.sources.part_file import JOURNAL, PART, Object, PartFile
 from atelier.sources.progress import Counter, Progress
 
 log = logging.getLogger(__name__)
@@ -38,35 +36,47 @@ break."""
 
 READ_BYTES = 2**20
 
-PART = ".atelier-part"
-JOURNAL = ".atelier-journal"
-
 ATTEMPTS = 6
 FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 20.0
 """Delays of half to one and a half times 0.5, 1, 2, 4, 8 seconds: a burst of 503 of some ten
 seconds is outlasted."""
 
+CHANGED = {404: "removed", 412: "changed"}
+"""What an HTTP status says of an object that was listed a moment ago."""
+
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Object:
-    """One object as listed: its key, its path in the folder, its bytes and its ETag."""
-
-    key: str
-    path: str
-    size: int
-    etag: str
 
 
 class ShortBody(Exception):
     """The store closed a body before all bytes were sent."""
 
 
+class Landing(Protocol):
+    """Where one object's bytes go. `part` is the file that they are written to and verified in,
+    `done` are the ranges that are there, by start and length; `whole`: nothing is left to do."""
+
+    object: Object
+    part: Path
+    done: dict[int, int]
+    whole: bool
+
+    def open(self) -> None:
+        """Make the part file in its full length."""
+
+    def note(self, start: int, length: int) -> None:
+        """A range is there. One call at a time."""
+
+    def accept(self) -> None:
+        """All is there and right."""
+
+    def discard(self) -> None:
+        """What is there is wrong: forget it."""
+
+
 def missing_bytes(staging: Path, objects: list[Object]) -> int:
     """Bytes that an interrupted download of the same objects still lacks on the disk."""
-    return sum(one.size - sum(_Landing(staging, one).done.values()) for one in objects)
+    return sum(one.size - sum(PartFile(staging, one).done.values()) for one in objects)
 
 
 class Transfer:
@@ -84,6 +94,7 @@ class Transfer:
         self._progress = progress
         self._whole = whole
         self._stop = threading.Event()
+        self._noting = threading.Lock()
 
     def bring(self, objects: list[Object], staging: Path) -> None:
         """Fetch all objects; after the first failure the rest is stopped, and what is there is kept
@@ -94,11 +105,17 @@ class Transfer:
             OSError: the disk does not take it.
             botocore exceptions: the store refuses, or does not answer after all attempts.
         """
-        counter = Counter(sum(one.size for one in objects), self._progress)
         for stray in staging.rglob(f"*{PART}.*"):  # of a killed Common Runtime transfer
             stray.unlink()
+        self.fill([PartFile(staging, one) for one in objects])
+        for journal in staging.rglob("*" + JOURNAL):
+            journal.unlink()
+
+    def fill(self, landings: Sequence[Landing]) -> None:
+        """Fetch what each of them lacks; the rest is as `bring` has it."""
+        counter = Counter(sum(one.object.size for one in landings), self._progress)
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="s3") as pool:
-            running = [job for one in objects for job in self._start(one, staging, pool, counter)]
+            running = [job for one in landings for job in self._start(one, pool, counter)]
             try:
                 for job in running:
                     job.result()
@@ -106,30 +123,26 @@ class Transfer:
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        for journal in staging.rglob("*" + JOURNAL):
-            journal.unlink()
 
     def _start(
-        self, one: Object, staging: Path, pool: ThreadPoolExecutor, counter: Counter
+        self, landing: Landing, pool: ThreadPoolExecutor, counter: Counter
     ) -> Iterator[Future[None]]:
-        landing = _Landing(staging, one)
         if landing.whole:
-            counter.add(one.size)
+            counter.add(landing.object.size)
             return
         counter.add(sum(landing.done.values()))
         landing.open()
-        if self._whole and not landing.done and one.size >= crt.WORTH_BYTES:
+        if self._whole and not landing.done and landing.object.size >= crt.WORTH_BYTES:
             yield pool.submit(self._at_once, landing, self._whole, counter)
             return
-        lacking = (
-            landing.lacking
-        )  # once: after the loop all may be there, and the last range has finished the file
+        # Once: after the loop all may be there, and the last range has finished the file.
+        lacking = _lacking(landing)
         for start, length in lacking:
             yield pool.submit(self._range, landing, start, length, counter)
         if not lacking:
             yield pool.submit(self._finish, landing)
 
-    def _at_once(self, landing: _Landing, whole: crt.Whole, counter: Counter) -> None:
+    def _at_once(self, landing: Landing, whole: crt.Whole, counter: Counter) -> None:
         """Fetch an object by the Common Runtime; if that fails, in ranges, whose errors say what is
         wrong."""
         try:
@@ -139,27 +152,43 @@ class Transfer:
             for stray in landing.part.parent.glob(glob.escape(landing.part.name) + ".*"):
                 stray.unlink()
             landing.open()
-            for start, length in landing.lacking:
+            for start, length in _lacking(landing):
                 self._range(landing, start, length, counter)
             return
         counter.add(landing.object.size)
         self._finish(landing)
 
-    def _range(self, landing: _Landing, start: int, length: int, counter: Counter) -> None:
-        retried(lambda: self._get(landing, start, length, counter), landing.object.key, self._stop)
-        if landing.finished(start, length):
+    def _range(self, landing: Landing, start: int, length: int, counter: Counter) -> None:
+        with self._unchanged(landing.object):
+            retried(
+                lambda: self._get(landing, start, length, counter), landing.object.key, self._stop
+            )
+        with self._noting:
+            landing.note(start, length)
+            last = not _lacking(landing)
+        if last:
             self._finish(landing)
 
-    def _get(self, landing: _Landing, start: int, length: int, counter: Counter) -> None:
+    @contextlib.contextmanager
+    def _unchanged(self, one: Object) -> Iterator[None]:
+        """Say which object is no longer the one that was listed."""
+        from botocore.exceptions import ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            done = CHANGED.get(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if done is None:
+                raise
+            raise SourceError(
+                f"s3://{self._bucket}/{one.key} was {done} while it was downloaded: start again"
+            ) from None
+
+    def _get(self, landing: Landing, start: int, length: int, counter: Counter) -> None:
         """Fetch one range into its place in the file. The journal hears of it only when it is all
         there."""
-        one, written = landing.object, 0
-        if not length:
-            return
-        arguments = {"Bucket": self._bucket, "Key": one.key, "IfMatch": one.etag}
-        body = self._client.get_object(**arguments, Range=f"bytes={start}-{start + length - 1}")[
-            "Body"
-        ]
+        written = 0
+        body = self._body(landing.object, start, length)
         try:
             with contextlib.closing(body), landing.part.open("r+b") as file:
                 file.seek(start)
@@ -175,7 +204,30 @@ class Transfer:
             counter.add(-written)
             raise
 
-    def _finish(self, landing: _Landing) -> None:
+    def _body(self, one: Object, start: int, length: int) -> Any:
+        """The bytes of a range, of the version that was listed, still to be read."""
+        arguments = {"Bucket": self._bucket, "Key": one.key, "IfMatch": one.etag}
+        return self._client.get_object(**arguments, Range=f"bytes={start}-{start + length - 1}")[
+            "Body"
+        ]
+
+    def beginning(self, one: Object, length: int) -> bytes:
+        """The first `length` bytes of an object, or all if it is shorter; errors as `bring`."""
+        length = min(length, one.size)
+
+        def get() -> bytes:
+            with contextlib.closing(self._body(one, 0, length)) as body:
+                found = bytes(body.read())
+            if len(found) != length:
+                raise ShortBody(f"{len(found)} of {length} bytes")
+            return found
+
+        if not length:
+            return b""
+        with self._unchanged(one):
+            return retried(get, one.key, self._stop)
+
+    def _finish(self, landing: Landing) -> None:
         one = landing.object
         wrong = fault(landing.part, self._expected(one))
         if wrong:
@@ -210,69 +262,11 @@ class Transfer:
         return Expected(one.size, one.etag, sums, part_bytes, opaque)
 
 
-class _Landing:
-    """One file on its way: the part file, its journal, and which ranges are in it."""
-
-    def __init__(self, staging: Path, one: Object) -> None:
-        self.object = one
-        self.final = staging / one.path
-        self.part = self.final.with_name(self.final.name + PART)
-        self.journal = self.final.with_name(self.final.name + JOURNAL)
-        self.whole = self.final.is_file() and self._stamp() == one.etag
-        self.done: dict[int, int] = {0: one.size} if self.whole else self._resumed()
-        self._lock = threading.Lock()
-
-    @property
-    def lacking(self) -> list[tuple[int, int]]:
-        """Ranges still to be fetched, as start and length; an empty object is one empty range."""
-        starts = range(0, self.object.size, RANGE_BYTES)
-        return [
-            (at, min(RANGE_BYTES, self.object.size - at)) for at in starts if at not in self.done
-        ]
-
-    def open(self) -> None:
-        """Make the part file in its full length, and a journal that names the version."""
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        if not self.done:
-            self.journal.write_text(json.dumps(self.object.etag) + "\n")
-        with self.part.open("ab") as file:
-            file.truncate(self.object.size)
-
-    def finished(self, start: int, length: int) -> bool:
-        """Note a range in the journal; True if it was the last."""
-        with self._lock:
-            with self.journal.open("a") as file:
-                file.write(f"[{start}, {length}]\n")
-            self.done[start] = length
-            return not self.lacking
-
-    def accept(self) -> None:
-        """Give the verified file its name; the journal stays, as the note of its version, until the
-        folder is moved."""
-        with self.part.open("rb") as file:
-            os.fsync(file.fileno())
-        self.part.rename(self.final)
-
-    def discard(self) -> None:
-        """Forget what was fetched."""
-        self.part.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
-
-    def _stamp(self) -> str:
-        lines = self.journal.read_text().splitlines() if self.journal.is_file() else []
-        return str(json.loads(lines[0])) if lines else ""
-
-    def _resumed(self) -> dict[int, int]:
-        """The ranges that the journal of the same version notes; a last line cut short by a crash
-        is dropped."""
-        if not self.part.is_file() or self._stamp() != self.object.etag:
-            return {}
-        done = {}
-        for line in self.journal.read_text().splitlines()[1:]:
-            with contextlib.suppress(ValueError):
-                start, length = json.loads(line)
-                done[int(start)] = int(length)
-        return done
+def _lacking(landing: Landing) -> list[tuple[int, int]]:
+    """Ranges still to be fetched, as start and length."""
+    size = landing.object.size
+    starts = range(0, size, RANGE_BYTES)
+    return [(at, min(RANGE_BYTES, size - at)) for at in starts if at not in landing.done]
 
 
 def retried(
