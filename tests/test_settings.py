@@ -30,6 +30,7 @@ SECRETS = (
 
 BAD = [
     ("TASK", "video", "'auto', 'image' or 'text'"),
+    ("WEIGHTS_CACHE", "memory", "'disk' or 'off'"),
     ("MAX_LORAS", "0", "greater than or equal to 1"),
     ("DEFAULT_LORA", "ink=much", "name or name=number"),
     ("ALLOW_PICKLE", "perhaps", "true or false"),

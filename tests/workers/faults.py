@@ -9,9 +9,11 @@ import time
 
 import atelier.workers.preloaded  # noqa: F401
 from atelier.images.drawing import Drawing
-from atelier.images.model import ImageModel
+from atelier.settings import Settings
+from atelier.sources import opened
+from atelier.sources.opened import OpenedCheckpoint
 
-begin, fetch = Drawing.begin, ImageModel._fetch
+begin, open_checkpoint = Drawing.begin, opened.open_checkpoint
 
 
 def faulty_begin(drawing: Drawing) -> None:
@@ -38,10 +40,10 @@ class _LosesTheDevice:
         return getattr(self._job, name)
 
 
-def slow_fetch(model: ImageModel) -> object:
+def slow_opening(settings: Settings) -> OpenedCheckpoint:
     time.sleep(float(os.environ.get("SLOW_FETCH", "0")))
-    return fetch(model)
+    return open_checkpoint(settings)
 
 
 Drawing.begin = faulty_begin  # type: ignore[method-assign]
-ImageModel._fetch = slow_fetch  # type: ignore[method-assign, assignment]
+opened.open_checkpoint = slow_opening

@@ -24,6 +24,7 @@ from atelier.sources.checkpoint import gguf
 from atelier.sources.checkpoint.folder import Checkpoint, inspect
 from atelier.sources.conditioning import find_conditioning
 from atelier.sources.local import BUILT_IN
+from atelier.sources.opened import streams
 from atelier.units import gib
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -156,7 +157,7 @@ def _place(settings: Settings, report: Examination) -> Path | None:
     bring."""
     from atelier.sources import hub, s3, source
 
-    model_id = settings.model_id
+    model_id, streamed = settings.model_id, streams(settings)
     remote = not Path(model_id).expanduser().exists() and model_id not in BUILT_IN
     if remote and model_id.startswith("s3://"):
         there, line, lacking = s3.outlook(settings)
@@ -166,12 +167,12 @@ def _place(settings: Settings, report: Examination) -> Path | None:
         return source.fetch(settings)
     if there:
         return there
-    report.sections.append(
-        (
-            f"Checkpoint {model_id}",
-            [f"not on this machine yet: {line}", "`atelier fetch` brings it"],
-        )
-    )
+    if streamed:
+        told = [f"not kept on this machine (WEIGHTS_CACHE=off): {line} at every start"]
+        report.sections.append((f"Checkpoint {model_id}", told))
+        return None
+    told = [f"not on this machine yet: {line}", "`atelier fetch` brings it"]
+    report.sections.append((f"Checkpoint {model_id}", told))
     free = shutil.disk_usage(_existing(settings.cache_dir)).free
     if lacking > free:
         report.problems.append(

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, NotReady, SettingsError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from atelier.images.preparation import Preparation
     from atelier.sources import AdapterSource, Checkpoint
     from atelier.sources.conditioning import Conditioning
+    from atelier.sources.opened import OpenedCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +72,24 @@ class ImageModel:
         """
         from atelier.hardware.ranks import settings_of
         from atelier.sources import fetch_adapters
+        from atelier.sources.checkpoint.classifier import check_own
         from atelier.sources.conditioning import find_conditioning
+        from atelier.sources.opened import open_checkpoint
 
         settings = self._settings = settings_of(self._settings, 0, bool(self._group))
         images = (*settings.controlnets, *settings.ip_adapters)
         beside = (*settings.lora_paths, *images, *settings.embeddings, *settings.upscalers)
-        with self._stage("source", f"fetching {', '.join((settings.model_id, *beside))}"):
-            checkpoint = self._fetch()
-            adapters = fetch_adapters(settings)
-            conditioning = find_conditioning(settings, checkpoint)
-        with self._stage("weights", f"loading {checkpoint.pipeline_class} from {checkpoint.path}"):
-            self._build(checkpoint, adapters, conditioning)
+        with ExitStack() as held:
+            with self._stage("source", f"fetching {', '.join((settings.model_id, *beside))}"):
+                source = held.enter_context(open_checkpoint(settings))
+                checkpoint = source.inspect()
+                checkpoint.check()
+                check_own(settings, checkpoint)
+                adapters = fetch_adapters(settings)
+                conditioning = find_conditioning(settings, checkpoint)
+            doing = f"loading {checkpoint.pipeline_class} from {checkpoint.path}"
+            with self._stage("weights", doing):
+                self._build(source, checkpoint, adapters, conditioning)
         if settings.warmup == "auto":
             with self._stage("warmup", "drawing the first pictures"):
                 self._warm_up()
@@ -99,24 +107,12 @@ class ImageModel:
         yield
         self._observer.loaded(name, time.monotonic() - began)
 
-    def _fetch(self) -> Checkpoint:
-        from atelier.sources import fetch
-        from atelier.sources.checkpoint.classifier import check_own
-        from atelier.sources.checkpoint.folder import inspect
-
-        settings = self._settings
-        checkpoint = inspect(
-            fetch(settings),
-            variant=settings.variant,
-            allow_pickle=settings.allow_pickle,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        checkpoint.check()
-        check_own(settings, checkpoint)
-        return checkpoint
-
     def _build(
-        self, checkpoint: Checkpoint, adapters: Sequence[AdapterSource], conditioning: Conditioning
+        self,
+        source: OpenedCheckpoint,
+        checkpoint: Checkpoint,
+        adapters: Sequence[AdapterSource],
+        conditioning: Conditioning,
     ) -> None:
         """Plan, load, place, compile, and start the engine."""
         from atelier.hardware.choice import OptimizationManager
@@ -146,8 +142,9 @@ class ImageModel:
         self._compiled = self._plan.compile != "off"
         if self._compiled:
             self._kernels = compilation.keep_caches(
-                settings.cache_dir, self._plan.device, checkpoint.path
+                settings.cache_dir, self._plan.device, source.identity
             )
+        source.fill(checkpoint)
         variables = self._kernels.environment() if self._kernels else {}
         loading = self._group.load(checkpoint, self._plan, variables) if self._group else 0
         loader = PipelineLoader(checkpoint, self._plan, settings, words=conditioning.embeddings)

@@ -283,6 +283,11 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings, TidySett
     cache_dir: Folder = SOURCES(
         Path("~/.cache/atelier"), "Downloads and compile caches; a writable volume in a cluster."
     )
+    weights_cache: Literal["disk", "off"] = SOURCES(
+        "disk",
+        "off: the weights of an s3:// MODEL_ID go to memory at every start, never to CACHE_DIR.",
+        OWN,
+    )
     hf_token: SecretStr | None = SOURCES(None, "Token for the Hub.")
     hf_hub_offline: bool = SOURCES(False, "Never ask the Hub; use what is already in the cache.")
     aws_access_key_id: SecretStr | None = SOURCES(None, "S3 key id, as in a data connection.")

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, NotReady
@@ -28,6 +27,7 @@ from atelier.text.request import TextRequest, make_request
 from atelier.text.template import PromptEncoder
 
 if TYPE_CHECKING:
+    from atelier.sources.opened import OpenedCheckpoint
     from atelier.text.child.process import ProcessEngine
     from atelier.text.embedded.engine import TransformersEngine
     from atelier.text.embedded.loading import Loaded
@@ -53,7 +53,7 @@ class TextModel:
         self._engine: TransformersEngine | None = None
         self._loaded: Loaded | None = None
         self._encoder: PromptEncoder | None = None
-        self._path = Path()
+        self._pooling = ""
         self._up = False
         # pools of their own, so that none waits for another's kind of work
         self._tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenizing")
@@ -123,16 +123,15 @@ class TextModel:
                 way.
         """
         from atelier.profiles import check_profile
-        from atelier.sources import fetch
+        from atelier.sources.opened import open_checkpoint
 
         settings = self._settings
         check_profile(settings)
         with self._stage("source", f"fetching {settings.model_id}"):
-            self._path = fetch(settings)
-        if settings.engine == "transformers":
-            self._load_embedded()
-        else:
-            self._start_child()
+            source = open_checkpoint(settings)
+        start = self._load_embedded if settings.engine == "transformers" else self._start_child
+        with source:
+            start(source)
         took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stages.items())
         log.info("started in %s", took)
         self._up = True
@@ -191,14 +190,14 @@ class TextModel:
 
     async def embed(self, text: str | list[int]) -> tuple[list[float], int]:
         """The vector of a text and how many tokens it has."""
-        from atelier.text.embedded.embeddings import embed, pooling
+        from atelier.text.embedded.embeddings import embed
 
         request = (
             make_request(prompt=text) if isinstance(text, str) else make_request(prompt_ids=text)
         )
         ids = await self.tokenize(request)
         assert self._loaded is not None
-        asked = self._loaded.model, ids, pooling(self._path), self.context
+        asked = self._loaded.model, ids, self._pooling, self.context
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._embedding, embed, *asked), len(ids)
 
@@ -241,13 +240,13 @@ class TextModel:
         shared = {"engine": self._settings.engine, "stages": self.stages}
         return shared | (self._loaded.described() if self._loaded is not None else {})
 
-    def _load_embedded(self) -> None:
-        with self._stage("weights", f"loading {self._path}"):
+    def _load_embedded(self, source: OpenedCheckpoint) -> None:
+        with self._stage("weights", f"loading {source.path}"):
             from atelier.hardware.container import set_cpu_threads
             from atelier.hardware.dtypes import DtypeSelector
             from atelier.hardware.machine import DeviceManager
-            from atelier.sources.checkpoint.folder import inspect
             from atelier.text.embedded.admission import ContextLimits
+            from atelier.text.embedded.embeddings import pooling
             from atelier.text.embedded.engine import TransformersEngine
             from atelier.text.embedded.loading import load, record_graphs, warm_up
 
@@ -256,11 +255,12 @@ class TextModel:
             device = DeviceManager(settings).select()
             if device.kind == "cpu":
                 set_cpu_threads(settings)
-            pickle, variant = settings.allow_pickle, settings.variant
-            checkpoint = inspect(self._path, variant=variant, allow_pickle=pickle)
+            checkpoint = source.inspect()
             checkpoint.check()
             dtype = DtypeSelector(device, settings).select(checkpoint).torch_dtype
-            self._loaded = load(self._path, settings, device.torch, dtype)
+            source.fill(checkpoint)
+            self._pooling = pooling(source.path)
+            self._loaded = load(source.path, settings, device.torch, dtype, source.close)
         if self._loaded.runner.graphs:
             with self._stage("compile", "recording the decode steps"):
                 record_graphs(*self._loaded.runners)
@@ -269,18 +269,17 @@ class TextModel:
             with self._stage("warmup", "warming up"):
                 warm_up(self._loaded.runner, settings.warmup_prompts, prefill)
         self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer, self.context)
-        queue, timeout = settings.max_queue_size, settings.request_timeout
+        queue, timeout, loaded = settings.max_queue_size, settings.request_timeout, self._loaded
         limits = ContextLimits(self.context, queue, timeout, prefill)
-        loaded = self._loaded
         self._engine = TransformersEngine(
             loaded.runner, loaded.vocabulary, limits, loaded.speculation
         )
 
-    def _start_child(self) -> None:
+    def _start_child(self, source: OpenedCheckpoint) -> None:
         from atelier.text.child.process import ProcessEngine
 
         settings = self._settings
-        self.child = ProcessEngine(settings, self._path, self.name)
+        self.child = ProcessEngine(settings, source.path, self.name)
         with self._stage("weights", f"starting {settings.engine}"):
             self.child.start()
         if settings.warmup == "auto":

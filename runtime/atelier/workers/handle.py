@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from atelier.settings import Settings
+from atelier.sources.memory_folder import forget
 from atelier.workers import messages as m
 from atelier.workers.group import FollowerProcesses
 from atelier.workers.placement import Place
@@ -143,7 +144,13 @@ class WorkerHandle:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join(5)
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        """What a process that is gone may have left."""
         self._followers.end()
+        if self.process.pid is not None:
+            forget(self.process.pid)
 
     def describe(self) -> dict[str, Any]:
         """For the model's metadata."""
@@ -180,7 +187,7 @@ class WorkerHandle:
                 self._loop.call_soon_threadsafe(self._hear, batch)
         except (EOFError, OSError):
             self.process.join(10)
-            self._followers.end()
+            self._clear_up()
             self._lost_soon()
 
     def _lost_soon(self) -> None:

@@ -4,6 +4,7 @@ and the draft model, if there is one."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,9 +68,15 @@ class Loaded:
         }
 
 
-def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> Loaded:
+def load(
+    path: Path,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    when_read: Callable[[], None] = lambda: None,
+) -> Loaded:
     """Load tokenizer and weights, size the cache, and check that batched steps compute what the
-    model does alone.
+    model does alone. `when_read` is called as soon as nothing at `path` is needed any more.
 
     Raises:
         CheckpointError: transformers cannot load it, its layers cannot be batched, or the draft
@@ -78,6 +85,7 @@ def load(path: Path, settings: Settings, device: torch.device, dtype: torch.dtyp
         SourceError: the draft model cannot be fetched.
     """
     tokenizer, model = _load_weights(path, settings, device, dtype)
+    when_read()
     draft = _load_draft(settings, device, dtype, tokenizer)
     config = model.config.get_text_config()
     limit = int(getattr(config, "max_position_embeddings", 0) or 4096)
