@@ -33,7 +33,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Disk full, quota used up, file larger than the process may write."""
 
-LOCK_POLL_SECONDS = 0.5
+LOCK_POLL_SECONDS = 0.1
 LOCK_NOTICE_SECONDS = 30.0
 
 Versions = Mapping[str, str]
