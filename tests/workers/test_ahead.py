@@ -124,5 +124,5 @@ def test_the_download_does_not_outlive_a_killed_front(
 def test_weights_on_a_disk_are_read_into_memory_beside_imports(
     start_server: Any, tiny_checkpoint: Path
 ) -> None:
-    with start_server(model_id=str(tiny_checkpoint)) as server:
+    with start_server(model_id=str(tiny_checkpoint), log_level="debug") as server:
         wait_for(lambda: "of weights are in memory after" in server.log.read_text())

@@ -47,7 +47,7 @@ def _bring(settings: Settings) -> None:
         began = time.monotonic()
         files = dict.fromkeys(file for part in checkpoint.components for file in part.files)
         read = read_ahead(list(files))
-        log.info("%s of weights are in memory after %.1f s", gib(read), time.monotonic() - began)
+        log.debug("%s of weights are in memory after %.1f s", gib(read), time.monotonic() - began)
     except (AtelierError, OSError) as error:
         log.debug("left to the workers: %s", error)
 
