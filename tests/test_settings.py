@@ -45,6 +45,7 @@ BAD = [
     ("ENABLE_VAE_SLICING", "8", "'auto', 'true' or 'false'"),
     ("ENABLE_VAE_TILING", "2", "'auto', 'true' or 'false'"),
     ("ENABLE_CPU_OFFLOAD", "model", "'auto', 'true' or 'false'"),
+    ("SHARD_WEIGHTS", "half", "'auto', 'true' or 'false'"),
     ("COMPILE", "fast", "'regional'"),
     ("WARMUP_SIZES", "1024x1024,big", "WIDTHxHEIGHT"),
     ("SKIP_WARMUP", "skip", "true or false"),

@@ -80,6 +80,14 @@ def test_a_plan_that_fails_is_a_problem(sd, tmp_path):
     assert "QUANTIZATION=nf4 has no backend on" in problem
 
 
+def test_weights_in_shares_are_told_with_the_reason(sd, tmp_path):
+    text = report(sd, tmp_path, sequence_parallel_size=2, shard_weights="true").text()
+    [line] = [one.split() for one in text.splitlines() if one.split()[:1] == ["sharding"]]
+    assert line[1:] == ["on", "asked", "by", "SHARD_WEIGHTS=true"]
+    alone = report(sd, tmp_path, shard_weights="true")
+    assert any("set SEQUENCE_PARALLEL_SIZE to their number" in one for one in alone.problems)
+
+
 def test_a_type_that_is_replaced_is_a_warning(sd, tmp_path):
     found = report(sd, tmp_path, dtype="float16")
     assert found.problems == []

@@ -19,7 +19,20 @@ from atelier.serving.assembly import serve_kind
 from atelier.settings import Settings
 from atelier.units import GIB
 from atelier.workers.placement import place
-from tests.hardware.test_memory_plan import AUTO, CPU, FLUX, H100, H200, L40S, SD15, T4
+from tests.hardware.test_memory_plan import (
+    A10G,
+    AUTO,
+    CPU,
+    FLUX,
+    H100,
+    H200,
+    L40S,
+    SD15,
+    T4,
+    gpu,
+)
+
+A4000 = gpu("NVIDIA RTX A4000", 15.7, (8, 6))
 
 
 def shared(device: Device, *others: Device, **wishes: Any) -> MemoryPlan:
@@ -51,7 +64,9 @@ def test_a_full_neighbour_makes_batches_smaller_until_nothing_fits() -> None:
     assert made.max_rows < shared(H100, H100, rows=64).max_rows
     assert made.reasons["max_rows"] == "memory of the group allows no more"
     with pytest.raises(PlanError, match=r"SEQUENCE_PARALLEL_SIZE=2: a rank on NVIDIA H100 .* more"):
-        shared(H100, replace(H100, free_bytes=20 * GIB))
+        shared(H100, replace(H100, free_bytes=20 * GIB), shard_weights="false")
+    with pytest.raises(PlanError, match=r"a rank on NVIDIA H100 .* for its share of the weights"):
+        shared(H100, replace(H100, free_bytes=16 * GIB))
 
 
 def test_ranks_on_a_processor_share_one_memory() -> None:
@@ -61,6 +76,100 @@ def test_ranks_on_a_processor_share_one_memory() -> None:
     [account] = two.followers
     taken = account.weights_bytes + account.activation_bytes
     assert two.headroom_bytes == alone.headroom_bytes - taken
+
+
+def test_flux_in_bf16_fits_two_devices_of_24_gb_in_shares() -> None:
+    alone = plan(FLUX, A10G, replace(AUTO, dtype="bfloat16"))
+    assert (alone.placement, alone.sharded) == ("group_offload", ())
+    assert "sharding" not in alone.table()
+    for quantization in ("none", "auto"):
+        made = shared(A10G, A10G, quantization=quantization)
+        assert made.sharded == ("transformer", "text_encoder_3")
+        assert (made.placement, made.quantization, made.compile) == ("resident", "none", "off")
+        assert made.component_bytes["transformer"] == 11_901_408_320
+        assert made.headroom_bytes >= 0
+        assert made.max_rows >= 2
+        [account] = made.followers
+        assert account.headroom_bytes > made.headroom_bytes  # no CLIP, no VAE there
+        assert "13.3 GiB short with all weights (31.4 GiB) on one device" in made.table()
+        assert "share of transformer and text_encoder_3" in made.reasons["sharding"]
+        assert "rank 1 on NVIDIA A10G: shares 17.7 GiB" in made.table()
+        assert made.asdict()["sharded"] == ["transformer", "text_encoder_3"]
+
+
+def test_weights_that_fit_are_not_sharded_unless_asked() -> None:
+    made = shared(H100, H100)
+    assert (made.sharded, made.reasons["sharding"]) == ((), "not needed")
+    asked = shared(H100, H100, shard_weights="true")
+    assert asked.sharded
+    assert asked.reasons["sharding"] == "asked by SHARD_WEIGHTS=true"
+    assert asked.weights_bytes < made.weights_bytes - 12 * GIB
+
+
+def test_shares_come_before_quantization_and_quantization_before_nothing() -> None:
+    made = shared(A10G, A10G, quantization="auto", shard_weights="false")
+    assert (made.quantization, made.sharded) == ("int8", ())
+    assert made.reasons["sharding"] == "asked by SHARD_WEIGHTS=false"
+    small = shared(A4000, A4000, quantization="auto")
+    assert (small.quantization, small.sharded) == ("nf4", ())
+    assert small.reasons["sharding"] == "does not suffice"
+
+
+def test_a_neighbour_without_room_for_the_whole_gets_a_share() -> None:
+    made = shared(H100, replace(H100, free_bytes=22 * GIB))
+    assert "the other devices lack room for all weights" in made.reasons["sharding"]
+    assert made.sharded == ("transformer", "text_encoder_3")
+
+
+def test_two_devices_of_16_gb_are_told_what_would_fit() -> None:
+    with pytest.raises(PlanError) as caught:
+        shared(A4000, A4000)
+    told = str(caught.value)
+    assert "in bfloat16 with placement resident and a share of the weights on each of 2" in told
+    assert "SEQUENCE_PARALLEL_SIZE=4, on as many such devices" in told
+    assert "SEQUENCE_PARALLEL_SIZE=1, which may offload" in told
+    assert "QUANTIZATION=nf4" in told
+    assert shared(A4000, A4000, A4000, A4000).sharded
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        ({"shard_weights": "false"}, "SHARD_WEIGHTS=auto"),
+        ({"compile": "regional"}, "COMPILE=off"),
+        (
+            {"shard_weights": "false", "compile": "regional"},
+            "SHARD_WEIGHTS=auto with COMPILE=off",
+        ),
+    ],
+)
+def test_what_forbids_shares_is_named_where_they_would_fit(
+    wishes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        shared(A10G, A10G, **wishes)
+    assert told in str(caught.value).split("Any one of these makes it fit: ")[1].split("; ")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        ({"quantization": "fp8"}, "SHARD_WEIGHTS=true with QUANTIZATION=fp8"),
+        ({"quantization": "nf4"}, "SHARD_WEIGHTS=true with QUANTIZATION=nf4"),
+        ({"compile": "regional"}, "COMPILE=regional: sharded weights are neither"),
+        ({"ranks": 1}, "set SEQUENCE_PARALLEL_SIZE to their number"),
+    ],
+)
+def test_shares_that_were_asked_for_and_cannot_be_had_are_refused(
+    wishes: dict[str, Any], told: str
+) -> None:
+    asked = replace(AUTO, **({"ranks": 2, "shard_weights": "true"} | wishes))
+    with pytest.raises(PlanError) as caught:
+        plan(FLUX, L40S, asked)
+    assert told in str(caught.value)
+    packed = replace(FLUX, parts=tuple(replace(one, packed=True) for one in FLUX.parts))
+    with pytest.raises(PlanError, match="the weights of flux1-dev are packed already"):
+        plan(packed, L40S, replace(AUTO, ranks=2, shard_weights="true"))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,22 @@ def test_the_metadata_lists_the_devices_of_a_group(pair: Server) -> None:
     assert all('worker="0"' in line for line in named)
 
 
+@pytest.fixture(scope="module")
+def halves(start_server: Any, checkpoint: Path) -> Iterator[Server]:
+    settings = {"dtype": "float32", "sequence_parallel_size": "2", "shard_weights": "true"}
+    with start_server(model_id=str(checkpoint), **settings) as running:
+        yield running
+
+
+def test_a_member_with_half_of_the_weights_that_dies_costs_no_picture(
+    halves: Server, lone: dict[int, Pixels]
+) -> None:
+    about = httpx.get(f"{halves.url}/v2/models/tiny", timeout=10).json()["properties"]
+    assert about["memory_plan"]["sharded"] == ["transformer"]
+    assert about["memory_plan"]["reasons"]["sharding"] == "asked by SHARD_WEIGHTS=true"
+    dies_unnoticed(halves, lone, "follower")
+
+
 def test_a_cancelled_request_leaves_the_group_sound(pair: Server, lone: dict[int, Pixels]) -> None:
     body = {"instances": [{"prompt": "a boat"} | LONG]}
     headers = {"Prefer": "respond-async"}
@@ -85,6 +101,10 @@ def step_of(server: Server) -> int:
 def test_a_member_that_dies_costs_no_picture(
     pair: Server, lone: dict[int, Pixels], victim: str
 ) -> None:
+    dies_unnoticed(pair, lone, victim)
+
+
+def dies_unnoticed(pair: Server, lone: dict[int, Pixels], victim: str) -> None:
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(predict(pair, **LONG)))
     asking.start()

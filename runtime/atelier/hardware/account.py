@@ -17,7 +17,7 @@ a device has no such kernel, `attention_scores` is added.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -172,8 +172,8 @@ LARGE_ENCODER = 1_000_000_000
 """Parameters from which a text encoder is worth quantizing; CLIP's are not, T5-XXL is."""
 
 GROUP_SHARE = 0.1
-"""Of a component that group offload keeps on the device: the block at work and the one on its way.
-FLUX.1's two largest blocks are 6 % of it, T5-XXL's 8 %."""
+"""Of a component that is whole on the device where group offload or sharding brings its blocks: the
+one at work and the one on its way. FLUX.1's two largest blocks are 6 % of it, T5-XXL's 8 %."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,12 @@ class WeightedPart:
         packed already."""
         large = self.role == "text_encoder" and self.parameters >= LARGE_ENCODER
         return not self.packed and (self.role == "denoiser" or large)
+
+    @property
+    def shardable(self) -> bool:
+        """Whether the devices of a group may hold a share of it each: what is worth quantizing is
+        worth cutting."""
+        return self.quantizable
 
     def bytes(self, dtype: str, quantization: Quantization) -> int:
         """Bytes on a device, with matrices quantized and everything else in `dtype`."""
@@ -228,6 +234,11 @@ class Footprint:
 
     parts: Mapping[str, int]
     roles: Mapping[str, Role]
+
+    def cut(self, names: Iterable[str], ranks: int) -> Footprint:
+        """What one of `ranks` devices holds where each has a share of the named parts."""
+        shares = {name: -(-self.parts[name] // ranks) for name in names}
+        return Footprint({**self.parts, **shares}, self.roles)
 
     @property
     def total(self) -> int:

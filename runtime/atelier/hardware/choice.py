@@ -4,7 +4,9 @@ free memory.
 `plan` is a pure function of sizes, device and wishes; `OptimizationManager` collects these and logs
 the result. Applying a plan to a pipeline is the loader's work. Order of preference: everything on
 the device; whole components in RAM until they are needed (same pictures, a transfer per stage);
-quantization, if QUANTIZATION allows; blocks in RAM (a transfer per block and step).
+quantization, if QUANTIZATION allows; blocks in RAM (a transfer per block and step). In a group:
+everything on every device; a share of it on each (same pictures, a transfer per block and step);
+quantization.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from atelier.errors import PlanError
 from atelier.hardware.account import ModelSizes, Quantization, sizes_of
 from atelier.hardware.conditioning import conditioning_bytes
 from atelier.hardware.dtypes import DtypeSelector
-from atelier.hardware.fit import Fit, options
-from atelier.hardware.followers import with_followers
+from atelier.hardware.fit import Fit, may_shard, options
+from atelier.hardware.followers import check_kin, with_followers
 from atelier.hardware.machine import Device
 from atelier.hardware.plan import MEMORY_FRACTION, MemoryPlan, Wishes
 from atelier.hardware.switches import complete
@@ -84,6 +86,7 @@ class OptimizationManager:
             vae_slicing=settings.enable_vae_slicing,
             vae_tiling=settings.enable_vae_tiling,
             cpu_offload=settings.enable_cpu_offload,
+            shard_weights=settings.shard_weights,
             compile=settings.compile,
             attention_backend=settings.attention_backend,
             memory_fraction=settings.memory_fraction or MEMORY_FRACTION,
@@ -110,12 +113,22 @@ def plan(
         PlanError: none fits, or QUANTIZATION cannot be had on this device or without a package that
             is missing.
     """
+    check_kin(device, others)
+    if wishes.shard_weights == "true" and not any(part.shardable for part in sizes.parts):
+        raise PlanError(
+            f"SHARD_WEIGHTS=true: the weights of {sizes.name} are packed already, and such weights"
+            " cannot be cut; set it to auto"
+        )
     fits = [Fit(sizes, device, wishes, *option) for option in options(device, wishes)]
+    refused: PlanError | None = None
     for fit in fits:
         if fit.shortage <= 0:
             made = complete(fit, passed_over=fits[: fits.index(fit)])
-            return with_followers(made, fit, others) if others else made
-    raise PlanError(_too_large(min(fits, key=lambda fit: fit.shortage)))
+            try:
+                return with_followers(made, fit, others) if others else made
+            except PlanError as error:  # another arrangement may leave the others more room
+                refused = error
+    raise refused or PlanError(_too_large(min(fits, key=lambda fit: fit.shortage)))
 
 
 def _too_large(best: Fit) -> str:
@@ -130,8 +143,8 @@ def _too_large(best: Fit) -> str:
         "RAM, where offloaded weights lie" if best.host_shortage == best.shortage else device.name
     )
     text = (
-        f"{name} does not fit: in {form} with placement {best.placement} (the best of those"
-        f" allowed) its {worst.name} stage needs {gib(worst.weights)} for weights and"
+        f"{name} does not fit: in {form} with placement {best.placement}{_in_shares(best)} (the"
+        f" best of those allowed) its {worst.name} stage needs {gib(worst.weights)} for weights and"
         f" {gib(worst.activations)} for activations; {gib(best.shortage)} short on {where}"
         f" ({gib(device.free_bytes)} free, of which MEMORY_FRACTION={wishes.memory_fraction:g} may"
         f" be used{_besides(wishes)})"
@@ -147,6 +160,10 @@ def _too_large(best: Fit) -> str:
     )
 
 
+def _in_shares(best: Fit) -> str:
+    return f" and a share of the weights on each of {best.wishes.ranks}" if best.is_sharded else ""
+
+
 def _besides(wishes: Wishes) -> str:
     """What else is on the device, by setting."""
     return "".join(f", {gib(size)} of it by {name}" for name, size in wishes.reserved.items())
@@ -159,7 +176,9 @@ def _remedies(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
     if wishes.cpu_offload != "auto":
         yield "ENABLE_CPU_OFFLOAD=auto", replace(wishes, cpu_offload="auto")
     if wishes.ranks > 1:
-        yield "SEQUENCE_PARALLEL_SIZE=1, which may offload", replace(wishes, ranks=1)
+        alone = replace(wishes, ranks=1, shard_weights="auto")
+        yield "SEQUENCE_PARALLEL_SIZE=1, which may offload", alone
+        yield from _shares(wishes)
     half = replace(wishes, dtype="bfloat16", component_dtypes={})
     if wishes.dtype == "float32":
         yield "DTYPE=bfloat16", half
@@ -172,6 +191,22 @@ def _remedies(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
         if wishes.dtype == "float32":
             both = replace(half, quantization=quantization, packages=wishes.packages | needed)
             yield f"DTYPE=bfloat16 with QUANTIZATION={quantization}{installed}", both
+
+
+def _shares(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
+    """Sharding, if something forbids it; else more devices."""
+    if may_shard(wishes):
+        more = 2 * wishes.ranks
+        yield f"SEQUENCE_PARALLEL_SIZE={more}, on as many such devices", replace(wishes, ranks=more)
+        return
+    changes: dict[str, tuple[str, bool]] = {
+        "shard_weights": ("SHARD_WEIGHTS=auto", wishes.shard_weights == "false"),
+        "quantization": ("QUANTIZATION=none", wishes.quantization != "none"),
+        "compile": ("COMPILE=off", wishes.compile not in ("auto", "off")),
+    }
+    told = " with ".join(words for words, needed in changes.values() if needed)
+    open_ = replace(wishes, shard_weights="auto", quantization="none", compile="off")
+    yield told, open_
 
 
 def _would_fit(sizes: ModelSizes, device: Device, wishes: Wishes) -> bool:

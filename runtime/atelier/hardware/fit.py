@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atelier.errors import PlanError
-from atelier.hardware.account import ENCODE_BYTES, Footprint, ModelSizes, Placement, Quantization
+from atelier.hardware.account import (
+    ENCODE_BYTES,
+    GROUP_SHARE,
+    Footprint,
+    ModelSizes,
+    Placement,
+    Quantization,
+)
 from atelier.hardware.dtypes import BYTES
 from atelier.hardware.machine import Device
 from atelier.hardware.plan import Wishes
+from atelier.sources.checkpoint.roles import Role
 
 GUIDED_ROWS = 2
 """Rows of one guided picture: the least a denoiser call must have room for."""
@@ -53,11 +61,23 @@ class Fit:
     wishes: Wishes
     placement: Placement
     quantization: Quantization
+    is_sharded: bool = False
 
     @property
     def footprint(self) -> Footprint:
         """Bytes of each part's weights in this form."""
         return self.sizes.weights(self.wishes.dtype_of, self.quantization)
+
+    @property
+    def sharded(self) -> tuple[str, ...]:
+        """The parts that every device of the group holds a share of."""
+        shardable = (part.name for part in self.sizes.parts if part.shardable)
+        return tuple(shardable) if self.is_sharded else ()
+
+    @property
+    def held(self) -> Footprint:
+        """Bytes of each part that one device holds."""
+        return self.footprint.cut(self.sharded, self.wishes.ranks)
 
     @property
     def budget(self) -> int:
@@ -106,16 +126,23 @@ class Fit:
 
     def stages(self, load: Load) -> tuple[StageAccount, StageAccount, StageAccount]:
         """The account: weights by placement, activations by the formulas of `activations.py`."""
-        on_device = self.footprint.on_device
         return (
             StageAccount(
-                "encode",
-                on_device(self.placement, {"text_encoder", "image_encoder", "other"}),
-                ENCODE_BYTES,
+                "encode", self._weights({"text_encoder", "image_encoder", "other"}), ENCODE_BYTES
             ),
-            StageAccount("denoise", on_device(self.placement, {"denoiser"}), self._denoise(load)),
-            StageAccount("decode", on_device(self.placement, {"vae"}), self._decode(load)),
+            StageAccount("denoise", self._weights({"denoiser"}), self._denoise(load)),
+            StageAccount("decode", self._weights({"vae"}), self._decode(load)),
         )
+
+    def gathered(self, roles: set[Role]) -> int:
+        """Bytes of the blocks that are whole on every device while sharded parts of these roles
+        compute."""
+        whole = self.footprint
+        sizes = [whole.parts[name] for name in self.sharded if whole.roles[name] in roles]
+        return int(max(sizes, default=0) * GROUP_SHARE)
+
+    def _weights(self, roles: set[Role]) -> int:
+        return self.held.on_device(self.placement, roles) + self.gathered(roles)
 
     def largest_picture(self, tiled: bool) -> int:
         """Pixels of the largest picture that fits alone: 0: it draws none.
@@ -152,21 +179,63 @@ class Fit:
         return shapes.decode_bytes(pixels, load.pictures, BYTES[self.wishes.dtype_of(vae)])
 
 
-def options(device: Device, wishes: Wishes) -> Iterator[tuple[Placement, Quantization]]:
-    """Arrangements in order of preference, as far as the wishes allow them."""
+Arrangement = tuple[Placement, Quantization, bool]
+"""Where weights lie, in which form, and whether the devices of a group hold shares of them."""
+
+
+def options(device: Device, wishes: Wishes) -> Iterator[Arrangement]:
+    """Arrangements in order of preference, as far as the wishes allow them.
+
+    Raises:
+        PlanError: the wishes contradict each other, or the device.
+    """
+    if wishes.ranks > 1:
+        yield from _group_options(device, wishes)
+        return
+    if wishes.shard_weights == "true":
+        raise PlanError(
+            "SHARD_WEIGHTS=true is for a group of devices: set SEQUENCE_PARALLEL_SIZE to their"
+            " number, or SHARD_WEIGHTS to auto"
+        )
     placements: tuple[Placement, ...] = ("resident", "model_offload", "group_offload")
-    if device.kind in ("cpu", "mps") or wishes.cpu_offload == "false" or wishes.ranks > 1:
+    if device.kind in ("cpu", "mps") or wishes.cpu_offload == "false":
         placements = ("resident",)
     elif wishes.cpu_offload == "true":
         placements = placements[1:]
     if wishes.quantization != "auto":
         backend_of(wishes.quantization, device, wishes)
-        yield from ((placement, wishes.quantization) for placement in placements)
+        yield from ((placement, wishes.quantization, False) for placement in placements)
         return
     whole = [placement for placement in placements if placement != "group_offload"]
     for quantization in ("none", *_automatic(device, wishes)):
-        yield from ((placement, quantization) for placement in whole)
-    yield from ((placement, "none") for placement in placements if placement == "group_offload")
+        yield from ((placement, quantization, False) for placement in whole)
+    if "group_offload" in placements:
+        yield "group_offload", "none", False
+
+
+def _group_options(device: Device, wishes: Wishes) -> Iterator[Arrangement]:
+    """Those of a group, where nothing is offloaded. Shares lose nothing but time, so they come
+    before quantization."""
+    if wishes.shard_weights == "true" and not may_shard(wishes):
+        raise PlanError(
+            f"SHARD_WEIGHTS=true with QUANTIZATION={wishes.quantization} and"
+            f" COMPILE={wishes.compile}: sharded weights are neither quantized nor compiled; set"
+            " QUANTIZATION to none and COMPILE to auto, or SHARD_WEIGHTS to auto"
+        )
+    asked: Quantization = "none" if wishes.quantization == "auto" else wishes.quantization
+    backend_of(asked, device, wishes)
+    if wishes.shard_weights != "true":
+        yield "resident", asked, False
+    if may_shard(wishes):
+        yield "resident", "none", True
+    if wishes.quantization == "auto" and wishes.shard_weights != "true":
+        yield from (("resident", one, False) for one in _automatic(device, wishes))
+
+
+def may_shard(wishes: Wishes) -> bool:
+    """Whether the settings leave it open that devices hold shares of the weights."""
+    plain = wishes.quantization in ("none", "auto") and wishes.compile in ("auto", "off")
+    return wishes.ranks > 1 and plain and wishes.shard_weights != "false"
 
 
 def _automatic(device: Device, wishes: Wishes) -> list[Quantization]:

@@ -1,6 +1,10 @@
 """The account of memory of a group's other devices: each holds the denoiser and the activations of
 its share of the rows. Encoders and VAE are the first rank's alone, whose plan decides everything
-but the size of a batch."""
+but the size of a batch.
+
+Sharded, each holds its share of the denoiser and of large encoders, and the activations of all
+rows: calls that are not shared are made on every device, since each has to bring its weights.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,8 @@ def with_followers(plan: MemoryPlan, fit: Fit, others: Sequence[Device]) -> Memo
     """The plan with the accounts of the group's other devices, and with as many rows as fit all.
 
     Raises:
-        PlanError: one of them is a slice of a GPU, is of another kind than the first, or lacks
-            room.
+        PlanError: one of them lacks room.
     """
-    for rank, device in enumerate(others, start=1):
-        _check_kin(fit.device, device, rank)
     for rows in range(plan.max_rows, 0, -1):
         made = _with_rows(plan, fit, rows)
         accounts = _accounts(made, fit, others)
@@ -31,7 +32,8 @@ def with_followers(plan: MemoryPlan, fit: Fit, others: Sequence[Device]) -> Memo
     short = min(accounts, key=lambda one: one.headroom_bytes)
     raise PlanError(
         f"{plan.model} does not fit SEQUENCE_PARALLEL_SIZE={len(others) + 1}: a rank on"
-        f" {short.device} needs {gib(short.weights_bytes)} for the denoiser and"
+        f" {short.device} needs {gib(short.weights_bytes)} for"
+        f" {'its share of the weights' if fit.is_sharded else 'the denoiser'} and"
         f" {gib(short.activation_bytes)} for activations, {gib(-short.headroom_bytes)} more than it"
         " may use; free memory there, or set SEQUENCE_PARALLEL_SIZE lower"
     )
@@ -54,11 +56,10 @@ def _with_rows(plan: MemoryPlan, fit: Fit, rows: int) -> MemoryPlan:
 
 def _accounts(plan: MemoryPlan, fit: Fit, others: Sequence[Device]) -> list[FollowerAccount]:
     """What each of the others holds. Ranks on processors share one memory with the first."""
-    footprint = fit.footprint
-    weights = sum(
-        size for name, size in footprint.parts.items() if footprint.roles[name] == "denoiser"
-    )
-    share = max(GUIDED_ROWS, -(-plan.max_rows // (len(others) + 1)))
+    held = fit.held
+    own = {name for name, role in held.roles.items() if role == "denoiser"} | set(fit.sharded)
+    weights = sum(held.parts[name] for name in own) + fit.gathered({"denoiser", "text_encoder"})
+    share = max(GUIDED_ROWS, -(-plan.max_rows // (1 if fit.is_sharded else len(others) + 1)))
     load = Load(fit.native_pixels, min(share, plan.max_rows), 1, tiled=False)
     activations = next(one for one in fit.stages(load) if one.name == "denoise").activations
     left, accounts = plan.headroom_bytes, []
@@ -75,14 +76,20 @@ def _completed(plan: MemoryPlan, fit: Fit, accounts: list[FollowerAccount]) -> M
     return replace(plan, followers=tuple(accounts), headroom_bytes=left)
 
 
-def _check_kin(first: Device, other: Device, rank: int) -> None:
-    """Ranks wait for each other at every call, and NCCL does not join slices of a GPU."""
-    if first.mig or other.mig:
-        raise PlanError(
-            "SEQUENCE_PARALLEL_SIZE needs whole GPUs: slices (MIG) cannot be joined; set it to 1"
-        )
-    if (first.kind, first.capability) != (other.kind, other.capability):
-        raise PlanError(
-            f"a group needs devices of one kind: rank 0 has {first.name}, rank {rank} {other.name};"
-            " choose others with CUDA_VISIBLE_DEVICES"
-        )
+def check_kin(first: Device, others: Sequence[Device]) -> None:
+    """Ranks wait for each other at every call, and NCCL does not join slices of a GPU.
+
+    Raises:
+        PlanError: one of the devices is a slice of a GPU, or of another kind than the first.
+    """
+    for rank, other in enumerate(others, start=1):
+        if first.mig or other.mig:
+            raise PlanError(
+                "SEQUENCE_PARALLEL_SIZE needs whole GPUs: slices (MIG) cannot be joined; set it to"
+                " 1"
+            )
+        if (first.kind, first.capability) != (other.kind, other.capability):
+            raise PlanError(
+                f"a group needs devices of one kind: rank 0 has {first.name}, rank {rank}"
+                f" {other.name}; choose others with CUDA_VISIBLE_DEVICES"
+            )

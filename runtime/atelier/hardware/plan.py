@@ -27,6 +27,7 @@ class Wishes:
     component_dtypes: Mapping[str, str] = field(default_factory=dict)
     component_reasons: Mapping[str, str] = field(default_factory=dict)
     quantization: Literal["none", "auto", "int8", "nf4", "fp8"] = "none"
+    shard_weights: Switch = "auto"
     low_cpu_mem: Switch = "auto"
     attention_slicing: Switch = "auto"
     vae_slicing: Switch = "auto"
@@ -48,8 +49,8 @@ class Wishes:
 
 @dataclass(frozen=True)
 class FollowerAccount:
-    """What a device of a group holds that is not the first one: the denoiser and its activations,
-    in bytes, and what is left of what may be used."""
+    """What a device of a group holds that is not the first one: the denoiser, or a share of it and
+    of large encoders, and its activations, in bytes, and what is left of what may be used."""
 
     device: str
     weights_bytes: int
@@ -66,7 +67,8 @@ class MemoryPlan:
     picture that fits alone. `weights_bytes` are what lies on the device at the worst moment,
     `activation_bytes` the working memory of a full batch, `headroom_bytes` what is left of
     `budget_bytes` then; `reserved_bytes` are no part of that budget. `followers` are the other
-    devices of a group.
+    devices of a group; of the components in `sharded` each device of it holds a share, and
+    `component_bytes` counts the first one's.
     """
 
     model: str
@@ -90,6 +92,7 @@ class MemoryPlan:
     component_dtypes: Mapping[str, str] = field(default_factory=dict)
     component_bytes: Mapping[str, int] = field(default_factory=dict)
     quantized: tuple[str, ...] = ()
+    sharded: tuple[str, ...] = ()
     reserved_bytes: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     followers: tuple[FollowerAccount, ...] = ()
@@ -114,7 +117,8 @@ class MemoryPlan:
 
     def asdict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "quantized": list(self.quantized)}
+        listed = {"quantized": list(self.quantized), "sharded": list(self.sharded)}
+        return {**asdict(self), **listed}
 
     def table(self) -> str:
         """The plan as text: a line for each decision with its reason, then the account of
@@ -128,6 +132,7 @@ class MemoryPlan:
                 "quantization",
                 " ".join(filter(None, (self.quantization, self.quantization_backend))),
             ),
+            *([("sharding", _on(bool(self.sharded)))] if "sharding" in self.reasons else []),
             ("low_cpu_mem", _on(self.low_cpu_mem)),
             ("vae_slicing", _on(self.vae_slicing)),
             ("vae_tiling", _on(self.vae_tiling)),
@@ -151,8 +156,9 @@ class MemoryPlan:
         lines += [f"  {name} {gib(size)}" for name, size in self.reserved_bytes.items()]
         account = f"headroom {gib(self.headroom_bytes)} of {gib(self.budget_bytes)}"
         lines.append(f"  activations {gib(self.activation_bytes)}, {account}")
+        held = "shares" if self.sharded else "denoiser"
         lines += [
-            f"  rank {rank} on {one.device}: denoiser {gib(one.weights_bytes)}, activations"
+            f"  rank {rank} on {one.device}: {held} {gib(one.weights_bytes)}, activations"
             f" {gib(one.activation_bytes)}, headroom {gib(one.headroom_bytes)}"
             for rank, one in enumerate(self.followers, start=1)
         ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from atelier.hardware.dtypes import BYTES
-from atelier.hardware.fit import GUIDED_ROWS, Fit, Load
+from atelier.hardware.fit import GUIDED_ROWS, Fit, Load, may_shard
 from atelier.hardware.plan import MemoryPlan
 from atelier.settings import Switch
 from atelier.units import gib
@@ -39,6 +39,7 @@ def complete(fit: Fit, passed_over: Sequence[Fit]) -> MemoryPlan:
         "device": _device(fit),
         "placement": _placement(fit, passed_over),
         "quantization": _quantization(fit, passed_over),
+        **({"sharding": _sharding(fit, passed_over)} if wishes.ranks > 1 else {}),
         "low_cpu_mem": low_cpu_mem[1],
         "vae_slicing": slicing[1],
         "vae_tiling": tiling[1],
@@ -68,8 +69,9 @@ def complete(fit: Fit, passed_over: Sequence[Fit]) -> MemoryPlan:
         headroom_bytes=fit.budget - worst.total,
         budget_bytes=fit.budget,
         component_dtypes=dict(wishes.component_dtypes),
-        component_bytes=dict(fit.footprint.parts),
+        component_bytes=dict(fit.held.parts),
         quantized=_quantized(fit),
+        sharded=fit.sharded,
         reserved_bytes=dict(wishes.reserved),
         reasons=reasons,
     )
@@ -99,9 +101,9 @@ def _placement(fit: Fit, passed_over: Sequence[Fit]) -> str:
         if fit.placement != "group_offload":
             return asked
         return f"{asked}; the largest component does not fit whole"
-    weights = gib(fit.footprint.total)
     if fit.placement == "resident":
-        return f"all weights ({weights}) fit"
+        held = "its share of the weights" if fit.is_sharded else "all weights"
+        return f"{held} ({gib(fit.held.total)}) {'fits' if fit.is_sharded else 'fit'}"
     resident = next(one for one in passed_over if one.placement == "resident")
     short = (
         f"{gib(resident.shortage)} short with all weights ({gib(resident.footprint.total)}) on the"
@@ -128,6 +130,25 @@ def _quantization(fit: Fit, passed_over: Sequence[Fit]) -> str:
         )
     plain = min(one.shortage for one in passed_over if one.quantization == "none")
     return f"QUANTIZATION=auto: {gib(plain)} short without"
+
+
+def _sharding(fit: Fit, passed_over: Sequence[Fit]) -> str:
+    if (wish := fit.wishes.shard_weights) != "auto":
+        return f"asked by SHARD_WEIGHTS={wish}"
+    if not fit.is_sharded:
+        if not may_shard(fit.wishes):
+            return "not for weights that are quantized or blocks that are compiled"
+        return "not needed" if fit.quantization == "none" else "does not suffice"
+    whole = passed_over[0]
+    lacking = (
+        f"{gib(whole.shortage)} short with all weights ({gib(whole.footprint.total)}) on one device"
+        if whole.shortage > 0
+        else "the other devices lack room for all weights"
+    )
+    return (
+        f"{lacking}; each of {fit.wishes.ranks} holds a share of {' and '.join(fit.sharded)}, whose"
+        " blocks are gathered while they compute"
+    )
 
 
 def _quantized(fit: Fit) -> tuple[str, ...]:
@@ -216,6 +237,8 @@ def _compile(fit: Fit) -> tuple[Literal["off", "regional", "full"], str]:
         return "off", "Triton needs compute capability 7.0"
     if fit.placement != "resident":
         return "off", "offload hooks break the graph at every block"
+    if fit.is_sharded:
+        return "off", "gathering weights breaks the graph at every block"
     if fit.backend == "bitsandbytes":
         return "off", "bitsandbytes breaks the graph at every matrix"
     if fit.sizes.shapes is None:

@@ -1,4 +1,5 @@
-"""A rank of a group that is not the first: it loads the denoisers and obeys the first one's orders.
+"""A rank of a group that is not the first: it loads what all ranks have, denoisers and what is
+sharded, and obeys the first one's orders.
 
 One thread reads orders, the main thread obeys them. When the first rank goes away, the process ends
 at once, whatever it is at.
@@ -11,6 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from atelier.hardware.machine import DeviceManager, set_cpu_threads
 from atelier.hardware.plan import MemoryPlan
 from atelier.images import compilation, orders
 from atelier.images.graphs import CudaRecorder, Recorder, Recording
-from atelier.images.interception import Stage, install
-from atelier.images.loader import PipelineLoader, denoisers_of
-from atelier.images.parallel import SharedDenoiser, join, sequence_splits
+from atelier.images.interception import install
+from atelier.images.loader import PipelineLoader, models_of
+from atelier.images.parallel import JointModule, join, sequence_splits
+from atelier.images.shards import ShardedModule, in_turn, stand_behind
 from atelier.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -53,13 +56,15 @@ class FollowingRank:
         self._pipeline: Any = None
         self._plan: MemoryPlan | None = None
         self._names: list[str] = []
-        self._denoisers: dict[str, SharedDenoiser] = {}
+        self._sharded: dict[str, ShardedModule] = {}
+        self._joint: dict[str, JointModule] = {}
         self._recordings: dict[int, Recording] = {}
         self._orders: queue.SimpleQueue[tuple[int, orders.Order]] = queue.SimpleQueue()
         self._obeying: dict[type, Callable[[Any], Any]] = {
             orders.Describe: lambda order: DeviceManager(settings).select(),
-            orders.LoadDenoisers: self._load,
             orders.JoinGroup: self._join,
+            orders.LoadModules: self._load,
+            orders.PrepareCalls: self._prepare,
             orders.SharedCall: self._call,
             orders.RecordCall: self._record,
             orders.ReplayCall: lambda order: self._recordings[order.name].again(),
@@ -98,38 +103,43 @@ class FollowingRank:
             answer = orders.OrderAnswer(number, value)
         self._connection.send(answer)
 
-    def _load(self, order: orders.LoadDenoisers) -> list[str]:
-        """The names of the denoisers."""
+    def _join(self, order: orders.JoinGroup) -> None:
+        size = self._settings.sequence_parallel_size
+        join(self._store, self._rank, size, self._device.torch_device)
+
+    def _load(self, order: orders.LoadModules) -> list[str]:
+        """The names of the modules."""
         os.environ.update(order.environment)
         plan = order.plan.on(self._device.torch_device)
-        loader = PipelineLoader(order.checkpoint, plan, self._settings, denoisers_only=True)
-        self._pipeline, self._plan = loader.load(), plan
-        self._names = denoisers_of(self._pipeline)
+        loader = PipelineLoader(order.checkpoint, plan, self._settings, following=True)
+        with in_turn(self._store.parent) if plan.sharded else nullcontext():
+            self._pipeline = loader.load()
+        self._plan, self._sharded = plan, loader.sharded
+        self._names = models_of(self._pipeline)
         return self._names
 
-    def _join(self, order: orders.JoinGroup) -> None:
+    def _prepare(self, order: orders.PrepareCalls) -> None:
         assert self._plan is not None
-        size = self._settings.sequence_parallel_size
-        join(self._store, self._rank, size, self._plan.device)
         modules = {name: getattr(self._pipeline, name) for name in self._names}
         splits = sequence_splits(modules, self._plan.device)
-        gates = [gate for gate in install(self._pipeline) if gate.stage is Stage.DENOISE]
+        gates = install(self._pipeline)
         if self._plan.compile != "off":
             compilation.compile_denoisers(gates, self._plan.compile)
-        self._denoisers = {
-            gate.name: SharedDenoiser(gate, splits.get(gate.name))
+        stand_behind(gates, self._sharded)
+        self._joint = {
+            gate.name: JointModule(gate, splits.get(gate.name))
             for gate in gates
             if gate.name in self._names
         }
 
     def _call(self, order: orders.SharedCall) -> None:
         layout = orders.filled(order.layout, self._device.torch)
-        self._denoisers[order.denoiser].run(order.way, layout)
+        self._joint[order.module].run(order.way, layout)
 
     def _record(self, order: orders.RecordCall) -> None:
         call = order.call
         layout = orders.filled(call.layout, self._device.torch)
-        function = self._denoisers[call.denoiser].function(call.way, call.layout)
+        function = self._joint[call.module].function(call.way, call.layout)
         if self._recorder is None:
             self._recorder = self._make_recorder()
         self._recordings[order.name] = self._recorder(function, {"leaves": layout.leaves})

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from atelier.hardware.plan import MemoryPlan
 from atelier.images.shortage import is_out_of_memory, release
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,16 @@ class Recording(Protocol):
 
 
 Recorder = Callable[[Function, Mapping[str, Any]], Recording]
+
+
+def graph_bytes(plan: MemoryPlan) -> int:
+    """What recorded calls may hold: a share of what the plan leaves free. None are recorded where
+    weights move, since a recording holds their addresses."""
+    if plan.sharded:
+        log.info("CUDA graphs are off: blocks of sharded weights are gathered at every call")
+        return 0
+    able = plan.device.startswith("cuda") and plan.placement == "resident"
+    return plan.headroom_bytes // 4 if able else 0
 
 
 class GraphStore:

@@ -13,6 +13,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from atelier.errors import StartError
 from atelier.hardware.machine import Device
 from atelier.hardware.plan import MemoryPlan
 from atelier.images import orders
-from atelier.images.interception import Gate, Stage
-from atelier.images.parallel import SequenceSplit, SharedDenoiser, join, sequence_splits
+from atelier.images.interception import Gate
+from atelier.images.parallel import JointModule, SequenceSplit, join, sequence_splits
+from atelier.images.shards import in_turn
 from atelier.sources.checkpoint.contents import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class RankGroup:
         """`store` is the file that the ranks meet at; `lost` is told why the group cannot go on,
         and ends the process."""
         self.size = len(followers) + 1
-        self.denoisers: dict[str, SharedDenoiser] = {}
+        self.joint: dict[str, JointModule] = {}
         self.device = torch.device("cpu")
         self._followers = followers
         self._store = store
@@ -67,37 +69,51 @@ class RankGroup:
         return self._ask(orders.Describe())
 
     def load(self, checkpoint: Checkpoint, plan: MemoryPlan, environment: dict[str, str]) -> int:
-        """Have the followers load their denoisers. Does not wait; the number is for `meet`."""
-        return self._tell(orders.LoadDenoisers(checkpoint, plan, environment))
-
-    def meet(self, loading: int, pipeline: Any, device: str) -> None:
-        """Wait until the followers have loaded, and join them; the denoisers of `pipeline` become
-        this rank's. Call before gates are put up.
+        """Join the followers, and have them load their modules, for which it does not wait; the
+        number is for `meet`.
 
         Raises:
-            StartError: a follower could not load, or the ranks do not find each other.
+            StartError: the ranks do not find each other.
+        """
+        self.device = torch.device(plan.device)
+        number = self._tell(orders.JoinGroup())
+        try:
+            join(self._store, 0, self.size, plan.device)
+        except RuntimeError as error:
+            raise StartError(f"the ranks of the group cannot join: {error}") from error
+        self._wait(number)
+        return self._tell(orders.LoadModules(checkpoint, plan, environment))
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See `in_turn`."""
+        return in_turn(self._store.parent)
+
+    def meet(self, loading: int, pipeline: Any) -> None:
+        """Wait until the followers have loaded; what they have of `pipeline` is joint. Call before
+        gates are put up.
+
+        Raises:
+            StartError: a follower could not load, or cannot share calls.
         """
         names = self._wait(loading)[0]
         modules = {name: getattr(pipeline, name) for name in names}
-        self.device = torch.device(device)
-        number = self._tell(orders.JoinGroup())
+        number = self._tell(orders.PrepareCalls())
         try:
-            join(self._store, 0, self.size, device)
-            self._splits = sequence_splits(modules, device)
+            self._splits = sequence_splits(modules, str(self.device))
         except RuntimeError as error:
-            raise StartError(f"the ranks of the group cannot join: {error}") from error
+            raise StartError(f"the ranks of the group cannot share calls: {error}") from error
         self._wait(number)
         self._names = set(names)
         told = ", ".join(self._splits) or "none"
         log.info("%d ranks share %s; over the sequence: %s", self.size, ", ".join(names), told)
 
     def take(self, gates: Sequence[Gate]) -> None:
-        """Gates were put up; those of denoisers that all ranks have can be shared. Call after they
-        are compiled."""
-        self.denoisers = {
-            gate.name: SharedDenoiser(gate, self._splits.get(gate.name))
+        """Gates were put up; calls of what all ranks have can be shared. Call after they are
+        compiled."""
+        self.joint = {
+            gate.name: JointModule(gate, self._splits.get(gate.name))
             for gate in gates
-            if gate.stage is Stage.DENOISE and gate.name in self._names
+            if gate.name in self._names
         }
 
     def stop_compiling(self) -> None:
@@ -115,11 +131,11 @@ class RankGroup:
         """Make a call on every rank; its result. `layout` has the tensors of `call`.
 
         Raises:
-            Whatever the denoiser raises on every rank.
+            Whatever the module raises on every rank.
         """
         number = self._tell(call)
         try:
-            return self.denoisers[call.denoiser].run(call.way, layout)
+            return self.joint[call.module].run(call.way, layout)
         except Exception as error:
             self._settle(number, error)
             raise

@@ -241,6 +241,11 @@ def _check_plan(plan: MemoryPlan) -> None:
             f"IP_ADAPTERS with QUANTIZATION={plan.quantization}: they need a denoiser that is not"
             " quantized; set QUANTIZATION=none"
         )
+    if plan.sharded:
+        raise SettingsError(
+            "IP_ADAPTERS with sharded weights: they need a denoiser that is whole on one device;"
+            " set SHARD_WEIGHTS=false, or SEQUENCE_PARALLEL_SIZE=1, which may offload"
+        )
     if plan.placement == "group_offload":
         raise SettingsError(
             "IP_ADAPTERS: weights of this model have to be moved block by block here, which does"

@@ -16,6 +16,7 @@ from typing import Any
 from atelier.errors import CheckpointError, InvalidRequest, SettingsError
 from atelier.hardware.choice import MemoryPlan
 from atelier.images.family import scheduler_for
+from atelier.images.shards import ShardedModule, shard
 from atelier.images.textual_inversions import add_inversions
 from atelier.settings import Settings
 from atelier.sources.checkpoint.contents import Checkpoint
@@ -36,22 +37,24 @@ log = logging.getLogger(__name__)
 
 
 class PipelineLoader:
-    """Loads the checkpoint described by `checkpoint` the way `plan` says; `denoisers_only` leaves
-    all other models out, for a rank that runs nothing else; `words` are the textual inversions."""
+    """Loads the checkpoint described by `checkpoint` the way `plan` says; `following` leaves all
+    models out that a follower of a group does not run; `words` are the textual inversions. What the
+    plan shards is in `sharded`, by name, once it is loaded."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         plan: MemoryPlan,
         settings: Settings,
-        denoisers_only: bool = False,
+        following: bool = False,
         words: Mapping[str, Path] | None = None,
     ) -> None:
         self._words = words or {}
         self._checkpoint = checkpoint
         self._plan = plan
         self._settings = settings
-        self._denoisers_only = denoisers_only
+        self._following = following
+        self.sharded: dict[str, ShardedModule] = {}
 
     def load(self) -> Any:
         """Read the weights and place them.
@@ -80,8 +83,8 @@ class PipelineLoader:
             except InvalidRequest as error:
                 raise SettingsError(error.message) from None
         pipeline.set_progress_bar_config(disable=True)
-        if self._denoisers_only:
-            _leave_denoisers(pipeline)
+        if self._following:
+            self._leave_joint(pipeline)
         for module in pipeline.components.values():
             if hasattr(module, "eval"):
                 module.eval()  # a T5 left in training mode has dropout, and no picture repeats
@@ -138,9 +141,18 @@ class PipelineLoader:
         left = [
             part.name
             for part in self._checkpoint.weighted
-            if self._denoisers_only and role_of(part.name) != "denoiser"
+            if self._following and not self._is_joint(part.name)
         ]
         return [*self._checkpoint.absent, *left]
+
+    def _is_joint(self, name: str) -> bool:
+        """Whether every rank of a group has this model: denoisers, and what is sharded."""
+        return role_of(name) == "denoiser" or name in self._plan.sharded
+
+    def _leave_joint(self, pipeline: Any) -> None:
+        """A single file is always read whole; the rest of it is dropped before it is placed."""
+        others = [name for name in models_of(pipeline) if not self._is_joint(name)]
+        pipeline.register_modules(**dict.fromkeys(others))
 
     def _dtypes(self) -> dict[str, Any]:
         import torch
@@ -190,7 +202,12 @@ class PipelineLoader:
     def _place(self, pipeline: Any) -> None:
         """Move the pipeline where the plan wants it and switch on what saves memory."""
         plan = self._plan
-        if plan.placement == "resident":
+        if plan.sharded:
+            self.sharded = shard(pipeline, plan.sharded, plan.device)
+            for name in models_of(pipeline):
+                if name not in self.sharded:
+                    getattr(pipeline, name).to(plan.device)
+        elif plan.placement == "resident":
             pipeline.to(plan.device)
         elif plan.placement == "model_offload":
             pipeline.enable_model_cpu_offload(device=plan.device)
@@ -248,18 +265,8 @@ class PipelineLoader:
         dispatch_attention_fn(tokens, tokens, tokens, backend=AttentionBackendName(backend))
 
 
-def denoisers_of(pipeline: Any) -> list[str]:
-    """The names of the models of a pipeline that denoise."""
-    return [name for name in _models(pipeline) if role_of(name) == "denoiser"]
-
-
-def _leave_denoisers(pipeline: Any) -> None:
-    """A single file is always read whole; the rest of it is dropped before it is placed."""
-    others = [name for name in _models(pipeline) if role_of(name) != "denoiser"]
-    pipeline.register_modules(**dict.fromkeys(others))
-
-
-def _models(pipeline: Any) -> list[str]:
+def models_of(pipeline: Any) -> list[str]:
+    """The names of the models of a pipeline."""
     return [name for name, part in pipeline.components.items() if hasattr(part, "parameters")]
 
 

@@ -124,9 +124,11 @@ class ImageModel:
         from atelier.images.content_filter import ContentFilter
         from atelier.images.engine import EngineLimits, ImageEngine
         from atelier.images.family import PipelineFamily
+        from atelier.images.graphs import graph_bytes
         from atelier.images.loader import PipelineLoader
         from atelier.images.modules import SharedModules
         from atelier.images.preparation import Preparation
+        from atelier.images.sharing import share_calls
 
         settings = self._settings
         device = DeviceManager(settings).select()
@@ -148,9 +150,10 @@ class ImageModel:
         variables = self._kernels.environment() if self._kernels else {}
         loading = self._group.load(checkpoint, self._plan, variables) if self._group else 0
         loader = PipelineLoader(checkpoint, self._plan, settings, words=conditioning.embeddings)
-        self._family = PipelineFamily(loader.load())
+        with self._group.turn() if self._group and self._plan.sharded else nullcontext():
+            self._family = PipelineFamily(loader.load())
         if self._group:
-            self._group.meet(loading, self._family.base, self._plan.device)
+            self._group.meet(loading, self._family.base)
         plan, base = self._plan, self._family.base
         loras = Adapters(base, adapters, settings.default_adapters, keep=settings.max_loras)
         self._conditioners = beside = Conditioners(base, loras, conditioning, plan, settings)
@@ -160,12 +163,12 @@ class ImageModel:
         if self._compiled:
             modules.compile(self._plan.compile)
         if self._group:
-            self._group.take(modules.gates)
+            share_calls(self._group, modules.gates, loader.sharded)
         rows = min(settings.max_batch_size, self._plan.max_rows)
         limits = EngineLimits(
             rows,
             settings.max_queue_size,
-            graph_bytes=self._graph_bytes(),
+            graph_bytes=graph_bytes(plan) if settings.enable_cuda_graphs != "false" else 0,
             begun_bytes=max(LEAST_BEGUN_BYTES, self._plan.headroom_bytes // 2),
         )
         self._engine = ImageEngine(
@@ -185,13 +188,6 @@ class ImageModel:
             compilation.finish()
             if self._group:
                 self._group.stop_compiling()
-
-    def _graph_bytes(self) -> int:
-        """What recorded denoiser calls may hold: a share of what the plan leaves free. None are
-        recorded where weights move, since a recording holds their addresses."""
-        able = self._plan.device.startswith("cuda") and self._plan.placement == "resident"
-        wanted = self._settings.enable_cuda_graphs
-        return self._plan.headroom_bytes // 4 if able and wanted != "false" else 0
 
     def _warmup_sizes(self) -> list[tuple[int, int]]:
         """WARMUP_SIZES; if something is compiled, also the size that requests get who name none."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from atelier.hardware.plan import MemoryPlan
 from atelier.images.parallel import SharingWay
@@ -15,14 +16,22 @@ from atelier.sources.checkpoint.contents import Checkpoint
 
 
 @dataclass(frozen=True)
+class Blank:
+    """A tensor to be handed out: its form."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Describe:
     """Say what device you have."""
 
 
 @dataclass(frozen=True)
-class LoadDenoisers:
-    """Load the denoisers of this checkpoint as planned. `environment` are the variables that point
-    compilers to their caches."""
+class LoadModules:
+    """Load the modules of this checkpoint that all ranks have, as planned. `environment` are the
+    variables that point compilers to their caches."""
 
     checkpoint: Checkpoint
     plan: MemoryPlan
@@ -31,14 +40,19 @@ class LoadDenoisers:
 
 @dataclass(frozen=True)
 class JoinGroup:
-    """Meet the others; from then on calls can be shared."""
+    """Meet the others."""
+
+
+@dataclass(frozen=True)
+class PrepareCalls:
+    """Everyone has loaded; from now on calls can be shared."""
 
 
 @dataclass(frozen=True)
 class SharedCall:
-    """Make this call of a denoiser. `layout` holds `Blank`s for tensors."""
+    """Make this call of a module. `layout` holds `Blank`s for tensors."""
 
-    denoiser: str
+    module: str
     way: SharingWay
     layout: Layout
 
@@ -77,8 +91,9 @@ class Leave:
 
 Order = (
     Describe
-    | LoadDenoisers
     | JoinGroup
+    | LoadModules
+    | PrepareCalls
     | SharedCall
     | RecordCall
     | ReplayCall
@@ -87,10 +102,10 @@ Order = (
     | Leave
 )
 
-ANSWERED = (Describe, LoadDenoisers, JoinGroup, RecordCall)
+ANSWERED = (Describe, JoinGroup, LoadModules, PrepareCalls, RecordCall)
 """Orders that are answered when they are done; of the others only failures are."""
 
-PATIENT = (Describe, LoadDenoisers)
+PATIENT = (Describe, LoadModules)
 """Orders that the first rank asks for the answer of when it has time."""
 
 
@@ -101,14 +116,6 @@ class OrderAnswer:
     number: int
     value: Any = None
     error: str = ""
-
-
-@dataclass(frozen=True)
-class Blank:
-    """A tensor to be handed out: its form."""
-
-    shape: torch.Size
-    dtype: torch.dtype
 
 
 class Untold(Exception):
@@ -134,6 +141,15 @@ def _blank(leaf: Any, device: torch.device) -> Any:
     if not isinstance(leaf, PRIMITIVE) or isinstance(leaf, torch.device):
         raise Untold(type(leaf).__name__)
     return leaf
+
+
+def moved(layout: Layout, device: torch.device) -> Layout:
+    """The layout with every tensor on the group's device: sharded modules take none from
+    elsewhere."""
+    return replace(
+        layout,
+        leaves=pytree.tree_map_only(torch.Tensor, lambda one: one.to(device), layout.leaves),
+    )
 
 
 def filled(layout: Layout, device: torch.device) -> Layout:

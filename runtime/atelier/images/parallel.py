@@ -1,7 +1,8 @@
 """One denoiser call on several devices: what every rank of a group does with it.
 
-A rank is a process with a device and a whole denoiser. All ranks make the same calls in the same
-order; the first one has the arguments and hands them out. There are two ways to share the work.
+A rank is a process with a device and a denoiser, whole or in shares (`shards.py`). All ranks make
+the same calls in the same order; the first one has the arguments and hands them out. There are two
+ways to share the work.
 Rows over ranks: each rank computes its share of the rows, which works for every denoiser. Sequence
 over ranks (Ulysses, arXiv:2309.14509, by diffusers): each rank has a part of the tokens, and of the
 heads while attention is computed; it works for denoisers with a plan for it.
@@ -56,10 +57,11 @@ def join(store: Path, rank: int, size: int, device: str) -> None:
     )
 
 
-class SharedDenoiser:
-    """A denoiser as one rank has it."""
+class JointModule:
+    """A denoiser, or another module that all ranks have, as one of them has it."""
 
     def __init__(self, gate: Gate, split: SequenceSplit | None) -> None:
+        self.module: Any = gate.module
         self._real: Callable[..., Any] = gate.real
         self._split = split
 
@@ -72,7 +74,7 @@ class SharedDenoiser:
         """The result of the whole call, on every rank. `layout` is merged; its tensors are read on
         the first rank and written on the others."""
         for tensor in layout.tensors:
-            _hand_out(tensor)
+            hand_out(tensor)
         if way is SharingWay.ROWS:
             return self._run_rows(layout)
         sharing = self._split.on() if way is SharingWay.SEQUENCE and self._split else nullcontext()
@@ -105,7 +107,7 @@ class SharedDenoiser:
         return Stacker.join(parts, layout.takes_lists)
 
 
-def _hand_out(tensor: torch.Tensor) -> None:
+def hand_out(tensor: torch.Tensor) -> None:
     """Every rank's tensor becomes the first one's. As bytes, since gloo does not know all types."""
     if tensor.numel():
         dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)

@@ -5,6 +5,9 @@ sequence where the denoiser can, else by rows as far as they go. The first time 
 way the call is made by the first rank alone too; if the results differ, or the way fails, another
 one is tried and at last none, with one line in the log. Calls with adapters, and those of pipelines
 that exchange the denoiser's processors, are the first rank's alone: only there they are in place.
+
+Of sharded modules no call is one rank's alone, since all hold a part of the weights: what is not
+shared is made by every rank, and the first one's result counts.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from atelier.errors import GenerationFailed
 from atelier.images import orders
 from atelier.images.graphs import CudaRecorder, Function, Recorder, Recording
 from atelier.images.group import RankGroup
 from atelier.images.interception import Call, Gate
 from atelier.images.parallel import SharingWay
+from atelier.images.shards import ShardedModule, stand_behind
 from atelier.images.stacking import Layout, Stacker
 from atelier.images.verifier import apart
 
@@ -49,7 +54,7 @@ class Sharing:
         """How the group makes this call; None: the first rank makes it alone. `layout` is merged,
         for `call` and those that it is stacked with."""
         name = call.gate.name
-        if name not in self._group.denoisers:
+        if name not in self._group.joint:
             return None
         for way in self._ways(name, layout.rows):
             key = (id(call.gate), layout.key, way)
@@ -62,7 +67,7 @@ class Sharing:
         return None
 
     def _ways(self, name: str, rows: int) -> list[SharingWay]:
-        sequence = [SharingWay.SEQUENCE] if self._group.denoisers[name].splits_sequences else []
+        sequence = [SharingWay.SEQUENCE] if self._group.joint[name].splits_sequences else []
         rows_first = rows >= self._group.size
         by_rows = [SharingWay.ROWS] if rows > 1 else []
         return [*by_rows, *sequence] if rows_first else [*sequence, *by_rows]
@@ -75,7 +80,7 @@ class Sharing:
         """Make the call in both ways and remember whether they agree; the plain result."""
         expected = plain()
         order = share.order
-        told = f"{order.denoiser}, {layout.rows} x {layout.shape} by {order.way.value}"
+        told = f"{order.module}, {layout.rows} x {layout.shape} by {order.way.value}"
         try:
             wrong = apart(expected, share(layout.leaves))
         except Exception as error:  # on every rank alike, or the group were lost
@@ -102,7 +107,7 @@ class GroupRecorder:
         if not isinstance(function, Share):
             return self._recorder(getattr(function, "alone", function), kwargs)
         group, order = function.group, function.order
-        own = group.denoisers[order.denoiser].function(order.way, order.layout)
+        own = group.joint[order.module].function(order.way, order.layout)
         name = next(self._names)
         recording = group.record(name, order, lambda: self._recorder(own, kwargs))
         return GroupRecording(group, name, recording)
@@ -136,7 +141,7 @@ def recorder_for(group: RankGroup | None) -> Recorder:
 def mirrored(group: RankGroup, gates: Sequence[Gate]) -> Iterator[None]:
     """What the first rank runs alone, all ranks run inside: so each has compiled what it will be
     asked for."""
-    chosen = [gate for gate in gates if gate.name in group.denoisers]
+    chosen = [gate for gate in gates if gate.name in group.joint]
     before = [gate.real for gate in chosen]
     for gate in chosen:
         gate.real = _mirroring(group, gate)
@@ -145,6 +150,36 @@ def mirrored(group: RankGroup, gates: Sequence[Gate]) -> Iterator[None]:
     finally:
         for gate, real in zip(chosen, before, strict=True):
             gate.real = real
+
+
+def share_calls(
+    group: RankGroup, gates: Sequence[Gate], sharded: Mapping[str, ShardedModule]
+) -> None:
+    """Give the group the gates, once they are compiled; every rank then makes each call of a
+    sharded module, whoever asks for it."""
+    stand_behind(gates, sharded)
+    group.take(gates)
+    for gate in gates:
+        if gate.name in sharded:
+            gate.real = _together(group, gate)
+
+
+def _together(group: RankGroup, gate: Gate) -> Callable[..., Any]:
+    def together(*args: Any, **kwargs: Any) -> Any:
+        layout = gate.stacker.layout(args, kwargs, digest=id)
+        try:
+            if layout.key is None:
+                raise orders.Untold("something else than tensors and plain values")
+            layout = Stacker.merged([orders.moved(layout, group.device)])
+            blank = orders.blanked(layout, group.device)
+        except orders.Untold as error:
+            raise GenerationFailed(
+                f"{gate.name} is called with {error}, which cannot be told to the devices that hold"
+                " shares of its weights; the server can serve this with SHARD_WEIGHTS=false"
+            ) from error
+        return group.run(orders.SharedCall(gate.name, SharingWay.MIRROR, blank), layout)
+
+    return together
 
 
 def _mirroring(group: RankGroup, gate: Gate) -> Callable[..., Any]:

@@ -127,6 +127,14 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings, TidySett
     enable_cpu_offload: Switch = MEMORY(
         "auto", "Keep components in RAM until they are needed.", PICTURES
     )
+    shard_weights: Switch = MEMORY(
+        "auto",
+        (
+            "In a group of devices (SEQUENCE_PARALLEL_SIZE), each keeps a share of the weights of"
+            " denoiser and large text encoders; auto: where all of them do not fit one device."
+        ),
+        PICTURES,
+    )
     omp_num_threads: int | None = MEMORY(
         None, "CPU threads of one operation; unset: from the cgroup quota, measured at start.", ge=1
     )
