@@ -9,10 +9,8 @@ defaults below.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Literal
 
-from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from atelier.settings.assistants import AssistantSettings
@@ -28,18 +26,17 @@ from atelier.settings.groups import (
     PROCESSES,
     PYTHON_CHILDREN,
     REQUESTS,
-    SOURCES,
     SPEED,
     TEXT,
 )
 from atelier.settings.guesses import SpeculationSettings
 from atelier.settings.pictures import PictureSettings
+from atelier.settings.sources import SourceSettings
 from atelier.settings.tidying import TidySettings
 from atelier.settings.values import (
     AttentionBackend,
     ByteCount,
     DeviceName,
-    Folder,
     Hosts,
     Lengths,
     Names,
@@ -52,7 +49,9 @@ from atelier.settings.values import (
 )
 
 
-class Settings(AssistantSettings, SpeculationSettings, PictureSettings, TidySettings):
+class Settings(
+    AssistantSettings, SpeculationSettings, PictureSettings, SourceSettings, TidySettings
+):
     """Everything that can be set. Field `model_id` is variable `MODEL_ID`, and so on."""
 
     # A variable that is there but empty, as manifests leave it, is unset.
@@ -287,26 +286,6 @@ class Settings(AssistantSettings, SpeculationSettings, PictureSettings, TidySett
     )
     log_prompts: bool = ACCESS(False, "Write prompts into the log.")
     studio: bool = ACCESS(False, "Serve a page to draw on at /studio; needs the extra studio.")
-
-    cache_dir: Folder = SOURCES(
-        Path("~/.cache/atelier"), "Downloads and compile caches; a writable volume in a cluster."
-    )
-    weights_cache: Literal["disk", "off"] = SOURCES(
-        "disk",
-        "off: the weights of an s3:// MODEL_ID go to memory at every start, never to CACHE_DIR.",
-        OWN,
-    )
-    hf_token: SecretStr | None = SOURCES(None, "Token for the Hub.")
-    hf_hub_offline: bool = SOURCES(False, "Never ask the Hub; use what is already in the cache.")
-    aws_access_key_id: SecretStr | None = SOURCES(None, "S3 key id, as in a data connection.")
-    aws_secret_access_key: SecretStr | None = SOURCES(None, "S3 secret, as in a data connection.")
-    aws_session_token: SecretStr | None = SOURCES(
-        None, "S3 session token for temporary credentials."
-    )
-    aws_s3_endpoint: str = SOURCES("", "S3 endpoint URL; empty: AWS.")
-    aws_s3_bucket: str = SOURCES("", "Bucket of addresses such as s3:///prefix.")
-    aws_default_region: str = SOURCES("us-east-1", "S3 region.")
-    aws_ca_bundle: str = SOURCES("", "CA file for an S3 endpoint with a private certificate.")
 
     @property
     def default_adapters(self) -> dict[str, float]:
