@@ -1,11 +1,12 @@
 """The bridge from an engine thread to a handler: events go in from any thread and come out with
-`async for`."""
+`async for`, unless another carrier takes them elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 from atelier.events import Event, Failed, Finished, Token
 
@@ -19,15 +20,14 @@ class EventStream:
     """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.carrier: Carrier = _Loop(asyncio.get_running_loop())
         self._waiting: deque[Event] = deque()
         self._some = asyncio.Event()
         self._on_cancel = on_cancel
         self._ended = False
 
     def put(self, event: Event) -> None:
-        """Add an event; called from the engine's thread. A closed loop means that nobody listens
-        any more."""
+        """Add an event; called from the engine's thread."""
         self.put_all([(self, event)])
 
     def put_from_loop(self, event: Event) -> None:
@@ -38,12 +38,11 @@ class EventStream:
     def put_all(pairs: list[tuple[EventStream, Event]]) -> None:
         """Add events to many streams, waking each event loop once; for engines that emit an event a
         row and step."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[EventStream, Event]]] = {}
+        groups: dict[Carrier, list[tuple[EventStream, Event]]] = {}
         for stream, event in pairs:
-            loops.setdefault(stream._loop, []).append((stream, event))
-        for loop, group in loops.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_put_group, group)
+            groups.setdefault(stream.carrier, []).append((stream, event))
+        for carrier, group in groups.items():
+            carrier(group)
 
     def cancel(self) -> None:
         """Drop the request before its next step, if it still runs."""
@@ -77,6 +76,26 @@ class EventStream:
                 event.likelihoods + other.likelihoods,
             )
         return event
+
+
+Carrier = Callable[[list[tuple[EventStream, Event]]], None]
+"""Takes events of many streams on; called from the engine's thread. Streams of one carrier are
+served together."""
+
+
+MakeStream = Callable[[Callable[[], None]], EventStream]
+"""Makes a request's stream from what cancels it."""
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """To the readers in an event loop; if it is closed, nobody listens any more."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __call__(self, group: list[tuple[EventStream, Event]]) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(_put_group, group)
 
 
 def _put_group(group: list[tuple[EventStream, Event]]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from atelier.errors import AtelierError, NotReady
 from atelier.settings import Settings
-from atelier.streams import EventStream
+from atelier.streams import EventStream, MakeStream
 from atelier.text.calls import FORMATS, forced_call_grammar, form_for, schemas_of
 from atelier.text.child.specs import served_paths
 from atelier.text.observer import SilentTextObserver, TextObserver
@@ -137,8 +137,8 @@ class TextModel:
         self._up = True
         self._progress = "ready"
 
-    async def submit(self, request: TextRequest) -> EventStream:
-        """Encode the prompt in a thread and hand the request to the engine.
+    async def submit(self, request: TextRequest, streams: MakeStream = EventStream) -> EventStream:
+        """Encode the prompt in a thread, and submit it to the engine; `streams` makes the stream.
 
         Raises:
             NotReady: the model is still loading, or its engine is down.
@@ -157,7 +157,7 @@ class TextModel:
             reasoning = masked and await self._in_thread(self._opened, request)
         finally:
             self._encoded -= 1
-        return self._engine.submit(request, prompt, forced, reasoning)
+        return self._engine.submit(request, prompt, forced, reasoning, streams)
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """What tokenizes or renders; never on the event loop."""
@@ -237,8 +237,8 @@ class TextModel:
 
     def metadata(self) -> dict[str, Any]:
         """What the model's metadata endpoint adds."""
-        shared = {"engine": self._settings.engine, "stages": self.stages}
-        return shared | (self._loaded.described() if self._loaded is not None else {})
+        loaded = self._loaded.described() if self._loaded is not None else {}
+        return {"engine": self._settings.engine, "stages": self.stages} | loaded
 
     def _load_embedded(self, source: OpenedCheckpoint) -> None:
         with self._stage("weights", f"loading {source.path}"):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from atelier.errors import AtelierError, GenerationFailed
 from atelier.settings import Settings
-from atelier.streams import EventStream
 from atelier.text.model import TextModel
 from atelier.text.observer import SilentTextObserver
 from atelier.workers import messages as m
+from atelier.workers.relay import Relay, RelayedStream
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 class LoadReporter(SilentTextObserver):
     """Tells the front how long the stages of the start took; requests are observed there."""
 
-    def __init__(self, put: Callable[[Any], None]) -> None:
+    def __init__(self, put: Callable[..., None]) -> None:
         self._put = put
 
     def loaded(self, stage: str, seconds: float) -> None:
@@ -28,12 +29,12 @@ class LoadReporter(SilentTextObserver):
 
 
 class TextWork:
-    """One language model, served to the front. `put` sends a message there."""
+    """One language model, served to the front. `put` sends messages there."""
 
-    def __init__(self, settings: Settings, put: Callable[[Any], None]) -> None:
+    def __init__(self, settings: Settings, put: Callable[..., None]) -> None:
         self._model = TextModel(settings, LoadReporter(put))
         self._put = put
-        self._streams: dict[int, EventStream] = {}
+        self._relay = Relay(put)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -64,8 +65,7 @@ class TextWork:
 
     def take(self, message: Any) -> None:
         if isinstance(message, m.Cancel):
-            if stream := self._streams.get(message.number):
-                stream.cancel()
+            self._relay.cancel(message.number)
             return
         work = self._generate if isinstance(message, m.Generate) else self._ask
         task = asyncio.get_running_loop().create_task(work(message))
@@ -75,21 +75,17 @@ class TextWork:
     async def _generate(self, message: m.Generate) -> None:
         number, request = message.number, message.request
         try:
-            stream = await self._model.submit(request)
+            await self._model.submit(request, partial(RelayedStream, self._relay, number))
             parser = await asyncio.to_thread(self._model.parser, request)
         except AtelierError as error:
+            self._relay.drop(number)
             self._put(m.Refused(number, error))
-            return
         except Exception as error:  # a fault of ours or of a library; the client must hear of it
+            self._relay.drop(number)
             self._refuse(number, error)
-            return
-        self._streams[number] = stream
-        self._put(m.Admitted(number, parser))
-        try:
-            async for event in stream:
-                self._put(m.Happened(number, event))
-        finally:
-            self._streams.pop(number, None)
+        else:
+            self._put(m.Admitted(number, parser))
+            self._relay.open(number)
 
     async def _ask(self, message: m.Ask) -> None:
         try:

@@ -40,15 +40,15 @@ class Outbox:
         self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="to front", daemon=True).start()
 
-    def put(self, message: Any) -> None:
-        """Send a message; never blocks."""
-        self._waiting.put(message)
+    def put(self, *messages: Any) -> None:
+        """Send messages; never blocks."""
+        self._waiting.put(messages)
 
     def _write(self) -> None:
         while True:
-            batch = [self._waiting.get()]
+            batch = [*self._waiting.get()]
             while not self._waiting.empty():
-                batch.append(self._waiting.get())
+                batch.extend(self._waiting.get())
             try:
                 self._send(batch)
             except OSError:  # the front is gone

@@ -26,7 +26,7 @@ from atelier.errors import (
     NotReady,
 )
 from atelier.events import Event, Queued
-from atelier.streams import EventStream
+from atelier.streams import EventStream, MakeStream
 from atelier.text.embedded.admission import ContextLimits, Vocabulary, check_fit
 from atelier.text.embedded.batch import Batch
 from atelier.text.embedded.detokenizer import Detokenizer
@@ -104,9 +104,11 @@ class TransformersEngine:
         prompt: list[int],
         tool_grammar: str | None = None,
         reasoning: bool = False,
+        make_stream: MakeStream = EventStream,
     ) -> EventStream:
-        """Admit a tokenized request; call from an event loop, which will receive the events. With
-        `reasoning` a grammar begins after the reasoning, which the prompt has opened.
+        """Admit a tokenized request; call from an event loop, which will receive the events, unless
+        the stream that `make_stream` makes has another carrier. With `reasoning` a grammar begins
+        after the reasoning, which the prompt has opened.
 
         Raises:
             InvalidRequest: the prompt is empty, holds unknown tokens, or does not fit the context
@@ -121,7 +123,7 @@ class TransformersEngine:
         with self._wake:
             self.check_room()
             job: RunningRequest
-            stream = EventStream(lambda: self._cancel(job))
+            stream = make_stream(lambda: self._cancel(job))
             deadline = time.monotonic() + min(
                 request.timeout or self.limits.timeout, self.limits.timeout
             )
