@@ -115,6 +115,11 @@ class Adapters:
             )
         return tuple(sorted((name, float(weight)) for name, weight in chosen.items()))
 
+    @property
+    def active(self) -> Selection:
+        """Those that are active, by PEFT's names for them."""
+        return tuple((self._keys[name], weight) for name, weight in self._active or ())
+
     def use(self, selection: Selection) -> None:
         """Make exactly these adapters active.
 

@@ -108,7 +108,7 @@ class BatchRunner:
         """The result of one call of the merged layout, by whatever is quickest."""
         if not self._is_understood(call):
             return call.gate.real(**Stacker.arguments(layout))
-        share = self._sharing.share(call, layout) if self._sharing and adapters == PLAIN else None
+        share = self._sharing.share(call, layout, adapters) if self._sharing else None
         plain = partial(call.gate.real, **Stacker.arguments(layout))
         if share is not None and self._sharing and not self._sharing.is_proven(share):
             self.typical = False

@@ -21,7 +21,7 @@ import torch
 
 from atelier.hardware.machine import DeviceManager, set_cpu_threads
 from atelier.hardware.plan import MemoryPlan
-from atelier.images import compilation, orders
+from atelier.images import compilation, joint_adapters, orders
 from atelier.images.graphs import CudaRecorder, Recorder, Recording
 from atelier.images.interception import install
 from atelier.images.loader import PipelineLoader, models_of
@@ -69,6 +69,11 @@ class FollowingRank:
             orders.RecordCall: self._record,
             orders.ReplayCall: lambda order: self._recordings[order.name].again(),
             orders.ForgetCall: self._forget,
+            orders.LoadAdapter: lambda order: joint_adapters.load(
+                self._pipeline, order, self._device.torch
+            ),
+            orders.DropAdapter: lambda order: joint_adapters.drop(self._pipeline, order),
+            orders.UseAdapters: lambda order: joint_adapters.use(self._pipeline, order),
             orders.StopCompiling: self._stop_compiling,
         }
 

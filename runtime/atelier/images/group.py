@@ -164,6 +164,10 @@ class RankGroup:
         """The followers drop what was recorded."""
         self._tell(orders.ForgetCall(name))
 
+    def tell(self, order: orders.Order) -> None:
+        """An order that is answered only if it fails."""
+        self._tell(order)
+
     # Messages
 
     def _tell(self, order: orders.Order) -> int:

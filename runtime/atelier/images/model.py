@@ -125,6 +125,7 @@ class ImageModel:
         from atelier.images.engine import EngineLimits, ImageEngine
         from atelier.images.family import PipelineFamily
         from atelier.images.graphs import graph_bytes
+        from atelier.images.joint_adapters import JointAdapters
         from atelier.images.loader import PipelineLoader
         from atelier.images.modules import SharedModules
         from atelier.images.preparation import Preparation
@@ -159,7 +160,8 @@ class ImageModel:
         self._conditioners = beside = Conditioners(base, loras, conditioning, plan, settings)
         content_filter = ContentFilter(settings, plan.device, self._observer.filtered)
         self._preparation = Preparation(settings, plan, self._family, beside, content_filter)
-        self._modules = modules = SharedModules(base, beside.use, beside.gates)
+        use = JointAdapters(self._group, beside).use if self._group else beside.use
+        self._modules = modules = SharedModules(base, use, beside.gates)
         if self._compiled:
             modules.compile(self._plan.compile)
         if self._group:

@@ -80,6 +80,42 @@ class ForgetCall:
 
 
 @dataclass(frozen=True)
+class AdapterLayer:
+    """What an adapter has in one layer: the path of what it wraps, PEFT's numbers, and the forms of
+    its tensors by their names."""
+
+    path: str
+    numbers: dict[str, float]
+    forms: dict[tuple[str, str], Blank]
+
+
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Put this adapter into a module. `config` is PEFT's; the tensors are handed out."""
+
+    module: str
+    key: str
+    config: Any
+    layers: list[AdapterLayer]
+
+
+@dataclass(frozen=True)
+class DropAdapter:
+    """Take it out again."""
+
+    module: str
+    key: str
+
+
+@dataclass(frozen=True)
+class UseAdapters:
+    """Make exactly these adapters of a module active, with their weights."""
+
+    module: str
+    selection: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class StopCompiling:
     """The warm-up is over."""
 
@@ -98,6 +134,9 @@ Order = (
     | RecordCall
     | ReplayCall
     | ForgetCall
+    | LoadAdapter
+    | DropAdapter
+    | UseAdapters
     | StopCompiling
     | Leave
 )

@@ -35,7 +35,7 @@ def load_by_peft(pipeline: Any, layers: AdapterLayers, key: str) -> None:
                 _inject_saved(module, layers.path, own, key)
         else:
             _inject_products(module, layers.kind, own, key)
-        _follow(module)
+        follow(module)
 
 
 def in_diffusers_names(layers: AdapterLayers) -> dict[str, torch.Tensor]:
@@ -147,7 +147,7 @@ def _rank(tensors: Mapping[str, torch.Tensor]) -> int | None:
     return None
 
 
-def _follow(module: Any) -> None:
+def follow(module: Any) -> None:
     """Tell the libraries that adapters are in the module, as their own loaders do."""
     from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 

@@ -3,8 +3,9 @@
 A call with at least as many rows as there are ranks is shared by rows, one with fewer over the
 sequence where the denoiser can, else by rows as far as they go. The first time for a layout and a
 way the call is made by the first rank alone too; if the results differ, or the way fails, another
-one is tried and at last none, with one line in the log. Calls with adapters, and those of pipelines
-that exchange the denoiser's processors, are the first rank's alone: only there they are in place.
+one is tried and at last none, with one line in the log. Calls with image prompts, and those of
+pipelines that exchange the denoiser's processors, are the first rank's alone: only there they are
+in place.
 
 Of sharded modules no call is one rank's alone, since all hold a part of the weights: what is not
 shared is made by every rank, and the first one's result counts.
@@ -22,6 +23,7 @@ from typing import Any
 
 from atelier.errors import GenerationFailed
 from atelier.images import orders
+from atelier.images.adapters import PLAIN, Adaptation
 from atelier.images.graphs import CudaRecorder, Function, Recorder, Recording
 from atelier.images.group import RankGroup
 from atelier.images.interception import Call, Gate
@@ -50,14 +52,15 @@ class Sharing:
         self._group = group
         self._verdicts: dict[Hashable, bool] = {}
 
-    def share(self, call: Call, layout: Layout) -> Share | None:
+    def share(self, call: Call, layout: Layout, adapters: Adaptation = PLAIN) -> Share | None:
         """How the group makes this call; None: the first rank makes it alone. `layout` is merged,
-        for `call` and those that it is stacked with."""
+        for `call` and those that it is stacked with; `adapters` are active."""
         name = call.gate.name
-        if name not in self._group.joint:
+        if name not in self._group.joint or adapters.image_prompts:
             return None
+        loras = tuple(lora for lora, _ in adapters.loras)
         for way in self._ways(name, layout.rows):
-            key = (id(call.gate), layout.key, way)
+            key = (id(call.gate), layout.key, way, loras)
             if self._verdicts.get(key) is not False:
                 try:
                     blank = orders.blanked(layout, self._group.device)
