@@ -61,6 +61,7 @@ class GroupArm:
     sequence: int = 1
     data: int = 1
     quantization: str = "none"
+    shards: str = "auto"
     alone: bool = True
     many: bool = False
     kill: str = ""
@@ -72,7 +73,7 @@ class GroupArm:
     @property
     def told(self) -> dict[str, Any]:
         """What every figure of this arm says of it."""
-        names = ("model", "quantization", "sequence", "data")
+        names = ("model", "quantization", "shards", "sequence", "data")
         return {name: getattr(self, name) for name in names}
 
 
@@ -94,6 +95,7 @@ def arms(models: Sequence[str], devices: int, fp8: bool) -> Iterator[GroupArm]:
             yield GroupArm(last, data=size, alone=False, many=True, kill="worker" if kills else "")
     if devices >= 4:
         yield GroupArm(first, sequence=2, data=2, many=True)
+    yield from (GroupArm(first, sequence=size, shards="true") for size in sizes[1:])
 
 
 class GroupClient:
@@ -213,6 +215,7 @@ def run(arm: GroupArm, folder: Path, options: argparse.Namespace, log: Path, end
         "sequence_parallel_size": str(arm.sequence),
         "data_parallel_size": str(arm.data),
         "quantization": arm.quantization,
+        "shard_weights": arm.shards,
         "log_level": "info",
         "cuda_visible_devices": ",".join(map(str, range(arm.devices))),
     }

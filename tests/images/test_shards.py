@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from atelier.images.parallel import join
-from atelier.images.shards import LEAST, MOST, ShardedModule, blocks_of
+from atelier.images.shards import LEAST, MOST, ShardedModule, blocks_of, in_turn
 from tests.processes import CONTEXT
 from tests.tiny_pipelines import flux_1
 
@@ -84,6 +85,22 @@ def test_a_weight_with_two_owners_is_in_no_block() -> None:
     tied = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
     tied[2].weight = tied[0].weight  # type: ignore[assignment]
     assert blocks_of(tied) == [tied[1]]
+
+
+def test_ranks_read_their_weights_in_turn(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def other() -> None:
+        with in_turn(tmp_path):
+            said.append("other")
+
+    waiting = Thread(target=other)
+    with in_turn(tmp_path):
+        waiting.start()
+        waiting.join(0.2)
+        said.append("first")
+    waiting.join()
+    assert said == ["first", "other"]
 
 
 def in_two_processes(work: Callable[[int, Path], Any], folder: Path) -> list[Any]:
