@@ -22,7 +22,9 @@ from atelier.images.shards import ShardedModule
 from atelier.settings import Settings
 from tests.gallery import Exhibit, Pixels, difference, showing
 from tests.groups import group_of
+from tests.images.test_controls import entry
 from tests.processes import CONTEXT
+from tests.tiny_controls import CHECKPOINTS, control
 from tests.tiny_pipelines import flux_1, stable_diffusion_3, stable_diffusion_xl
 
 REQUESTS = [
@@ -98,6 +100,26 @@ def test_two_halves_draw_what_a_whole_draws(
 def pixels_of(events: list[Event]) -> list[int]:
     [picture] = [one for one in events if isinstance(one, Image)]
     return list(picture.pixels)
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_a_control_draws_with_halves_what_it_draws_with_a_whole(
+    family: str, tmp_path: Path
+) -> None:
+    checkpoint = CHECKPOINTS[family](tmp_path)
+    named = [str(control(checkpoint, tmp_path / "lines", 1))]
+    wanted = [
+        {"prompt": "a cat", "num_inference_steps": 3, "seed": seed, "width": 32, "height": 32}
+        | {"control": entry("lines", "slope", weight=weight)}
+        for seed, weight in ((3, 1.0), (4, 0.5))
+    ]
+    with showing(checkpoint, controlnets=named) as plain:
+        expected = [plain.draw(one)[0] for one in wanted]
+        assert difference(expected[0], plain.draw(wanted[0] | {"control": None})[0]) > 3
+    with in_shares(checkpoint, controlnets=named) as shown:
+        pictures = shown.draw(*wanted)
+    for picture, one in zip(pictures, expected, strict=True):
+        assert difference(picture, one) <= 1
 
 
 def test_large_text_encoders_are_in_shares_too(
