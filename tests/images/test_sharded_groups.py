@@ -24,6 +24,7 @@ from tests.gallery import Exhibit, Pixels, difference, showing
 from tests.groups import group_of
 from tests.images.test_controls import entry
 from tests.processes import CONTEXT
+from tests.tiny_classics import perturbed_attention
 from tests.tiny_controls import CHECKPOINTS, control
 from tests.tiny_pipelines import flux_1, stable_diffusion_3, stable_diffusion_xl
 
@@ -118,6 +119,16 @@ def test_a_control_draws_with_halves_what_it_draws_with_a_whole(
         assert difference(expected[0], plain.draw(wanted[0] | {"control": None})[0]) > 3
     with in_shares(checkpoint, controlnets=named) as shown:
         pictures = shown.draw(*wanted)
+    for picture, one in zip(pictures, expected, strict=True):
+        assert difference(picture, one) <= 1
+
+
+def test_a_pipeline_that_exchanges_processors_draws_the_same(tmp_path: Path) -> None:
+    checkpoint = perturbed_attention(tmp_path)
+    with showing(checkpoint) as plain:
+        expected = plain.draw(*REQUESTS)
+    with in_shares(checkpoint) as shown:
+        pictures = shown.draw(*REQUESTS)
     for picture, one in zip(pictures, expected, strict=True):
         assert difference(picture, one) <= 1
 
