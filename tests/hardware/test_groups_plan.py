@@ -30,6 +30,7 @@ from tests.hardware.test_memory_plan import (
     SD15,
     T4,
     gpu,
+    part,
 )
 
 A4000 = gpu("NVIDIA RTX A4000", 15.7, (8, 6))
@@ -95,6 +96,14 @@ def test_flux_in_bf16_fits_two_devices_of_24_gb_in_shares() -> None:
         assert "share of transformer and text_encoder_3" in made.reasons["sharding"]
         assert "rank 1 on NVIDIA A10G: shares 17.7 GiB" in made.table()
         assert made.asdict()["sharded"] == ["transformer", "text_encoder_3"]
+
+
+def test_a_language_model_that_writes_is_whole_on_the_first_device() -> None:
+    writer = part("vision_language_encoder", "text_encoder", 4_000_000_000, 3_900_000_000)
+    sizes = replace(FLUX, parts=(*FLUX.parts[:2], writer, *FLUX.parts[3:]))
+    made = plan(sizes, L40S, replace(AUTO, ranks=2, shard_weights="true"), [L40S])
+    assert made.sharded == ("transformer",)
+    assert made.component_bytes["vision_language_encoder"] == 8_000_000_000
 
 
 def test_weights_that_fit_are_not_sharded_unless_asked() -> None:

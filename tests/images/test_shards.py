@@ -17,6 +17,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from atelier.errors import GenerationFailed
 from atelier.images.parallel import join
 from atelier.images.shards import LEAST, MOST, ShardedModule, blocks_of, in_turn
 from tests.processes import CONTEXT
@@ -147,6 +148,10 @@ def _in_halves(rank: int, folder: Path) -> dict[str, Any]:
         sharded.call(**arguments(1, 1) | {"encoder_hidden_states": torch.zeros(1, 4, 7)})
     except RuntimeError as error:
         fault = str(error)
+    try:
+        module(**arguments(1, 1))
+    except GenerationFailed as error:
+        alone = str(error)
     results = [sharded.call(**arguments(seed, seed + 1)).sample for seed in (1, 2, 1)]
     equal = [torch.equal(one, results[index % 2]) for index, one in enumerate(expected)]
     equal.append(torch.equal(results[0], results[2]))
@@ -156,6 +161,7 @@ def _in_halves(rank: int, folder: Path) -> dict[str, Any]:
         "equal": equal,
         "close": float((results[0] - expected[0]).abs().max()),
         "fault": fault,
+        "alone": alone,
     }
 
 
@@ -178,5 +184,6 @@ def test_two_processes_hold_half_each_and_compute_the_same(tmp_path: Path) -> No
     for said in in_two_processes(_in_halves, tmp_path):
         assert said["equal"] == [True] * 3, said["close"]
         assert "mat1 and mat2" in said["fault"]  # and the calls after it were right
+        assert "called by itself" in said["alone"]
         for held in said["between"]:
             assert 0.5 * said["whole"] < held < 0.6 * said["whole"]

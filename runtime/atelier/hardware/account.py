@@ -198,8 +198,9 @@ class WeightedPart:
     @property
     def shardable(self) -> bool:
         """Whether the devices of a group may hold a share of it each: what is worth quantizing is
-        worth cutting."""
-        return self.quantizable
+        worth cutting, but for a language model that writes (GLM-Image's): its cache stays on one
+        device."""
+        return self.quantizable and (self.role == "denoiser" or "text_encoder" in self.name)
 
     def bytes(self, dtype: str, quantization: Quantization) -> int:
         """Bytes on a device, with matrices quantized and everything else in `dtype`."""

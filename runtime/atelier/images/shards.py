@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from atelier.errors import GenerationFailed
 from atelier.hardware.account import GROUP_SHARE
 from atelier.images.interception import Gate
 
@@ -109,6 +110,7 @@ class ShardedModule:
             self._blocks.append(own)
         module.to(place)  # what is whole, and buffers
         self._real: Callable[..., Any] = module.forward
+        self._joint = False
         self._next: dict[ShardedBlock, ShardedBlock] = {}
         self._last: ShardedBlock | None = None
 
@@ -126,10 +128,11 @@ class ShardedModule:
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The module's function, on every rank at once. One that fails, as it then does on every
         rank, leaves no block whole."""
+        self._joint = True
         try:
             return self._real(*args, **kwargs)
         finally:
-            self._last = None
+            self._joint, self._last = False, None
             for block in self._blocks:
                 block.release()
 
@@ -137,6 +140,11 @@ class ShardedModule:
         """While it computes, the block comes that came after it the last time."""
 
         def hook(module: nn.Module, args: Any) -> None:
+            if not self._joint:  # the other ranks know nothing of it: waiting for them has no end
+                raise GenerationFailed(
+                    f"a part of {type(self.module).__name__} is called by itself, which does not go"
+                    " with weights in shares; the server can serve this with SHARD_WEIGHTS=false"
+                )
             block.complete()
             if self._last is not None:
                 self._next[self._last] = block
