@@ -57,7 +57,8 @@ def sharded(shown: Exhibit) -> dict[str, ShardedModule]:
     """Those of the first rank."""
     group = shown.model._group
     assert group is not None
-    return {name: joint._real.__self__ for name, joint in group.joint.items()}  # type: ignore[attr-defined]
+    calls: dict[str, Any] = {name: joint._real for name, joint in group.joint.items()}
+    return {name: call.__self__ for name, call in calls.items()}
 
 
 def events_of(shown: Exhibit, fields: dict[str, Any]) -> list[Event]:
