@@ -23,6 +23,7 @@ from atelier.images.model import ImageModel  # noqa: E402
 from atelier.images.request import ImageRequest  # noqa: E402
 from atelier.settings import Settings  # noqa: E402
 from tests.gpu.drawing import draw_together  # noqa: E402
+from tests.images.test_adapters import save_adapter  # noqa: E402
 from tests.tiny_pipelines import FAMILIES  # noqa: E402
 
 SIZES = [(64, 64), (96, 64), (64, 128), (128, 96), (64, 64), (128, 128)]
@@ -75,6 +76,29 @@ def test_pictures_from_graphs_equal_plain_ones(folder: Path) -> None:
             assert apart(picture, expected) <= 1
     finally:
         recorded.close()
+
+
+def test_an_adapter_that_was_dropped_meanwhile_is_recorded_anew(tmp_path: Path) -> None:
+    folder = FAMILIES["sd15"](tmp_path)
+    for seed, name in enumerate(("ink", "oil")):
+        save_adapter(folder, tmp_path / "loras", f"{name}.safetensors", seed)
+    own = {"lora_paths": [str(tmp_path / "loras")]}
+    wanted = [
+        {"lora": {name: 1.0}, "seed": 1, "width": 64, "height": 64} for name in ("ink", "oil")
+    ]
+    plain = ImageModel(settings(folder, enable_cuda_graphs="false", **own))
+    plain.load()
+    lone = [draw(plain, one)[0] for one in wanted]
+    plain.close()
+    assert apart(*lone) > 1
+    model = ImageModel(settings(folder, max_loras=1, **own))
+    model.load()
+    try:
+        for expected, one in [*zip(lone, wanted, strict=True)] * 3:
+            for _ in range(3):  # plain, recorded, replayed
+                assert apart(draw(model, one)[0], expected) <= 1
+    finally:
+        model.close()
 
 
 def test_new_sizes_and_row_counts_compile_nothing(folder: Path, stance: None) -> None:

@@ -3,17 +3,25 @@ GPU can show is in tests/gpu."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from atelier.images.adapters import PLAIN, Adaptation
 from atelier.images.batch import BatchRunner
 from atelier.images.graphs import GraphStore, map_tensors
 from atelier.images.interception import Call, Gate, Stage
+from atelier.images.model import ImageModel
 from atelier.images.verifier import Verifier
+from atelier.settings import Settings
+from tests.gpu.drawing import draw_together
+from tests.images.test_adapters import save_adapter
+from tests.tiny_pipelines import FAMILIES
 
 BYTES = 100
 
@@ -156,3 +164,51 @@ def test_what_a_denoiser_takes_out_of_its_arguments_is_there_the_next_time(
         arguments = {"x": torch.ones(2, 3), "features": [torch.ones(2, 3)]}
         (result,) = store.call("a", taking, arguments)
         assert float(result[0, 0]) == 2 and len(arguments["features"]) == 1
+
+
+def test_an_adapter_that_is_loaded_again_is_recorded_again(
+    store: GraphStore, recorded: list[FakeRecording]
+) -> None:
+    runner = BatchRunner(8, Verifier(), store)
+    gate = Gate("transformer", Doubling(), "forward", Stage.DENOISE)
+    call = Call(gate, (torch.ones(2, 3),), {})
+    call.layout = gate.stacker.layout(call.args, call.kwargs, id)
+    with_ink, with_oil = (Adaptation(loras=((name, 0.5),)) for name in ("ink", "oil"))
+    for adaptation in (with_ink, with_oil, PLAIN):
+        for _ in range(3):
+            runner.run("pipeline", [call], adaptation)
+    assert len(recorded) == len(store) == 3
+    runner.forget_adapter("ink")
+    assert len(store) == 2
+    old, plain = recorded[0].replays, recorded[2].replays
+    for _ in range(3):
+        runner.run("pipeline", [call], with_ink)
+    assert len(recorded) == 4 and recorded[0].replays == old
+    runner.run("pipeline", [call], PLAIN)
+    assert recorded[2].replays == plain + 1
+
+
+def test_what_max_loras_drops_leaves_no_graph(tmp_path: Path) -> None:
+    class Repeating:
+        bytes = 1
+
+        def __init__(self, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+            self.replay = lambda kwargs: function(**map_tensors(dict(kwargs), torch.clone))
+
+        def again(self) -> None: ...
+
+    folder = FAMILIES["sd15"](tmp_path)
+    for seed, name in enumerate(("ink", "oil")):
+        save_adapter(folder, tmp_path / "loras", f"{name}.safetensors", seed)
+    given = {"model_id": str(folder), "device": "cpu", "warmup": "off", "max_loras": 1}
+    model = ImageModel(Settings(**given, lora_paths=[str(tmp_path / "loras")]))
+    model.load()
+    try:
+        assert model._engine is not None
+        store = model._engine.runner._graphs = GraphStore(Repeating, max_bytes=1000)
+        drawn = {"prompt": "a cup", "num_inference_steps": 4, "width": 64, "height": 64}
+        for name in ("ink", "oil", "ink"):
+            asyncio.run(draw_together(model, [drawn | {"lora": {name: 1.0}}]))
+            assert {key[0][2].loras for key in store._graphs} == {((name, 1.0),)}
+    finally:
+        model.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ class Adapters:
         self._keys = {name: f"adapter_{index}" for index, name in enumerate(self.names)}
         self._keep = keep
         self._loaded: OrderedDict[str, None] = OrderedDict()
+        self.when_dropped: Callable[[str], None] = lambda name: None
         self._active: Selection | None = ()  # None: unknown, after a change that failed half-way
         self._default = default
         try:
@@ -183,6 +184,7 @@ class Adapters:
             if name not in active:
                 self._pipeline.delete_adapters(self._keys[name])
                 del self._loaded[name]
+                self.when_dropped(name)
 
 
 def discover(sources: Sequence[AdapterSource]) -> dict[str, Path]:

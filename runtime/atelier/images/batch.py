@@ -120,6 +120,11 @@ class BatchRunner:
         self.typical = self.typical and self._graphs.settled
         return result
 
+    def forget_adapter(self, name: str) -> None:
+        """A LoRA adapter was taken out of the modules. Loaded again, it lies elsewhere."""
+        if self._graphs is not None:
+            self._graphs.forget(lambda key: name in dict(key[2].loras))
+
     @staticmethod
     def _recordable(call: Call, layout: Layout, share: Share | None) -> tuple[Any, dict[str, Any]]:
         """A function and its arguments, all tensors among them."""

@@ -82,7 +82,7 @@ class ImageEngine:
         self.verifier = Verifier(self._observer.stacking)
         bound = limits.graph_bytes
         self._graphs = GraphStore(recorder_for(group), bound) if bound else None
-        self._runner = BatchRunner(limits.rows, self.verifier, self._graphs, group)
+        self.runner = BatchRunner(limits.rows, self.verifier, self._graphs, group)
         self._stopwatch = Stopwatch()
         self._preview = LatentPreview()
         self._delivery = Delivery()
@@ -212,9 +212,9 @@ class ImageEngine:
         began = time.monotonic()
         try:
             with self._lent(job, gate.offloaded), self._stopwatch.timing() as lap:
-                results = self._runner.run(job.family, calls, job.adapters, job.exclusive)
+                results = self.runner.run(job.family, calls, job.adapters, job.exclusive)
                 ran = batch[: len(results)]
-                lap.tell = self._teller(ran, calls[0].layout.shape, self._runner.typical)
+                lap.tell = self._teller(ran, calls[0].layout.shape, self.runner.typical)
         except Exception as error:
             self._recover(batch, error)
             return
@@ -292,7 +292,7 @@ class ImageEngine:
                 known = self._embeddings.get(key)
                 self._observer.embedding(known is not None)
             if known is None:
-                drawing.unproven = self._runner.is_unproven(drawing.job.family, call)
+                drawing.unproven = self.runner.is_unproven(drawing.job.family, call)
                 return
             drawing.resume(known)
         if drawing.ran_short:

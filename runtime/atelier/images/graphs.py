@@ -49,6 +49,9 @@ class Recording(Protocol):
 
 Recorder = Callable[[Function, Mapping[str, Any]], Recording]
 
+_Key = tuple[Any, ...]
+"""The caller's key, and the shape, type and device of each tensor."""
+
 
 def graph_bytes(plan: MemoryPlan) -> int:
     """What recorded calls may hold: a share of what the plan leaves free. None are recorded where
@@ -66,9 +69,9 @@ class GraphStore:
     def __init__(self, record: Recorder, max_bytes: int) -> None:
         self._record = record
         self._max_bytes = max_bytes
-        self._seen: dict[Hashable, int] = {}
-        self._graphs: OrderedDict[Hashable, Recording] = OrderedDict()
-        self._refused: set[Hashable] = set()
+        self._seen: dict[_Key, int] = {}
+        self._graphs: OrderedDict[_Key, Recording] = OrderedDict()
+        self._refused: set[_Key] = set()
         self.settled = True
         """Whether the last call ran as the next one of its kind will: not to be recorded yet."""
 
@@ -88,27 +91,32 @@ class GraphStore:
             Whatever the function raises; a failure to record is no error.
         """
         shapes = ((one.shape, one.dtype, one.device) for one in tensors_of(dict(kwargs)))
-        key = (key, *shapes)
-        graph = self._graphs.get(key)
-        self.settled = graph is not None or key in self._refused
+        own = (key, *shapes)
+        graph = self._graphs.get(own)
+        self.settled = graph is not None or own in self._refused
         if graph is not None:
-            self._graphs.move_to_end(key)
+            self._graphs.move_to_end(own)
             return graph.replay(kwargs)
         result = _called(function, kwargs)
-        count = self._seen.get(key, 0)
-        self._seen[key] = count + 1
-        if count >= SEEN_BEFORE and key not in self._refused:
-            self._try(key, function, kwargs, result)
+        count = self._seen.get(own, 0)
+        self._seen[own] = count + 1
+        if count >= SEEN_BEFORE and own not in self._refused:
+            self._try(own, function, kwargs, result)
         return result
+
+    def forget(self, belongs: Callable[[Any], bool]) -> None:
+        """Forget the graphs whose key belongs to what goes: their memory may be another's soon."""
+        for kept in (self._graphs, self._seen):
+            for key in [key for key in kept if belongs(key[0])]:
+                del kept[key]
+        self._refused = {key for key in self._refused if not belongs(key[0])}
 
     def clear(self) -> None:
         """Forget every graph: the modules behind them have changed, or memory is short."""
         self._graphs.clear()
         self._seen.clear()
 
-    def _try(
-        self, key: Hashable, function: Function, kwargs: Mapping[str, Any], expected: Any
-    ) -> None:
+    def _try(self, key: _Key, function: Function, kwargs: Mapping[str, Any], expected: Any) -> None:
         try:
             graph = self._record(function, kwargs)
             wrong = difference(graph.replay(kwargs), expected)
@@ -128,7 +136,7 @@ class GraphStore:
             self._graphs.pop(key)
             self._refuse(key, f"its {graph.bytes} bytes are more than all graphs may have")
 
-    def _refuse(self, key: Hashable, reason: str) -> None:
+    def _refuse(self, key: _Key, reason: str) -> None:
         self._refused.add(key)
         log.warning("a call is not recorded as a CUDA graph and runs as before: %s", reason)
 

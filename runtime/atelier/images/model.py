@@ -176,6 +176,7 @@ class ImageModel:
         self._engine = ImageEngine(
             limits, modules=modules, observer=self._observer, group=self._group
         )
+        loras.when_dropped = self._engine.runner.forget_adapter
 
     def _warm_up(self) -> None:
         from atelier.images import compilation
