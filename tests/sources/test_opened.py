@@ -259,6 +259,34 @@ def test_what_is_streamed_depends_on_address_and_engine(tmp_path: Path, model: P
         open_checkpoint(settings(1, tmp_path, "owner/name"))
 
 
+def test_a_stream_holds_a_few_blocks_besides_the_weights(
+    server: int, bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "RANGE_BYTES", 16 * 2**20)
+    save_file({"conv.weight": np.zeros(96 * 2**20, np.uint8)}, model / UNET)
+    bucket.put_object(Bucket="models", Key=f"sd/{UNET}", Body=(model / UNET).read_bytes())
+    with open_checkpoint(settings(server, tmp_path)) as source:
+        found = source.inspect()
+        before, highest, over = own_memory(), [0], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.005):
+                highest[0] = max(highest[0], own_memory())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        source.fill(found)
+        over.set()
+        watcher.join()
+    assert 0 < highest[0] - before < 48 * 2**20
+
+
+def own_memory() -> int:
+    """Bytes of this process that no file stands behind."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
 def test_doctor_says_that_nothing_is_kept(
     link: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ from atelier import __version__, logs
 from atelier.cli.extras import advice
 from atelier.errors import AtelierError
 from atelier.settings import load_settings
-from atelier.workers import ahead
 from atelier.workers import handle as workers
 
 app = typer.Typer(
@@ -58,8 +57,10 @@ def serve(
     settings = load_settings(model_id=model_dir or None, model_name=model_name or None)
     logs.set_up(settings)
     if settings.engine == "transformers":
-        ahead.begin(settings)
         workers.prepare()
+        from atelier.workers import ahead
+
+        ahead.begin(settings)
     from atelier.serving.server import serve as run
 
     raise typer.Exit(run(settings, context.args))
