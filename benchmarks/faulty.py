@@ -8,7 +8,7 @@ from atelier.workers import handle
 
 
 def main() -> None:
-    handle.PRELOADED = "benchmarks.faults"
+    handle.PRELOADED = dict.fromkeys(handle.PRELOADED, "benchmarks.faults")
     cli()
 
 

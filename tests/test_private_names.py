@@ -84,6 +84,8 @@ THERE: dict[str, Callable[[], bool]] = {
         diffusers.FluxPipeline, "_prepare_latent_image_ids"
     ),
     "PreTrainedModel._supports_sdpa": has(transformers.PreTrainedModel, "_supports_sdpa"),
+    "GemmaTokenizer._vocab": lambda: assigned(transformers.GemmaTokenizer, "_vocab"),
+    "GemmaTokenizer._merges": lambda: assigned(transformers.GemmaTokenizer, "_merges"),
     "torch.utils._pytree": lambda: all(
         hasattr(torch.utils._pytree, name)
         for name in ("tree_flatten", "tree_unflatten", "tree_leaves", "tree_map")

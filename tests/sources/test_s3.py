@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from atelier.errors import SourceError
-from atelier.serving.assembly import kind_of
 from atelier.settings import load_settings
 from atelier.sources import crt, fetch, file_names, s3, transfer
+from atelier.sources.kind import kind_of
 from atelier.sources.landing import MANIFEST
 from tests.certificates import make_ca_and_server
 from tests.sources.stores import Fault, client, environment, proxy, s3_server

@@ -3,7 +3,7 @@
 from atelier.cli.main import main as cli
 from atelier.workers import handle
 
-handle.PRELOADED = "tests.text.faults"
+handle.PRELOADED = dict.fromkeys(handle.PRELOADED, "tests.text.faults")
 
 
 def main() -> None:

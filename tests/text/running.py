@@ -47,14 +47,16 @@ def serving(
     name: str = "tiny",
     module: str = "atelier.cli.main",
     ready_s: float = 60,
+    executed: bool = False,
     **settings: str,
 ) -> Iterator[Server]:
-    """Start a server, wait until it is ready, and stop it afterwards."""
+    """Start a server, wait until it is ready, and stop it afterwards. It is forked, or `executed`
+    where it matters what it imports, or what it shares with others."""
     rest, grpc = free_port(), free_port()
     arguments = ["serve", "--http_port", str(rest), "--grpc_port", str(grpc)]
     given = {"MODEL_ID": str(model), "MODEL_NAME": name} | settings
     # A faulty server has workers of its own kind, so it starts its own fork server.
-    kind = Forked if module == "atelier.cli.main" else Executed
+    kind = Forked if module == "atelier.cli.main" and not executed else Executed
     process = kind(module, arguments, given, log)
     server = Server(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}", name, process, log)
     try:

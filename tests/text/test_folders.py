@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from atelier.errors import CheckpointError
-from atelier.serving.assembly import kind_of
 from atelier.settings import Settings
 from atelier.sources.checkpoint.folder import inspect
+from atelier.sources.kind import kind_of
 from atelier.text.embedded.loading import load
 from tests.text.running import serving
 from tests.text.tiny import make_checkpoint

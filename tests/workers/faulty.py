@@ -3,7 +3,7 @@
 from atelier.cli.main import main as cli
 from atelier.workers import handle
 
-handle.PRELOADED = "tests.workers.faults"
+handle.PRELOADED = dict.fromkeys(handle.PRELOADED, "tests.workers.faults")
 
 
 def main() -> None:

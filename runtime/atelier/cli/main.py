@@ -12,6 +12,7 @@ from atelier import __version__, logs
 from atelier.cli.extras import advice
 from atelier.errors import AtelierError
 from atelier.settings import load_settings
+from atelier.sources.kind import kind_at_hand
 from atelier.workers import handle as workers
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ def serve(
     settings = load_settings(model_id=model_dir or None, model_name=model_name or None)
     logs.set_up(settings)
     if settings.engine == "transformers":
-        workers.prepare()
+        workers.prepare(kind_at_hand(settings))
         from atelier.workers import ahead
 
         ahead.begin(settings)

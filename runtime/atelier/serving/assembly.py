@@ -1,5 +1,4 @@
-"""What kind of model MODEL_ID is, a picture model or a language model, and the classes that serve
-each."""
+"""The classes that serve a picture model or a language model."""
 
 from __future__ import annotations
 
@@ -8,8 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -18,11 +16,11 @@ from atelier.errors import SettingsError
 from atelier.protocols.http.metrics import ChildMetrics
 from atelier.settings import Settings, ignored
 from atelier.settings.groups import Server
+from atelier.sources.kind import kind_of
 from atelier.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["image", "text"]
 Load = Callable[[], Awaitable[None]]
 
 
@@ -64,49 +62,6 @@ class Served:
     child_metrics: ChildMetrics | None = None
     forwards: Callable[[], tuple[str, ...]] = tuple
     expected: Callable[[], float | None] = lambda: None
-
-
-def kind_of(settings: Settings) -> Kind:
-    """TASK decides; `auto` looks at the file names, and at the config of a checkpoint that is on
-    this machine.
-
-    Nothing is downloaded for it, so that the server answers probes while a large checkpoint is on
-    its way.
-
-    Raises:
-        SourceError: MODEL_ID points nowhere.
-    """
-    if settings.task != "auto":
-        return settings.task
-    from atelier.sources import file_names, on_this_machine
-
-    names = file_names(settings)
-    if any(name.endswith(".gguf") for name in names):
-        return "text"
-    if "config.json" not in names or "model_index.json" in names:
-        return "image"
-    folder = on_this_machine(settings)
-    return "text" if folder is None or is_language_model(folder / "config.json") else "image"
-
-
-WRITERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-"""Ends of the names of transformers' classes that generate text; GPT-2's has the oldest."""
-
-
-def is_language_model(config: Path) -> bool:
-    """Whether a transformers config names a model that generates text; one that names a type but no
-    architecture is taken for one.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    from atelier.sources.checkpoint.folder import read_json
-
-    found = read_json(config)
-    architectures = found.get("architectures") or []
-    if not architectures:
-        return bool(found.get("model_type"))
-    return any(end in name for name in architectures for end in WRITERS)
 
 
 def serve_kind(settings: Settings, app: FastAPI, metrics: Metrics) -> Served:

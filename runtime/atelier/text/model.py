@@ -12,19 +12,20 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from atelier.errors import AtelierError, NotReady
+from atelier.errors import NotReady
 from atelier.settings import Settings
 from atelier.streams import EventStream, MakeStream
 from atelier.text.calls import FORMATS, forced_call_grammar, form_for, schemas_of
 from atelier.text.child.specs import served_paths
-from atelier.text.observer import SilentTextObserver, TextObserver
+from atelier.text.observer import SilentTextObserver, TextObserver, counted_refusals
 from atelier.text.parsing import THINK, AnswerParser
 from atelier.text.refused_settings import check_embedded
 from atelier.text.request import TextRequest, make_request
 from atelier.text.template import PromptEncoder
+from atelier.text.token_names import TokenNames
 
 if TYPE_CHECKING:
     from atelier.sources.opened import OpenedCheckpoint
@@ -101,8 +102,7 @@ class TextModel:
         return self._engine.gauges() if self._engine is not None else {}
 
     def device_memory(self) -> tuple[int, int]:
-        """Used and free bytes of the device; (0, 0) where there is nothing to ask, or a child owns
-        it."""
+        """Used and free bytes of the device; (0, 0) where nobody tells or a child owns it."""
         return self._loaded.runner.device_memory() if self._loaded is not None else (0, 0)
 
     @property
@@ -164,14 +164,9 @@ class TextModel:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizing, work, *arguments)
 
-    @contextmanager
-    def refusals(self, protocol: str) -> Iterator[None]:
+    def refusals(self, protocol: str) -> AbstractContextManager[None]:
         """Count an error raised inside as a request of this protocol that was not admitted."""
-        try:
-            yield
-        except AtelierError as error:
-            self.observer.refused(protocol, error)
-            raise
+        return counted_refusals(self.observer, protocol)
 
     def parser(self, request: TextRequest) -> AnswerParser:
         """What takes this request's answer apart."""
@@ -188,6 +183,11 @@ class TextModel:
         ids: list[int] = await self._in_thread(self.encoder.encode, request)
         return ids
 
+    async def detokenize(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens included."""
+        text: str = await self._in_thread(self.encoder.decode, ids)
+        return text
+
     async def embed(self, text: str | list[int]) -> tuple[list[float], int]:
         """The vector of a text and how many tokens it has."""
         from atelier.text.embedded.embeddings import embed
@@ -203,15 +203,16 @@ class TextModel:
 
     @property
     def encoder(self) -> PromptEncoder:
-        """The embedded engine's tokenizer.
-
-        Raises:
-            NotReady: it is not loaded.
-        """
+        """The embedded engine's tokenizer; NotReady before it is loaded."""
         self.check_ready()
         if self._encoder is None:
             raise NotReady(f"the model {self.name} has no tokenizer in this process")
         return self._encoder
+
+    @property
+    def names(self) -> TokenNames:
+        """What token ids are called, made anew; NotReady before the tokenizer is loaded."""
+        return self.encoder.names(self.vocabulary_size)
 
     async def child_metrics(self) -> str:
         """The child engine's own metrics; empty while it is down."""
@@ -271,9 +272,8 @@ class TextModel:
         self._encoder = PromptEncoder(self._loaded.vocabulary.tokenizer, self.context)
         queue, timeout, loaded = settings.max_queue_size, settings.request_timeout, self._loaded
         limits = ContextLimits(self.context, queue, timeout, prefill)
-        self._engine = TransformersEngine(
-            loaded.runner, loaded.vocabulary, limits, loaded.speculation
-        )
+        parts = loaded.runner, loaded.vocabulary, limits, loaded.speculation
+        self._engine = TransformersEngine(*parts)
 
     def _start_child(self, source: OpenedCheckpoint) -> None:
         from atelier.text.child.process import ProcessEngine

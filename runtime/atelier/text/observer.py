@@ -3,9 +3,11 @@ nothing here knows how."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
+from atelier.errors import AtelierError
 from atelier.events import Event
 
 
@@ -31,3 +33,13 @@ class SilentTextObserver:
 
     def request(self, protocol: str) -> Callable[[Event], None]:
         return lambda event: None
+
+
+@contextmanager
+def counted_refusals(observer: TextObserver, protocol: str) -> Iterator[None]:
+    """Tell the observer of an error raised inside: a request of this protocol was not admitted."""
+    try:
+        yield
+    except AtelierError as error:
+        observer.refused(protocol, error)
+        raise

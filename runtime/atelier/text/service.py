@@ -12,10 +12,7 @@ from atelier.text.request import TextRequest
 
 
 class Names(Protocol):
-    """Token ids as text."""
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of the ids, special tokens included."""
+    """What token ids are called."""
 
     def pieces(self, ids: list[int]) -> list[str]:
         """Text of each id by itself."""
@@ -55,8 +52,8 @@ class TextService(Protocol):
         """Of the protocols' fields those that the chat template reads."""
 
     @property
-    def encoder(self) -> Names:
-        """Token ids as text; NotReady before the tokenizer is loaded."""
+    def names(self) -> Names:
+        """What token ids are called; NotReady before the tokenizer is loaded."""
 
     async def submit(self, request: TextRequest) -> EventStream:
         """Have a request admitted; its events follow."""
@@ -66,6 +63,9 @@ class TextService(Protocol):
 
     async def tokenize(self, request: TextRequest) -> list[int]:
         """The prompt's token ids."""
+
+    async def detokenize(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens included."""
 
     async def embed(self, text: str | list[int]) -> tuple[list[float], int]:
         """The vector of a text and how many tokens it has."""

@@ -11,14 +11,13 @@ from functools import partial
 from typing import Any
 
 import orjson
-from tokenizers import Tokenizer
 
 from atelier.bounds import TEMPLATE_SECONDS, read_json
 from atelier.errors import InvalidRequest, shown
 from atelier.text.calls import knows_tools
 from atelier.text.request import TextRequest
 from atelier.text.time_limit import TimeIsUp, time_limit
-from atelier.text.token_bytes import token_bytes
+from atelier.text.token_names import TokenNames
 from atelier.text.told_tools import alternating, folded
 
 ITEMS = re.compile(r"\b(arguments|args)\s*(\|\s*items|\.items\(\))")
@@ -160,40 +159,13 @@ class PromptEncoder:
         """Of the protocols' fields those that the template reads."""
         return [name for name in PASSED_ON if name in self.template]
 
-    def serialized(self) -> str:
-        """The tokenizer as its library writes it, for a process that only names tokens."""
-        return str(self._tokenizer.backend_tokenizer.to_str())
-
     def decode(self, ids: list[int]) -> str:
         """Text of the ids, special tokens included."""
         return str(self._tokenizer.decode(ids))
 
-    def pieces(self, ids: list[int]) -> list[str]:
-        """Text of each id by itself."""
-        return [str(self._tokenizer.decode([token])) for token in ids]
-
-    def raw(self, token: int) -> bytes:
-        """The bytes that an id stands for."""
-        return token_bytes(self._tokenizer.backend_tokenizer, token)
-
-
-class TokenNames:
-    """Token ids as text, by the tokenizer alone: no chat template, no torch."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of the ids, special tokens included."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
-
-    def pieces(self, ids: list[int]) -> list[str]:
-        """Text of each id by itself."""
-        return [self.decode([token]) for token in ids]
-
-    def raw(self, token: int) -> bytes:
-        """The bytes that an id stands for."""
-        return token_bytes(self._tokenizer, token)
+    def names(self, vocabulary_size: int) -> TokenNames:
+        """What ids are called, of a model with so many."""
+        return TokenNames(self._tokenizer.backend_tokenizer, vocabulary_size)
 
 
 def _written(write: Callable[..., Any], messages: list[dict[str, Any]]) -> str:

@@ -29,7 +29,7 @@ from atelier.workers.placement import Place
 log = logging.getLogger(__name__)
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = "atelier.workers.preloaded"
+PRELOADED = {"text": "atelier.workers.preloaded_text", "image": "atelier.workers.preloaded"}
 
 State = Literal["starting", "ready", "lost", "stopped"]
 Kind = Literal["image", "text"]
@@ -48,9 +48,10 @@ class Held(Protocol):
         """Its progress, for people."""
 
 
-def prepare() -> None:
-    """Start the process that workers are forked from; it imports while the front does. No wait."""
-    CONTEXT.set_forkserver_preload([PRELOADED])
+def prepare(kind: Kind | None) -> None:
+    """Start the process that workers are forked from; it imports while the front does. No wait.
+    `kind` is None as long as nobody knows: pictures need all that language models do."""
+    CONTEXT.set_forkserver_preload([PRELOADED[kind or "image"], "atelier.workers.frozen"])
     forkserver.ensure_running()
 
 

@@ -11,21 +11,19 @@ import copy
 import itertools
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
-
-from tokenizers import Tokenizer
 
 from atelier.errors import AtelierError, Cancelled, DeadlineExceeded, Draining, NotReady
 from atelier.events import Failed, Finished, Token
 from atelier.settings import Settings
 from atelier.streams import EventStream
 from atelier.text.metrics import follow_engine
-from atelier.text.observer import SilentTextObserver, TextObserver
+from atelier.text.observer import SilentTextObserver, TextObserver, counted_refusals
 from atelier.text.parsing import AnswerParser
 from atelier.text.request import TextRequest
-from atelier.text.template import TokenNames
+from atelier.text.token_names import TokenNames
 from atelier.workers import messages as m
 from atelier.workers.handle import WorkerHandle
 from atelier.workers.inquiries import Inquiries
@@ -59,7 +57,6 @@ class TextFront:
             settings.request_timeout,
         )
         self._parsers: dict[int, AnswerParser] = {}
-        self._names: TokenNames | None = None
         self._draining = False
         self._idle = asyncio.Event()
         follow_engine(self.name, self)
@@ -191,8 +188,6 @@ class TextFront:
         if isinstance(message, m.Observed):
             getattr(self.observer, message.method)(*message.arguments)
         elif isinstance(message, m.ModelLoaded):
-            serialized = message.traits["tokenizer"]
-            self._names = TokenNames(Tokenizer.from_str(serialized))
             for waiting in self._tickets.values():
                 self._send(waiting)
         elif self._inquiries.hear(message):
@@ -228,14 +223,9 @@ class TextFront:
 
     # What protocols ask besides
 
-    @contextmanager
-    def refusals(self, protocol: str) -> Iterator[None]:
+    def refusals(self, protocol: str) -> AbstractContextManager[None]:
         """Count an error raised inside as a request of this protocol that was not admitted."""
-        try:
-            yield
-        except AtelierError as error:
-            self.observer.refused(protocol, error)
-            raise
+        return counted_refusals(self.observer, protocol)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         self.check_ready()
@@ -246,21 +236,26 @@ class TextFront:
         ids: list[int] = await self._ask("tokenize", request)
         return ids
 
+    async def detokenize(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens included."""
+        text: str = await self._ask("detokenize", ids)
+        return text
+
     async def embed(self, text: str | list[int]) -> tuple[list[float], int]:
         """The vector of a text and how many tokens it has."""
         vector: tuple[list[float], int] = await self._ask("embed", text)
         return vector
 
     @property
-    def encoder(self) -> TokenNames:
-        """Names of token ids.
+    def names(self) -> TokenNames:
+        """What token ids are called.
 
         Raises:
-            NotReady: the tokenizer is not loaded.
+            NotReady: the model is not loaded.
         """
         self.check_ready()
-        assert self._names is not None
-        return self._names
+        names: TokenNames = self._trait("names", None)
+        return names
 
     def _trait(self, name: str, default: Any) -> Any:
         return next((one.traits[name] for one in self.workers if name in one.traits), default)

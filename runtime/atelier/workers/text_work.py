@@ -57,7 +57,7 @@ class TextWork:
             "context": self._model.context,
             "vocabulary_size": self._model.vocabulary_size,
             "template_takes": self._model.template_takes,
-            "tokenizer": self._model.encoder.serialized(),
+            "names": self._model.names,
         }
 
     def beat(self) -> m.Beat:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from atelier import logs
 from atelier.errors import GenerationFailed, StartError
+from atelier.hardware.heap import give_back_freed_memory
 from atelier.hardware.ranks import on_processor
 from atelier.settings import Settings
 from atelier.workers import messages as m
@@ -130,6 +131,7 @@ class Worker:
         if on_processor(self._settings):
             _give_way()
         traits, device = self._work.traits(), self._work.device()
+        await asyncio.to_thread(give_back_freed_memory)
         self._outbox.put(m.ModelLoaded(traits, device, devices_here(self._settings)))
         await stopped.wait()
         beats.cancel()

@@ -23,12 +23,16 @@ from atelier.text.service import TextService
 
 
 def completion_answer(
-    model: TextService, wanted: WantedCompletions, answers: list[Answer], named: Named
+    model: TextService,
+    wanted: WantedCompletions,
+    answers: list[Answer],
+    named: Named,
+    echoes: list[str],
 ) -> dict[str, Any]:
-    """A `text_completion` object; choices of the first prompt come first."""
+    """A `text_completion` object; choices of the first prompt come first. `echoes` has what stands
+    before the answers of each prompt."""
     choices: list[dict[str, Any]] = []
-    for request, answer in zip(wanted.requests, answers, strict=True):
-        before = _prompt_text(model, request) if wanted.echo else ""
+    for request, answer, before in zip(wanted.requests, answers, echoes, strict=True):
         echoed = answer.prompt if wanted.echo and request.logprobs is not None else None
         told = prompt_logprobs(answer.prompt, named, wanted.prompt_logprobs)
         for choice in answer.choices:
@@ -66,7 +70,7 @@ async def completion_chunks(
         return told
 
     async with running(model, request) as events:
-        echo = _prompt_text(model, request) if wanted.echo else ""
+        echo = await prompt_text(model, request) if wanted.echo else ""
         if echo and request.logprobs is None:
             for index in range(request.n):
                 yield chunk(index, echo, None)
@@ -115,7 +119,8 @@ def completion_logprobs(
     }
 
 
-def _prompt_text(model: TextService, request: TextRequest) -> str:
+async def prompt_text(model: TextService, request: TextRequest) -> str:
+    """A completion's prompt, as it came or by its tokens."""
     if request.prompt is not None:
         return request.prompt
-    return model.encoder.decode(list(request.prompt_ids or ()))
+    return await model.detokenize(list(request.prompt_ids or ()))

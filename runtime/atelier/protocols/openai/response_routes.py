@@ -43,7 +43,7 @@ async def create(store: ResponseStore, model: TextService, request: Request) -> 
         if wanted.truncate:
             wanted = replace(wanted, request=await fitting(model, wanted.request))
     log_user(body)
-    draft = ResponseDraft(wanted, model.name, Named(model.encoder))
+    draft = ResponseDraft(wanted, model.name, Named(model.names))
     if streaming:
         return await when_begun(_frames(store, model, wanted, draft), _error_frame)
     async for _ in _events(store, model, wanted, draft):

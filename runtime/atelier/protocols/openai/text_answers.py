@@ -24,14 +24,14 @@ from atelier.text.service import Names, TextService
 class Named:
     """What tokens are called in answers: `named(token)` is the text of one."""
 
-    encoder: Names
+    names: Names
 
     def __call__(self, token: int) -> str:
-        return self.encoder.pieces([token])[0]
+        return self.names.pieces([token])[0]
 
     def bytes(self, token: int) -> list[int]:
         """The bytes of one, which clients join where a character is spread over several."""
-        return list(self.encoder.raw(token))
+        return list(self.names.raw(token))
 
 
 def usage_object(usages: Iterable[Usage]) -> dict[str, Any]:

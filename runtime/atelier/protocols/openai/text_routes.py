@@ -22,7 +22,11 @@ from atelier.protocols.http.models import check_name
 from atelier.protocols.http.pools import writing
 from atelier.protocols.http.results import ResultStore
 from atelier.protocols.http.sse import when_begun
-from atelier.protocols.openai.completion_answers import completion_answer, completion_chunks
+from atelier.protocols.openai.completion_answers import (
+    completion_answer,
+    completion_chunks,
+    prompt_text,
+)
 from atelier.protocols.openai.idle_fields import log_user, warnings
 from atelier.protocols.openai.response_routes import create as create_response
 from atelier.protocols.openai.response_routes import router as kept_responses
@@ -93,7 +97,7 @@ async def chat(model: TextService, request: Request) -> Response:
         wanted = timed(chat_request(body), request.headers)
         streaming = streaming_of(body)
     log_user(body)
-    named = Named(model.encoder)
+    named = Named(model.names)
     idle = warnings(body, read=model.template_takes)
     told = {"warnings": idle} if idle else {}
     if streaming:
@@ -118,13 +122,15 @@ async def completions(model: TextService, request: Request) -> Response:
                 f"prompt: {len(requests)} prompts cannot be streamed in one request", "prompt"
             )
     log_user(body)
-    named = Named(model.encoder)
+    named = Named(model.names)
     if streaming:
         return await when_begun(
             completion_chunks(model, wanted, streaming.usage, named), error_frame
         )
     answers = await complete_all(model, requests)
-    return json_response(await writing(completion_answer, model, wanted, answers, named))
+    echoes = [await prompt_text(model, each) if wanted.echo else "" for each in requests]
+    said = await writing(completion_answer, model, wanted, answers, named, echoes)
+    return json_response(said)
 
 
 async def embeddings(model: TextService, request: Request) -> Response:
@@ -168,7 +174,7 @@ async def tokenize(model: TextService, request: Request) -> Response:
     ids = await model.tokenize(wanted)
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": model.context, "tokens": ids}
     if body.get("return_token_strs"):
-        answer["token_strs"] = model.encoder.pieces(ids)
+        answer["token_strs"] = model.names.pieces(ids)
     return json_response(answer)
 
 
@@ -183,7 +189,7 @@ async def detokenize(model: TextService, request: Request) -> Response:
         raise InvalidRequest(
             f"tokens must be a list of ids from 0 to {model.vocabulary_size - 1}", "tokens"
         )
-    return json_response({"prompt": model.encoder.decode(ids)})
+    return json_response({"prompt": await model.detokenize(ids)})
 
 
 def _packed(vector: list[float]) -> str:

@@ -23,6 +23,7 @@ from atelier.text.embedded.capacity import (
     split_by_window,
 )
 from atelier.text.embedded.draft_model import DraftModel, check_tokenizer
+from atelier.text.embedded.fast_tokenizer import load_fast_tokenizer
 from atelier.text.embedded.packed_linear import doubled_bytes, pack_linears
 from atelier.text.embedded.probe import check_steps, reference_logits
 from atelier.text.embedded.prompt_lookup import PromptLookup
@@ -205,7 +206,7 @@ def _draft_model(model: Any, capacity: Capacity, compiled: bool, drafts: int) ->
 def _load_weights(
     path: Path, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {
         "trust_remote_code": settings.trust_remote_code,
@@ -214,11 +215,7 @@ def _load_weights(
     checkpoint = inspect(path, variant=settings.variant, allow_pickle=settings.allow_pickle)
     checkpoint.check()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        if not getattr(tokenizer, "is_fast", False):
-            raise CheckpointError(
-                f"{path} has no fast tokenizer (tokenizer.json), which streaming needs"
-            )
+        tokenizer = load_fast_tokenizer(path, **options)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
