@@ -27,7 +27,8 @@ class SlotView:
     many columns are read back; 0 means that the rows begin here and attend to themselves alone.
     `lengths`, if given, counts the columns that the last query of each row may read, and lets the
     flash kernel skip the rest. `causal` are the masks of this forward that hide nothing but the
-    future: kernels compute those by themselves.
+    future: kernels compute those by themselves. `span` are the slots where they
+    lie one behind the other.
     """
 
     rows: int
@@ -37,6 +38,11 @@ class SlotView:
     lengths: Tensor | None = None
     ring_columns: Tensor | None = None
     causal: tuple[Tensor, ...] = ()
+    span: slice | None = None
+
+    def read(self, part: Tensor, end: int) -> Tensor:
+        """The first `end` columns of its slots, of keys or values; of a span without a copy."""
+        return part[self.slots if self.span is None else self.span, :, :end]
 
 
 def attend(
@@ -68,11 +74,18 @@ def attend(
         out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
         out = out.reshape(rows, heads, queries, value.shape[-1])
     else:
-        if groups > 1:
+        shared = groups > 1 and query.device.type == "cpu"  # on a GPU not with every mask
+        if groups > 1 and not shared:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         causal = attention_mask is None and queries > 1
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            is_causal=causal,
+            scale=scaling,
+            enable_gqa=shared,
         )
     return out.transpose(1, 2).contiguous(), None
 

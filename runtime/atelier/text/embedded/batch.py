@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from atelier.errors import GenerationFailed
+from atelier.hardware.heap import give_back_freed_memory
 from atelier.text.embedded.failures import of_a_request
 from atelier.text.embedded.pending import Pending
 from atelier.text.embedded.runner import Chunk, Runner
@@ -23,6 +24,9 @@ LEAST_PREFIX = 16
 
 MOST_LOGITS = 2**25
 """Of one prefill that keeps those of every position: 128 MiB of them."""
+
+LONG = 2048
+"""Tokens of a prompt after which a CPU's memory of intermediate results is given back."""
 
 
 class Batch:
@@ -149,6 +153,9 @@ class Batch:
                 sequence.job.tell_prompt()
             if not sequence.job.max_tokens:
                 sequence.close()
+        computed = (chosen[i].past - chosen[i].job.cached for i in done)
+        if self.runner.device.type == "cpu" and any(count >= LONG for count in computed):
+            give_back_freed_memory()
         ready = [i for i in done if not chosen[i].over]
         if not ready:
             return
@@ -161,7 +168,6 @@ class Batch:
     def _chunks(self) -> tuple[list[Sequence], list[Chunk]]:
         """The next parts of waiting prompts that are read together: all of those whose log
         probabilities are wanted, or none."""
-        chunks: list[Chunk] = []
         chosen: list[Sequence] = []
         width, scored = 0, self.waiting[0].scored
         most = min(self.prefill_tokens, self._scored_tokens) if scored else self.prefill_tokens
@@ -174,8 +180,10 @@ class Batch:
                 break
             width = wider
             chosen.append(sequence)
-            chunks.append(Chunk(sequence.slot, sequence.past, rest))
-        return chosen, chunks
+        chosen.sort(key=lambda sequence: sequence.slot)  # neighbours are read without a copy
+        return chosen, [
+            Chunk(one.slot, one.past, one.job.prompt[one.past : one.past + most]) for one in chosen
+        ]
 
     def _decode(self) -> None:
         rows = {sequence.slot: sequence for sequence in self.running if sequence.position}

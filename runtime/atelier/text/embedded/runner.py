@@ -83,6 +83,9 @@ class Runner:
         last = [len(chunk.tokens) - 1 for chunk in chunks]
         kept = sorted(set(last))
         view = SlotView(len(chunks), slots, columns, 0 if fresh else length)
+        first, last_slot = chunks[0].slot, chunks[-1].slot
+        if [chunk.slot for chunk in chunks] == list(range(first, last_slot + 1)):
+            view.span = slice(first, last_slot + 1)
         view.ring_columns = self._ring_columns(columns, ends.to(self.device))
         masks = {
             kind: self._prefill_mask(positions, length, window, fresh)

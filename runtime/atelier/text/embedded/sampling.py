@@ -146,7 +146,7 @@ def _choose(logits: Tensor, rows: list[SamplingRow | None]) -> Tensor:
         return likeliest
     heat = torch.tensor(heats).to(logits.device, non_blocking=True)[:, None]
     greedy = heat == 0
-    scaled = logits / heat.masked_fill(greedy, 1.0)
+    scaled = logits.div_(heat.masked_fill(greedy, 1.0))
     filtered = [
         i for i, row in enumerate(rows) if row is not None and row.temperature > 0 and _filters(row)
     ]
@@ -158,7 +158,7 @@ def _choose(logits: Tensor, rows: list[SamplingRow | None]) -> Tensor:
     for index, row in enumerate(rows):
         if row is not None and row.generator is not None:
             noise[index].exponential_(generator=row.generator)
-    drawn = (scaled - noise.log()).max(-1).indices
+    drawn = scaled.sub_(noise.log_()).max(-1).indices
     return torch.where(greedy[:, 0], likeliest, drawn)
 
 

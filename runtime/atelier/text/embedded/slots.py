@@ -78,16 +78,19 @@ class SlotCache(Cache):
             end = view.length if view.lengths is None else self.columns + 1
             end = min(end, self.ring) if ring else end
             return keys[: view.rows, :, :end], values[: view.rows, :, :end]
-        past = None
+        joined = None
         if ring and view.length:  # read before the new positions replace the oldest
-            past = keys[view.slots, :, : self.ring], values[view.slots, :, : self.ring]
+            joined = (
+                torch.cat([view.read(keys, self.ring), key_states], 2),
+                torch.cat([view.read(values, self.ring), value_states], 2),
+            )
         keys[view.slots[:, None], :, columns] = key_states.transpose(1, 2)
         values[view.slots[:, None], :, columns] = value_states.transpose(1, 2)
-        if past is not None:
-            return torch.cat([past[0], key_states], 2), torch.cat([past[1], value_states], 2)
+        if joined is not None:
+            return joined
         if view.length == 0:
             return key_states, value_states
-        return keys[view.slots, :, : view.length], values[view.slots, :, : view.length]
+        return view.read(keys, view.length), view.read(values, view.length)
 
     def keeps(self, length: int, written: int) -> bool:
         """Whether a slot in which `written` positions are known still holds what a continuation
