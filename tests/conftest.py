@@ -28,7 +28,13 @@ os.environ.setdefault(
 START_SECONDS = 120
 STOP_SECONDS = 60
 ROOT = Path(__file__).parent.parent
-FIRST = ("tests/image/test_image.py", "tests/dreambooth/test_loop.py", "tests/text/test_vllm.py")
+FIRST = (
+    "tests/image/test_image.py",
+    "tests/dreambooth/test_loop.py",
+    "tests/text/test_vllm.py",
+    "tests/text/test_gemma3_vllm.py",
+    "tests/text/test_gemma3.py",
+)
 """Files that take minutes: begun last, they would be waited for."""
 
 

@@ -1,5 +1,5 @@
 """The real llama-server with the GGUF of Gemma 3 270M (`make engine-llamacpp gemma3`), behind a
-real server; `make test-engines` runs it."""
+real server."""
 
 from __future__ import annotations
 
@@ -23,22 +23,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atelier.settings import Settings
 from atelier.text.child.process import ProcessEngine
-from tests.text import gemma3
 from tests.text.families import Answer, plain
+from tests.text.greedy import CHECKPOINT, GGUF, INSTALLED, PROMPTS, REUSED, STORY
 from tests.text.running import ROOT, Server, serving
-from tests.text.test_gemma3 import CHECKPOINT, PROMPTS, STORY
 
 ENGINE = ROOT / ".engines" / "llamacpp"
-GGUF = gemma3.FOLDER / gemma3.GGUF
 CONTEXT = 1024
 COUNT = 8
 MARGIN = 1.0
 
 pytestmark = [
-    pytest.mark.skipif("TEST_ENGINES" not in os.environ, reason="make test-engines runs this"),
-    pytest.mark.skipif(
-        not (gemma3.FOLDER / ".installed").exists(), reason="make gemma3 has not run"
-    ),
+    INSTALLED,
     pytest.mark.skipif(
         not (ENGINE / ".installed").exists(), reason="make engine-llamacpp has not run"
     ),
@@ -102,6 +97,14 @@ def test_eight_at_once_stay_with_the_dequantized_model(server: Server, tokenizer
         print(len(prompt), "margin", float(margin.max()), "apart", apart.tolist())
         assert float(margin.max()) <= MARGIN, (len(prompt), margin)
         assert float(apart.median()) <= MARGIN / 2, (len(prompt), apart)
+
+
+def test_a_beginning_seen_before_is_reused(server: Server, tokenizer: Any) -> None:
+    """Beyond the window, and to the same answer as before."""
+    prompt = list(tokenizer(REUSED).input_ids)
+    first, second = (complete(server, prompt=prompt).json() for _ in range(2))
+    assert second["timings"]["cache_n"] > 512
+    assert second["choices"][0]["text"] == first["choices"][0]["text"]
 
 
 def test_each_slot_takes_a_prompt_of_the_whole_context(server: Server, tokenizer: Any) -> None:
