@@ -20,10 +20,17 @@ from tests.conftest import ROOT, Server
 BUILT_IN = ROOT / "runtime" / "atelier" / "builtin" / "scenes"
 
 
-@pytest.fixture
-def server(start_server: Any) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def started(start_server: Any) -> Iterator[Server]:
     with start_server(model_id=str(BUILT_IN), model_name="scenes") as running:
         yield running
+
+
+@pytest.fixture
+def server(started: Server) -> Server:
+    """Ready again, whatever the test before did to its worker."""
+    started.wait_ready()
+    return started
 
 
 def worker(server: Server) -> dict[str, Any]:
