@@ -83,7 +83,7 @@ def test_eight_long_streams_take_two_and_a_half_gigabytes_at_most(
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=300)
     ask = partial(client.completions.create, model="gemma", extra_body={"ignore_eos": True})
     ask(prompt=beginning, max_tokens=1)
-    begun, measured = Barrier(9, timeout=120), Barrier(9, timeout=120)
+    begun, measured = Barrier(9, timeout=300), Barrier(9, timeout=300)
 
     def stream(number: int) -> None:
         with ask(prompt=[*beginning, number], max_tokens=128, stream=True) as chunks:
