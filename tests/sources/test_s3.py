@@ -15,6 +15,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from boto3.s3.transfer import TransferConfig
 
 from atelier.errors import SourceError
 from atelier.settings import load_settings
@@ -219,6 +220,19 @@ def test_a_multipart_upload_is_verified_by_its_parts(bucket, link, tmp_path):
     )
     with pytest.raises(SourceError, match="is damaged: "):
         fetch(settings(link.port, tmp_path, "s3://models/multi"), into=tmp_path / "again")
+
+
+def test_what_boto3_uploads_in_parts_is_right(bucket, link, tmp_path):
+    """It sends a checksum with each part; what a store makes of these is no sum of the object."""
+    file = tmp_path / "w.bin"
+    file.write_bytes(BIG * 6)
+    parts = TransferConfig(multipart_threshold=5 * 2**20, multipart_chunksize=5 * 2**20)
+    bucket.upload_file(str(file), "models", "parts/w.bin", Config=parts)
+    head = bucket.head_object(Bucket="models", Key="parts/w.bin", ChecksumMode="ENABLED")
+    assert "-" in head["ETag"]
+    assert any(name.startswith("ChecksumCRC") for name in head)
+    fetched = content(fetch(settings(link.port, tmp_path, "s3://models/parts")))
+    assert fetched["w.bin"] == file.read_bytes()
 
 
 def test_a_killed_download_is_resumed_where_it_was(bucket, link, tmp_path):

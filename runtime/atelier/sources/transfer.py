@@ -244,7 +244,9 @@ class Transfer:
         head = retried(
             lambda: self._client.head_object(**where, ChecksumMode="ENABLED"), one.key, self._stop
         )
-        whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+        # A store that does not tell keeps the sum of the parts' sums, as all of them once did.
+        untold = "COMPOSITE" if "-" in one.etag else "FULL_OBJECT"
+        whole = head.get("ChecksumType", untold) == "FULL_OBJECT"
         names = ("SHA256", "CRC64NVME", "CRC32C", "SHA1", "CRC32")
         sums = tuple(
             (name, str(head[f"Checksum{name}"])) for name in names if head.get(f"Checksum{name}")
