@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.images.test_adapters import save_adapter  # noqa: E402
 from tests.tiny_pipelines import FAMILIES  # noqa: E402
 
 os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast can put shared hosts out of service
+PATIENCE_S = 300
 REQUESTS = [
     {"prompt": "a red cup", "seed": 3, "num_inference_steps": 6, "width": 64, "height": 64},
     {"prompt": "a big cup", "seed": 4, "num_inference_steps": 5, "width": 64, "height": 64},
@@ -50,14 +52,56 @@ def draw_all(model: ImageModel) -> Pictures:
     return lone + asyncio.run(draw_together(model, wanted))
 
 
-def by_one(settings: Settings) -> tuple[Pictures, str, int]:
+def by_one(settings: Settings) -> Pictures:
     model = ImageModel(settings)
     model.load()
-    return draw_all(model), "", 0
+    try:
+        return draw_all(model)
+    finally:
+        model.close()
 
 
-def by_two(settings: Settings) -> tuple[Pictures, str, int]:
-    """The pictures, what was said of shared and recorded calls, and how many are recorded."""
+Alone = Callable[[str], tuple[Path, Pictures]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """By family: a checkpoint, and what one device draws with it."""
+
+    @cache
+    def of(family: str) -> tuple[Path, Pictures]:
+        folder = FAMILIES[family](tmp_path_factory.mktemp(family))
+        return folder, by_one(settings_for(folder))
+
+    return of
+
+
+ByTwo = tuple[Pictures, str, int]
+"""The pictures, what was said of shared and recorded calls, and how many are recorded."""
+
+
+def by_two(settings: Settings) -> ByTwo:
+    """In a process of its own: NCCL lives as long as that."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_answer, args=(there, settings))
+    process.start()
+    there.close()
+    try:
+        assert here.poll(PATIENCE_S), f"no pictures after {PATIENCE_S} s: do the ranks wait?"
+        drawn: ByTwo = here.recv()
+        return drawn
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(connection: Any, settings: Settings) -> None:
+    connection.send(_by_two(settings))
+    os._exit(0)
+
+
+def _by_two(settings: Settings) -> ByTwo:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -78,36 +122,16 @@ def _end(reason: str) -> None:
     os._exit(1)
 
 
-def in_own_process(work: Callable[[Settings], Any], settings: Settings) -> Any:
-    """NCCL lives as long as its process."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_answer, args=(there, work, settings))
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    finally:
-        process.join(60)
-        process.kill()
-
-
-def _answer(connection: Any, work: Callable[[Settings], Any], settings: Settings) -> None:
-    connection.send(work(settings))
-    os._exit(0)
-
-
 @pytest.mark.parametrize("compiled", ["off", "regional"])
 @pytest.mark.parametrize("graphs", ["auto", "false"], ids=["graphs", "plain"])
 @pytest.mark.parametrize(("family", "ways"), [("flux", {"rows", "sequence"}), ("sd3", {"rows"})])
 def test_two_devices_draw_what_one_draws(
-    family: str, ways: set[str], graphs: str, compiled: str, tmp_path: Path
+    family: str, ways: set[str], graphs: str, compiled: str, alone: Alone
 ) -> None:
-    folder = FAMILIES[family](tmp_path)
+    folder, expected = alone(family)
     own = {"enable_cuda_graphs": graphs, "compile": compiled}
-    expected, _, _ = in_own_process(by_one, settings_for(folder))
     shared = settings_for(folder, sequence_parallel_size=2, data_parallel_size=1, **own)
-    pictures, said, recorded = in_own_process(by_two, shared)
+    pictures, said, recorded = by_two(shared)
     assert set(re.findall(r"by (\w+): shared", said)) == ways, said
     assert (recorded > 0) == (graphs == "auto" and DEVICE == "cuda"), said
     assert far_apart(pictures, expected) <= 1
@@ -120,14 +144,13 @@ def far_apart(pictures: Pictures, others: Pictures) -> int:
 
 @pytest.mark.parametrize("family", ["flux", "sd3", "sdxl"])
 def test_two_devices_with_half_of_the_weights_each_draw_what_one_draws(
-    family: str, tmp_path: Path
+    family: str, alone: Alone
 ) -> None:
-    folder = FAMILIES[family](tmp_path)
-    expected, _, _ = in_own_process(by_one, settings_for(folder))
+    folder, expected = alone(family)
     halves = settings_for(
         folder, sequence_parallel_size=2, data_parallel_size=1, shard_weights="true"
     )
-    pictures, said, recorded = in_own_process(by_two, halves)
+    pictures, said, recorded = by_two(halves)
     assert "CUDA graphs are off" in said
     assert "shared by 2 ranks" in said
     assert recorded == 0
@@ -140,8 +163,8 @@ def test_two_devices_draw_with_adapters_what_one_draws(shares: str, tmp_path: Pa
     for seed, name in enumerate(("ink", "oil")):
         save_adapter(folder, tmp_path / "loras", f"{name}.safetensors", seed)
     own = {"lora_paths": [str(tmp_path / "loras")]}
-    expected, _, _ = in_own_process(by_one, settings_for(folder, **own))
+    expected = by_one(settings_for(folder, **own))
     both = {"sequence_parallel_size": 2, "data_parallel_size": 1, "shard_weights": shares}
-    pictures, said, _ = in_own_process(by_two, settings_for(folder, **own, **both))
+    pictures, said, _ = by_two(settings_for(folder, **own, **both))
     assert "not shared" not in said
     assert far_apart(pictures, expected) <= 1

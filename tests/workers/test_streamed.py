@@ -35,7 +35,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> It
         bucket = client(port)
         bucket.create_bucket(Bucket="models")
         for name, root in (("sd", tiny_checkpoint), ("flux", flux), ("scenes", SCENES)):
-            for file in [one for one in root.rglob("*") if one.is_file()]:
+            for file in root.rglob("*"):
+                if file.is_dir() or file.parent.name == "__pycache__":
+                    continue
                 key = f"{name}/{file.relative_to(root)}"
                 bucket.put_object(Bucket="models", Key=key, Body=file.read_bytes())
         yield port

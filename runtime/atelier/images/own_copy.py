@@ -33,10 +33,11 @@ def own_copy(pipeline: Any, scheduler: Any, watch: Callable[[Any, Any], None]) -
     that all copies share.
     """
     own = copy.copy(pipeline)
-    if pipeline not in _devices:
-        _devices[pipeline] = pipeline._execution_device
-    own.__dict__["_device"] = _devices[pipeline]
-    own.__class__ = _knowing_its_device(pipeline.__class__)
+    if hasattr(type(pipeline), "_execution_device"):  # the picture as it was sent has none
+        if pipeline not in _devices:
+            _devices[pipeline] = pipeline._execution_device
+        own.__dict__["_device"] = _devices[pipeline]
+        own.__class__ = _knowing_its_device(pipeline.__class__)
     for name, value in vars(pipeline).items():
         if hasattr(value, "set_timesteps"):
             fresh = copy.deepcopy(
