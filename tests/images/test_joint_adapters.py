@@ -3,29 +3,17 @@ draws with them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
-from atelier.settings import Settings
 from tests.gallery import Exhibit, Pixels, difference, showing
-from tests.groups import group_of
-from tests.images.test_adapters import save_adapter
-from tests.processes import CONTEXT
+from tests.images.test_adapters import FIELDS, save_adapter
+from tests.images.test_sharded_groups import in_a_group
 from tests.tiny_adapters import bare, denoiser, layers, loha, lokr, write
 from tests.tiny_pipelines import stable_diffusion_1
 
-FIELDS: dict[str, Any] = {
-    "prompt": "a cat",
-    "num_inference_steps": 3,
-    "width": 32,
-    "height": 32,
-    "guidance_scale": 4.0,
-}
 SELECTIONS = (
     {},
     {"ink": 1.0},
@@ -54,18 +42,6 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(root / "woven.safetensors", "lora_unet_", unet, names, loha)
     write(root / "bent.safetensors", "lora_unet_", unet, names, lokr)
     return root
-
-
-@contextmanager
-def in_a_group(checkpoint: Path, folder: Path, **settings: Any) -> Iterator[Exhibit]:
-    given = {"sequence_parallel_size": 2, "omp_num_threads": 1, "dtype": "float32"}
-    given |= {"lora_paths": [str(folder)], **settings}
-    chosen = Settings(model_id=str(checkpoint), device="cpu", **given)
-    try:
-        with group_of(CONTEXT, chosen) as group, showing(checkpoint, group, **given) as shown:
-            yield shown
-    finally:
-        dist.destroy_process_group()
 
 
 def request(seed: int, lora: dict[str, float]) -> dict[str, Any]:
@@ -98,7 +74,9 @@ def test_a_group_draws_with_adapters_what_one_process_draws(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "atelier.images.sharing")
-    with in_a_group(checkpoint, folder, max_loras=kept, shard_weights=shares) as shown:
+    with in_a_group(
+        checkpoint, lora_paths=[str(folder)], max_loras=kept, shard_weights=shares
+    ) as shown:
         pictures = draw_all(shown)
     for picture, one in zip(pictures, expected, strict=True):
         assert difference(picture, one) <= 1

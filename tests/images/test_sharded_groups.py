@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,18 @@ LONG = REQUESTS[0] | {"num_inference_steps": 12, "step_cache": 0.2, "previews": 
 
 
 @contextmanager
-def in_shares(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
-    given = {"sequence_parallel_size": 2, "omp_num_threads": 1, "dtype": "float32"}
-    given |= {"shard_weights": "true", **settings}
+def in_a_group(checkpoint: Path, **settings: Any) -> Iterator[Exhibit]:
+    """What two ranks draw together."""
+    given = {"sequence_parallel_size": 2, "omp_num_threads": 1, "dtype": "float32", **settings}
     chosen = Settings(model_id=str(checkpoint), device="cpu", **given)
     try:
         with group_of(CONTEXT, chosen) as group, showing(checkpoint, group, **given) as shown:
             yield shown
     finally:
         dist.destroy_process_group()
+
+
+in_shares = partial(in_a_group, shard_weights="true")
 
 
 def draw_all(shown: Exhibit) -> list[Pixels]:

@@ -45,6 +45,14 @@ def s3_server():
         process.wait(10)
 
 
+def upload(bucket, name: str, root: Path) -> None:
+    """A checkpoint's folder to s3://models/name, but for bytecode that tests leave in it."""
+    for file in root.rglob("*"):
+        if file.is_file() and file.parent.name != "__pycache__":
+            key = f"{name}/{file.relative_to(root)}"
+            bucket.put_object(Bucket="models", Key=key, Body=file.read_bytes())
+
+
 def client(port: int):
     return boto3.client(
         "s3",

@@ -22,7 +22,7 @@ from atelier.sources import inspect, opened, s3, transfer
 from atelier.sources.memory_folder import forget
 from atelier.sources.opened import StreamedCheckpoint, open_checkpoint
 from tests.sources.checkpoints import pipeline
-from tests.sources.stores import Fault, Proxy, client, proxy, s3_server
+from tests.sources.stores import Fault, Proxy, client, proxy, s3_server, upload
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -48,9 +48,7 @@ def model(tmp_path: Path) -> Path:
 def bucket(server: int, model: Path) -> Iterator[Any]:
     store = client(server)
     store.create_bucket(Bucket="models")
-    for file in [one for one in model.rglob("*") if one.is_file()]:
-        key = f"sd/{file.relative_to(model)}"
-        store.put_object(Bucket="models", Key=key, Body=file.read_bytes())
+    upload(store, "sd", model)
     yield store
     for entry in store.list_objects_v2(Bucket="models").get("Contents", ()):
         store.delete_object(Bucket="models", Key=entry["Key"])

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import Server
-from tests.sources.stores import Fault, Proxy, client, proxy, s3_server
+from tests.sources.stores import Fault, Proxy, client, proxy, s3_server, upload
 from tests.workers.test_streamed import variables
 from tests.workers.test_workers import metrics, wait_for
 
@@ -22,9 +22,7 @@ def store(tiny_checkpoint: Path) -> Iterator[int]:
     with s3_server() as port:
         bucket = client(port)
         bucket.create_bucket(Bucket="models")
-        for file in [one for one in tiny_checkpoint.rglob("*") if one.is_file()]:
-            key = f"sd/{file.relative_to(tiny_checkpoint)}"
-            bucket.put_object(Bucket="models", Key=key, Body=file.read_bytes())
+        upload(bucket, "sd", tiny_checkpoint)
         yield port
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, Server
 from tests.gallery import difference
-from tests.sources.stores import Fault, Proxy, client, environment, proxy, s3_server
+from tests.sources.stores import Fault, Proxy, client, environment, proxy, s3_server, upload
 from tests.sources.test_opened import memory_files
 from tests.tiny_pipelines import flux_1
 from tests.workers.test_workers import picture, predict, wait_for, workers
@@ -35,11 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> It
         bucket = client(port)
         bucket.create_bucket(Bucket="models")
         for name, root in (("sd", tiny_checkpoint), ("flux", flux), ("scenes", SCENES)):
-            for file in root.rglob("*"):
-                if file.is_dir() or file.parent.name == "__pycache__":
-                    continue
-                key = f"{name}/{file.relative_to(root)}"
-                bucket.put_object(Bucket="models", Key=key, Body=file.read_bytes())
+            upload(bucket, name, root)
         yield port
 
 

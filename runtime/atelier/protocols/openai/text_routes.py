@@ -127,8 +127,8 @@ async def completions(model: TextService, request: Request) -> Response:
         return await when_begun(
             completion_chunks(model, wanted, streaming.usage, named), error_frame
         )
-    answers = await complete_all(model, requests)
     echoes = [await prompt_text(model, each) if wanted.echo else "" for each in requests]
+    answers = await complete_all(model, requests)
     said = await writing(completion_answer, model, wanted, answers, named, echoes)
     return json_response(said)
 
