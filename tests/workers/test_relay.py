@@ -7,9 +7,12 @@ from typing import Any
 
 from atelier.errors import Cancelled
 from atelier.events import Failed, Finished, Queued, Token
+from atelier.settings import Settings
 from atelier.streams import EventStream
+from atelier.text.request import make_request
 from atelier.workers import messages as m
 from atelier.workers.relay import Relay, RelayedStream
+from atelier.workers.text_work import TextWork
 
 
 class Wire:
@@ -92,3 +95,26 @@ def test_a_running_request_is_cancelled_once() -> None:
     wire.relay.cancel(1)
     wire.relay.cancel(1)
     assert wire.cancelled == [1]
+
+
+def test_what_is_cancelled_while_its_prompt_is_read_never_begins() -> None:
+    sent: list[Any] = []
+    begun: list[Any] = []
+
+    async def cancel_early() -> None:
+        work = TextWork(Settings(task="text"), lambda *messages: sent.extend(messages))
+        reading = asyncio.Event()
+
+        async def submit(request: Any, streams: Any) -> None:
+            reading.set()
+            await asyncio.sleep(0.1)
+            begun.append(request)
+
+        work._model.submit = submit  # type: ignore[assignment,method-assign]
+        work.take(m.Generate(1, make_request(prompt="endless")))
+        await reading.wait()
+        work.take(m.Cancel(1))
+        await asyncio.sleep(0.3)
+
+    asyncio.run(cancel_early())
+    assert begun == [] and sent == []

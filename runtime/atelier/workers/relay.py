@@ -34,10 +34,12 @@ class Relay:
             held, stream.held = stream.held or [], None
             self._send([(stream, event) for event in held])
 
-    def cancel(self, number: int) -> None:
-        """Drop a request before its next step, if it still runs."""
-        if stream := self._streams.get(number):
+    def cancel(self, number: int) -> bool:
+        """Drop a request before its next step; whether it is here."""
+        stream = self._streams.get(number)
+        if stream is not None:
             stream.cancel()
+        return stream is not None
 
     def drop(self, number: int) -> None:
         """The request was refused after all: nothing of it goes to the front."""

@@ -35,7 +35,7 @@ class TextWork:
         self._model = TextModel(settings, LoadReporter(put))
         self._put = put
         self._relay = Relay(put)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
 
     @property
     def progress(self) -> str:
@@ -65,12 +65,14 @@ class TextWork:
 
     def take(self, message: Any) -> None:
         if isinstance(message, m.Cancel):
-            self._relay.cancel(message.number)
+            task = self._tasks.get(message.number)
+            if not self._relay.cancel(message.number) and task is not None:
+                task.cancel()  # its prompt is still being read
             return
         work = self._generate if isinstance(message, m.Generate) else self._ask
         task = asyncio.get_running_loop().create_task(work(message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[message.number] = task
+        task.add_done_callback(lambda done: self._tasks.pop(message.number, None))
 
     async def _generate(self, message: m.Generate) -> None:
         number, request = message.number, message.request
