@@ -4,9 +4,10 @@
         --arm '' --arm 'ENABLE_CUDA_GRAPHS=false COMPILE=off' --folder /tmp/models
 
 An arm is a set of environment variables. For each, in one run: start to ready; a picture alone and
-eight at once at 1024 and 512; a four-step picture beside four of fifty steps; a size never seen,
-twice, and the longest step of another request meanwhile; the memory that the plan promised and that
-is in use. One JSON line a figure. A run ends when its seconds are over, whatever is left to do.
+four waves of eight at once at 1024 and 512; a four-step picture beside four of fifty steps; a size
+never seen, twice, and the longest step of another request meanwhile; the memory that the plan
+promised and that is in use. One JSON line a figure. A run ends when its seconds are over, whatever
+is left to do.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import statistics
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from typing import Any
 
 import httpx
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.arms import server_process
@@ -35,6 +38,12 @@ from tests.tiny_pipelines import clip_tokenizer
 
 STEPS = {"sdxl": 30}
 USUAL_STEPS = 28
+WAVES = 4
+CALLS = {
+    "atelier_step_seconds_sum": "seconds",
+    "atelier_step_seconds_count": "calls",
+    "atelier_batch_rows_sum": "rows",
+}
 
 
 def build(name: str, root: Path) -> Path:
@@ -132,12 +141,35 @@ class ServedClient:
             first = self.draw(100, side)
             alone = statistics.median(self.draw(seed, side) for seed in range(3))
             self.say(side=side, first_s=round(first, 2), alone_s=round(alone, 3))
-            if self.at_once > 1 and self.left(30):
-                self.together(self.at_once, side)  # row counts are tried the first time
-                wall, each = self.together(self.at_once, side)
-                figures = {"each_s": wall / self.at_once, "mean_s": statistics.mean(each)}
-                rounded = {name: round(value, 3) for name, value in figures.items()}
-                self.say(side=side, at_once=self.at_once, **rounded)
+            if self.at_once > 1:
+                self.waves(side)
+
+    def waves(self, side: int) -> None:
+        """Several times `at_once` pictures together: in the first ones row counts are tried,
+        compiled or recorded. Of each what its calls kept the device busy with, and their rows."""
+        for wave in range(WAVES):
+            if not self.left(30):
+                return
+            before = self.calls()
+            wall, each = self.together(self.at_once, side)
+            spent = {name: value - before.get(name, 0.0) for name, value in self.calls().items()}
+            figures = {"each_s": wall / self.at_once, "mean_s": statistics.mean(each)} | {
+                f"{stage}_s": spent.get(f"{stage}_seconds", 0.0) / self.at_once
+                for stage in ("encode", "denoise", "decode")
+            }
+            figures["rows_a_call"] = spent["denoise_rows"] / max(1, spent["denoise_calls"])
+            rounded = {name: round(value, 3) for name, value in figures.items()}
+            self.say(side=side, at_once=self.at_once, wave=wave, **rounded)
+
+    def calls(self) -> dict[str, float]:
+        """Seconds, number and rows of the calls of each stage so far, from the metrics."""
+        found: defaultdict[str, float] = defaultdict(float)
+        text = self._http.get(f"{self.url}/metrics").text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if name := CALLS.get(sample.name):
+                    found[f"{sample.labels['stage']}_{name}"] += sample.value
+        return found
 
     def short_beside_long(self) -> None:
         alone = statistics.median(self.draw(seed, steps=4) for seed in range(3))
@@ -175,6 +207,9 @@ class ServedClient:
             width, height, count = random.choice(sides), random.choice(sides), random.randint(1, 4)
             walls = [self._of_size(width, height, count) for _ in range(4)]
             ratios.append(walls[0] / statistics.median(walls[1:]))
+            if ratios[-1] > 2:
+                own = {"size": f"{width}x{height}", "count": count}
+                self.say(**own, first_s=round(walls[0], 3), ratio=round(ratios[-1], 2))
         rounded = sorted(round(one, 2) for one in ratios)
         self.say(sizes=len(rounded), worst=rounded[-1], median=statistics.median(rounded),
                  beyond_three_times=sum(one > 3 for one in rounded))  # fmt: skip

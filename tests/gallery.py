@@ -127,7 +127,8 @@ def batch_always(model: ImageModel) -> None:
     engine = model._engine
     assert engine is not None
     rows = engine._limits.rows
-    engine.scheduler.pace.knee = lambda lane, own: max(own, rows)  # type: ignore[method-assign]
+    pace = engine.scheduler.pace
+    pace.knee = lambda lane, own, pixels: max(own, rows)  # type: ignore[method-assign]
 
 
 def pixels(encoded: bytes) -> Pixels:

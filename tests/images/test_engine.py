@@ -133,7 +133,8 @@ async def prove(studio: Studio) -> None:
     """Let the engine verify stacking and know that it pays, so that what follows is stacked."""
     await draw(studio, studio.job("one", 1, 2), studio.job("two", 2, 2))
     rows = studio.engine._limits.rows
-    studio.engine.scheduler.pace.knee = lambda lane, own: max(own, rows)  # type: ignore[method-assign]
+    pace = studio.engine.scheduler.pace
+    pace.knee = lambda lane, own, pixels: max(own, rows)  # type: ignore[method-assign]
     studio.calls.clear()
 
 

@@ -4,6 +4,7 @@ GPU can show is in tests/gpu."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from atelier.images import graphs
 from atelier.images.adapters import PLAIN, Adaptation
 from atelier.images.batch import BatchRunner
 from atelier.images.graphs import GraphStore, map_tensors
@@ -150,6 +152,34 @@ def test_clearing_forgets_what_was_recorded(
     assert (len(store), store.bytes) == (0, 0)
     draw(store, "a", 1)
     assert len(recorded) == 1
+
+
+def test_a_pool_serves_as_long_as_a_graph_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch cannot be asked here; tests/gpu/test_graphs.py does."""
+
+    class PooledRecording(FakeRecording):
+        def __init__(self, function: Any, kwargs: Mapping[str, Any], pool: int) -> None:
+            super().__init__(function, kwargs)
+            self.pool = pool
+
+    pools = itertools.count(1)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    monkeypatch.setattr(graphs, "CudaRecording", PooledRecording)
+    store = GraphStore(graphs.CudaRecorder(), 9 * BYTES)
+
+    def pools_in_use() -> set[Any]:
+        return {recording.pool for recording in store._graphs.values()}  # type: ignore[attr-defined]
+
+    for key in "aabb":
+        draw(store, key, 1)
+    assert (len(store), pools_in_use()) == (2, {1})
+    store.forget(lambda key: key == "a")
+    draw(store, "c", 1), draw(store, "c", 1)
+    assert pools_in_use() == {1}
+    store.clear()
+    for key in "aabb":
+        draw(store, key, 1)
+    assert (len(store), pools_in_use()) == (2, {2})
 
 
 def test_what_a_denoiser_takes_out_of_its_arguments_is_there_the_next_time(

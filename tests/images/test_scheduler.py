@@ -89,6 +89,30 @@ def test_row_counts_never_tried_are_tried() -> None:
     assert pace.knee(lane, 1) == 15
 
 
+@pytest.mark.parametrize(
+    ("pixels", "rows"), [(32 * 32, 31), (64 * 64, 7), (60 * 70, 7), (128 * 128, 1), (16 * 16, 32)]
+)
+def test_a_size_never_drawn_begins_at_the_knee_of_the_nearest(pixels: int, rows: int) -> None:
+    pace = Pace(32)
+    for own, seconds in GAIN_TO_FOUR.items():
+        for _ in range(ENOUGH):
+            pace.saw((SMALL, "denoise"), own, seconds, 64 * 64)
+            pace.saw(("far", "denoise"), own, seconds, 1024 * 1024)
+    assert pace.knee(("new", "denoise"), 1, pixels) == rows
+    assert pace.knee(("new", "encode"), 1, pixels) == 1
+
+
+def test_fewer_rows_that_draw_as_many_a_second_lower_the_knee() -> None:
+    pace, lane = Pace(16), ("new", "denoise")
+    for _ in range(ENOUGH):
+        pace.saw((SMALL, "denoise"), 8, 0.1, 64 * 64)
+    for rows, seconds in ((8, 0.4), (2, 0.1)):
+        assert pace.knee(lane, 1, 64 * 64) >= 8
+        for _ in range(ENOUGH):
+            pace.saw(lane, rows, seconds, 64 * 64)
+    assert pace.knee(lane, 1, 64 * 64) == 3
+
+
 def test_an_unproven_call_runs_with_one_other_to_be_compared() -> None:
     scheduler = paced(NO_GAIN)
     leader, others = work(4, unproven=True), [work(20), work(21)]

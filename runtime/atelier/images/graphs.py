@@ -13,6 +13,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 
@@ -21,12 +22,10 @@ from atelier.images.shortage import is_out_of_memory, release
 
 log = logging.getLogger(__name__)
 
-WARM_UP_CALLS = 3
-"""On a side stream before recording, as torch's guide asks: lazy initialisation must be over.
-https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"""
-
 SEEN_BEFORE = 1
-"""A key is recorded the next time it comes after this many plain calls."""
+"""A key is recorded the next time it comes after this many plain calls. With the one before the
+recording they are the warm-up that torch's guide asks for, so that lazy initialisation is over:
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"""
 
 TOLERANCE = 2**-7
 """Share of the largest value by which a replay may differ: one step of bf16, since some kernels add
@@ -142,13 +141,22 @@ class GraphStore:
 
 
 class CudaRecorder:
-    """Records with `torch.cuda.CUDAGraph`; all graphs share one memory pool."""
+    """Records with `torch.cuda.CUDAGraph`; all graphs share one memory pool.
+
+    Once none of them is left it is another pool: torch refuses one that no graph holds, as long as
+    something else lies in it, such as the workspace that cuBLAS took from it.
+    """
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recordings: WeakSet[CudaRecording] = WeakSet()
+        self._pool: Any = None
 
     def __call__(self, function: Function, kwargs: Mapping[str, Any]) -> Recording:
-        return CudaRecording(function, kwargs, self._pool)
+        if not self._recordings:
+            self._pool = torch.cuda.graph_pool_handle()
+        recording = CudaRecording(function, kwargs, self._pool)
+        self._recordings.add(recording)
+        return recording
 
 
 class CudaRecording:
@@ -156,15 +164,13 @@ class CudaRecording:
 
     def __init__(self, function: Function, kwargs: Mapping[str, Any], pool: Any) -> None:
         self._inputs = map_tensors(dict(kwargs), lambda one: one.clone())
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP_CALLS):
-                _called(function, self._inputs)
-        torch.cuda.current_stream().wait_stream(side)
         before = torch.cuda.memory_reserved()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),  # a failure would leave its own current
+            # Other threads may wait for the device meanwhile, as those that fetch pictures do.
+            torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             self._outputs = _called(function, self._inputs)
         grown = max(0, torch.cuda.memory_reserved() - before)
         self.bytes = grown + sum(one.nbytes for one in tensors_of(self._inputs))

@@ -3,11 +3,13 @@ rows beyond which more of them in one call no longer draw more pictures a second
 
 Nothing here knows a device. Every call that was run adds to the record; the warm-up's are the
 first. Row counts are looked at by powers of two, since half as many rows is the question that
-matters, and because requests bring one row or two.
+matters, and because requests bring one row or two. A size that was never drawn begins at the knee
+of the one nearest to it, at equal pixels a call: each row count that is tried costs a recording.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Hashable
@@ -52,6 +54,7 @@ class Pace:
     def __init__(self, most_rows: int) -> None:
         self._most_rows = most_rows
         self._levels: dict[Lane, dict[int, Level]] = {}
+        self._pixels: dict[Lane, int] = {}
         self._calls: dict[Lane, int] = {}
         self._per_pixel: deque[float] = deque(maxlen=KEPT)
         self._each_pixel = GUESS
@@ -62,6 +65,7 @@ class Pace:
         levels = self._levels.setdefault(lane, {})
         levels.setdefault(_level(rows), Level()).saw(rows / max(seconds, 1e-9))
         if pixels and lane[1] == "denoise":
+            self._pixels[lane] = pixels
             self._per_pixel.append(seconds / rows / pixels)
             self._each_pixel = statistics.median(self._per_pixel)
         self._calls[lane] = self._calls.get(lane, 0) + 1
@@ -69,21 +73,42 @@ class Pace:
             for level in [one for one in levels if 2**one > self.knee(lane, 1)]:
                 del levels[level]
 
-    def knee(self, lane: Lane, own: int) -> int:
-        """Rows that a call may have. `own` is what one request brings, the least that makes sense.
+    def knee(self, lane: Lane, own: int, pixels: int = 0) -> int:
+        """Rows that a call may have. `own` is what one request brings, the least that makes sense;
+        `pixels` are those of one picture, where other sizes tell something of this one.
 
-        From there upwards: as long as twice as many rows draw more a second, twice as many it is.
-        A count that was not measured yet is tried, which costs a few calls of at most twice the
-        time.
+        From the fewest rows that were measured upwards: as long as more rows draw more a second,
+        more it is. A count that was not measured yet is tried, which costs a few calls of at most
+        twice the time.
         """
-        levels = self._levels.get(lane, {})
-        level = _level(own)
-        while level in levels and levels[level].believed and 2 ** (level + 1) <= self._most_rows:
-            above = levels.get(level + 1)
-            if above is not None and above.believed and above.best < GAIN * levels[level].best:
-                break
+        level, further = self._climbed(lane, _level(own))
+        if level is None:
+            level = max(_level(own), self._guess(lane, pixels))
+        elif further:
             level += 1
         return max(own, min(self._most_rows, 2 ** (level + 1) - 1))
+
+    def _climbed(self, lane: Lane, lowest: int) -> tuple[int | None, bool]:
+        """The level up to which more rows were seen to draw more a second, from the first measured
+        one at or above `lowest`, if there is any; and whether the next is still to be tried."""
+        levels = self._levels.get(lane, {})
+        level = None
+        for above in sorted(each for each in levels if each >= lowest and levels[each].believed):
+            if level is not None and levels[above].best < GAIN * levels[level].best:
+                return level, False
+            level = above
+        return level, level is not None and 2 ** (level + 1) <= self._most_rows
+
+    def _guess(self, lane: Lane, pixels: int) -> int:
+        """The level at which the call of a size that was not measured has as many pixels as that of
+        the nearest size at its knee; 0 if no size was."""
+        others = [one for one in self._pixels if self._climbed(one, 0)[0] is not None]
+        if not pixels or lane[1] != "denoise" or not others:
+            return 0
+        nearest = min(others, key=lambda one: abs(math.log(self._pixels[one] / pixels)))
+        level = self._climbed(nearest, 0)[0] or 0
+        own = level + round(math.log2(self._pixels[nearest] / pixels))
+        return min(max(0, own), _level(self._most_rows))
 
     def seconds(self, lane: Lane, rows: int, pixels: int) -> float:
         """What a call of this many rows takes: as measured for this many or the nearest number, or

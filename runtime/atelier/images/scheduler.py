@@ -252,7 +252,7 @@ class Scheduler(Generic[W]):
     def _joining(self, leader: W, others: Sequence[W]) -> list[W]:
         if leader.exclusive or leader.stage == "decode":
             return []
-        most = self.pace.knee((leader.kind, "denoise"), leader.rows)
+        most = self.pace.knee((leader.kind, "denoise"), leader.rows, leader.pixels)
         rows = leader.rows
         joining: list[W] = []
         for work in others:
@@ -265,7 +265,7 @@ class Scheduler(Generic[W]):
 
     def _group(self, leader: W, order: Sequence[W], now: float) -> list[W]:
         """Parked calls that run as one with the leader's."""
-        knee = self.pace.knee((leader.kind, leader.stage), leader.rows)
+        knee = self.pace.knee((leader.kind, leader.stage), leader.rows, leader.pixels)
         most = min(self._cap(leader.key, now), leader.most_rows)
         group, rows = [leader], leader.rows
         for work in [] if leader.alone or leader.exclusive else order:

@@ -1,0 +1,67 @@
+"""Recording of CUDA graphs beside other threads, and what a failure leaves behind. `make test-gpu`
+runs this."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device here", allow_module_level=True)
+
+from atelier.images.graphs import CudaRecorder, GraphStore  # noqa: E402
+
+
+@pytest.fixture
+def store() -> GraphStore:
+    return GraphStore(CudaRecorder(), 1 << 30)
+
+
+def test_another_thread_fetches_a_picture_while_a_call_is_recorded(store: GraphStore) -> None:
+    picture = torch.full((64, 64), 7.0, device="cuda")
+    fetched = []
+
+    def fetch() -> float:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return float((picture * torch.ones(64, 64, device="cuda")).cpu().mean())
+
+    def double(x: Any) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            fetched.append(other.submit(fetch).result(60))
+        return x * 2
+
+    with ThreadPoolExecutor(1) as other:
+        for value in (1.0, 2.0, 3.0):
+            x = torch.full((8,), value, device="cuda")
+            assert store.call("double", double, {"x": x}).tolist() == [2 * value] * 8
+    assert fetched == [7.0]
+    assert len(store) == 1
+
+
+def test_calls_are_recorded_again_after_all_graphs_were_forgotten(store: GraphStore) -> None:
+    weights = torch.randn(512, 512, device="cuda")
+
+    def product(x: Any) -> Any:
+        return x @ weights  # cuBLAS keeps a workspace, and takes it from the pool of the graph
+
+    x = torch.randn(16, 512, device="cuda")
+    for _ in range(3):
+        for _ in range(3):
+            assert torch.allclose(store.call("product", product, {"x": x}), x @ weights, atol=1e-3)
+        assert len(store) == 1
+        store.clear()
+
+
+def test_a_call_that_cannot_be_recorded_runs_on_the_stream_of_before(store: GraphStore) -> None:
+    def largest(x: Any) -> Any:
+        return x * float(x.max())  # waits for the device, which a recording must not
+
+    before = torch.cuda.current_stream()
+    for value in (1.0, 2.0, 3.0):
+        x = torch.full((8,), value, device="cuda")
+        assert store.call("largest", largest, {"x": x}).tolist() == [value * value] * 8
+        assert torch.cuda.current_stream() == before
+    assert len(store) == 0
