@@ -146,6 +146,24 @@ def test_no_size_stalls_the_others(folder: Path, stance: None) -> None:
         model.close()
 
 
+def test_what_the_device_took_is_told_without_further_work(tmp_path: Path) -> None:
+    told: list[float] = []
+    model = ImageModel(settings(FAMILIES["sd15"](tmp_path)))
+    model.load()
+    try:
+        assert model._engine is not None
+        model._engine._observer.call = lambda stage, seconds, *_: told.append(seconds)  # type: ignore[method-assign]
+        draw(model, {"num_inference_steps": 4})
+        ends = time.monotonic() + 10
+        while model._engine._stopwatch.due_s is not None:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+    finally:
+        model.close()
+    assert len(told) >= 5
+    assert min(told) > 0
+
+
 def test_fp8_layers_on_the_card_equal_their_emulation() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(2048, 1536).to(torch.bfloat16)

@@ -7,6 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,33 @@ from atelier.events import Event, Failed, Finished, Image, Preview, Step
 from atelier.images.drawing import PreparedRequest
 from atelier.images.engine import EngineLimits, ImageEngine
 from atelier.images.interception import Gate, Stage, install
+from atelier.images.stopwatch import Lap
 from atelier.streams import EventStream
 from tests.tiny_pipelines import stable_diffusion_1
+
+
+class LateStopwatch:
+    """Tells of a call long after it has returned, as that of a GPU does."""
+
+    LATE_S = 0.2
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[float, Callable[[float], None]]] = []
+
+    @contextmanager
+    def timing(self) -> Iterator[Lap]:
+        lap = Lap()
+        yield lap
+        assert lap.tell is not None
+        self.pending.append((time.monotonic() + self.LATE_S, lap.tell))
+
+    @property
+    def due_s(self) -> float | None:
+        return 0.02 if self.pending else None
+
+    def collect(self) -> None:
+        while self.pending and self.pending[0][0] < time.monotonic():
+            self.pending.pop(0)[1](0.001)
 
 
 class Studio:
@@ -170,6 +196,20 @@ async def test_strangers_share_calls_and_get_their_own_pictures(studio: Studio) 
         max(rows for rows, _ in studio.calls) == 7
     )  # two rows for each guided request, one for the other
     assert len(studio.calls) < sum(job.arguments["num_inference_steps"] for job in jobs)
+
+
+async def test_times_that_are_known_later_are_told_by_an_engine_without_work(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    late = LateStopwatch()
+    monkeypatch.setattr(studio.engine, "_stopwatch", late)
+    monkeypatch.setattr(studio.engine._observer, "call", lambda stage, *_: told.append(stage))
+    (events,) = await draw(studio, studio.job(steps=3))
+    assert isinstance(events[-1], Finished)
+    assert late.pending
+    await holds(lambda: not late.pending)
+    assert told[-4:] == ["denoise"] * 3 + ["decode"]
 
 
 async def test_a_request_joins_a_running_batch_and_leaves_first(studio: Studio) -> None:

@@ -175,7 +175,8 @@ class ImageEngine:
             while True:
                 with self._wake:
                     while not (self.depth or self._closed):
-                        self._wake.wait()
+                        self._wake.wait(self._stopwatch.due_s)
+                        self._stopwatch.collect()
                 if self._closed:
                     self._drop(Draining("the server stopped before the picture was done"))
                     return
@@ -184,8 +185,7 @@ class ImageEngine:
                         self._turn()
                 except Exception:  # a fault of ours: the requests at hand fail, the server lives
                     log.exception("the engine failed; %d requests are given up", self.depth)
-                    cause = "the engine failed; the server's log has the cause"
-                    self._drop(GenerationFailed(cause))
+                    self._drop(GenerationFailed("the engine failed; the server's log has why"))
 
     def _turn(self) -> None:
         """Drop who must go, then begin a request or run a batch."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+LOOK_AGAIN_S = 0.02
+
 
 @dataclass
 class Lap:
@@ -44,6 +46,12 @@ class Stopwatch:
         end.record()
         if lap.tell is not None:
             self._pending.append((begin, end, lap.tell))
+
+    @property
+    def due_s(self) -> float | None:
+        """When to `collect` at the latest by somebody who has nothing else to do; None if nothing
+        is pending."""
+        return LOOK_AGAIN_S if self._pending else None
 
     def collect(self) -> None:
         """Tell of all calls that the device is done with."""
