@@ -49,9 +49,7 @@ class Cluster:
         self.api.kubeconfig(folder, "atelier")
         tool = folder / "bin" / "oc"
         tool.parent.mkdir()
-        script = Path(__file__).with_name("fake_oc.py").read_text()
-        tool.write_text(script.replace("#!/usr/bin/env python3", f"#!{sys.executable}"))
-        tool.chmod(0o755)
+        tool.symlink_to(Path(__file__).with_name("fake_oc.sh"))
 
     def become_as_told(self) -> None:
         """The server as the facts say."""
@@ -89,14 +87,13 @@ class Cluster:
 
     def environment(self) -> dict[str, str]:
         self.become_as_told()
-        (self.folder / "facts.json").write_text(
-            json.dumps({name: self.facts[name] for name in ("image_pullable", "version")})
-        )
         (self.folder / "calls.txt").write_text("")
         return {
             **os.environ,
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "FAKE_CLUSTER": str(self.folder),
+            "FAKE_CALLS": str(self.folder / "calls.txt"),
+            "FAKE_IMAGE_PULLABLE": str(self.facts["image_pullable"]),
+            "FAKE_VERSION": str(self.facts["version"]),
             "KUBECONFIG": str(self.folder / "kubeconfig"),
             "HOME": str(self.folder),
             "POLL_SECONDS": "0.1",
