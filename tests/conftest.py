@@ -25,6 +25,9 @@ from tests.processes import Executed, Forked
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # for what tests start: two threads on shared cores are slower than one
+# httpx gives up after five seconds where a call names none: on a machine with every core busy, that
+# says nothing of the server.
+httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 60
 START_SECONDS = 120
 STOP_SECONDS = 60
 ROOT = Path(__file__).parent.parent

@@ -76,6 +76,12 @@ def test_serve_refuses_a_port_that_is_taken_before_it_loads_anything() -> None:
         )
 
 
+def test_serve_refuses_a_folder_of_temporary_files_that_no_socket_fits_in(tmp_path: Path) -> None:
+    folder = tmp_path / ("t" * 100)
+    folder.mkdir()
+    assert f"TMPDIR={folder}: sockets of worker processes" in refused("serve", tmpdir=str(folder))
+
+
 def test_serve_leaves_an_option_of_the_wrong_type_to_kserve() -> None:
     done = atelier("serve", "--http_port=web")
     assert done.returncode == 2

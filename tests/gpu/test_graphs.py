@@ -55,6 +55,18 @@ def test_calls_are_recorded_again_after_all_graphs_were_forgotten(store: GraphSt
         store.clear()
 
 
+def test_a_graph_counts_the_memory_that_its_call_needs(store: GraphStore) -> None:
+    def spread(x: Any) -> Any:
+        return x.repeat(1 << 23).mean() + x  # 256 MiB on the way
+
+    x = torch.ones(8, device="cuda")
+    for _ in range(2):
+        cached = torch.empty(1 << 28, device="cuda")  # 1 GiB, which recording gives back
+        del cached
+        store.call("spread", spread, {"x": x})
+    assert 256 << 20 <= store.bytes < 1 << 30
+
+
 def test_a_call_that_cannot_be_recorded_runs_on_the_stream_of_before(store: GraphStore) -> None:
     def largest(x: Any) -> Any:
         return x * float(x.max())  # waits for the device, which a recording must not

@@ -47,8 +47,8 @@ def link(store: int) -> Iterator[Proxy]:
 
 def variables(port: int, folder: Path, **more: str) -> dict[str, str]:
     """What a server of the store is told; its files lie in `folder`."""
-    (folder / "tmp").mkdir(exist_ok=True)
-    told = environment(port) | {"TMPDIR": str(folder / "tmp"), "CACHE_DIR": str(folder / "cache")}
+    (folder / "t").mkdir(exist_ok=True)  # a short name: sockets lie in it
+    told = environment(port) | {"TMPDIR": str(folder / "t"), "CACHE_DIR": str(folder / "cache")}
     changed = {name: value for name, value in told.items() if os.environ.get(name) != value}
     return changed | {"WEIGHTS_CACHE": "off", "MODEL_ID": "s3://models/sd"} | more
 
@@ -79,7 +79,7 @@ def watched(folder: Path) -> Iterator[set[str]]:
 
 def large(seen: set[str]) -> list[str]:
     """Those that are neither configuration nor compiled code nor the downloads of these."""
-    plain = [one for one in seen if "/compile/" not in one and "/tmp/atelier-weights-" in one]
+    plain = [one for one in seen if "/compile/" not in one and "/t/atelier-weights-" in one]
     stems = [one.removesuffix(".atelier-part").removesuffix(".atelier-journal") for one in plain]
     assert stems, "the watcher saw the small files"
     return [one for one in stems if not one.endswith(SMALL)]
@@ -92,7 +92,7 @@ def test_pictures_are_those_of_the_landed_copy_and_no_weights_lie_on_a_disk(
         expected = picture(predict(landed, seed=5))
     with watched(tmp_path) as seen, start_server(**variables(link.port, tmp_path)) as server:
         drawn = picture(predict(server, seed=5))
-        assert not list((tmp_path / "tmp").glob("atelier-weights-*"))
+        assert not list((tmp_path / "t").glob("atelier-weights-*"))
         assert "of weights came from s3://models/sd in" in server.log.read_text()
         assert not memory_files(workers(server)[0]["pid"]), "they are not held any more"
     assert not (drawn != expected).any()
@@ -117,7 +117,7 @@ def test_each_worker_streams_for_itself(start_server: Any, link: Proxy, tmp_path
     with start_server(**told) as server:
         wait_for(lambda: [one["state"] for one in workers(server)] == ["ready", "ready"])
         assert server.log.read_text().count("of weights came from") == 2
-        assert not list((tmp_path / "tmp").glob("atelier-weights-*"))
+        assert not list((tmp_path / "t").glob("atelier-weights-*"))
 
 
 def test_a_group_reads_one_copy(start_server: Any, link: Proxy, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_sigterm_during_a_slow_stream_ends_within_five_seconds(
         server.stop()
         took = time.monotonic() - began
     assert took < 5
-    assert not list((tmp_path / "tmp").glob("atelier-weights-*"))
+    assert not list((tmp_path / "t").glob("atelier-weights-*"))
 
 
 def test_spoiled_weights_end_the_start_with_the_objects_name(

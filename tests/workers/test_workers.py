@@ -45,7 +45,7 @@ def workers(server: Server) -> list[dict[str, Any]]:
     return listed
 
 
-def wait_for(what: Any, seconds: float = 60) -> None:
+def wait_for(what: Any, seconds: float = 180) -> None:
     ends = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < ends, "it did not come about"

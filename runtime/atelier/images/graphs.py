@@ -164,13 +164,13 @@ class CudaRecording:
 
     def __init__(self, function: Function, kwargs: Mapping[str, Any], pool: Any) -> None:
         self._inputs = map_tensors(dict(kwargs), lambda one: one.clone())
-        before = torch.cuda.memory_reserved()
         self._graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.stream(torch.cuda.current_stream()),  # a failure would leave its own current
             # Other threads may wait for the device meanwhile, as those that fetch pictures do.
             torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"),
         ):
+            before = torch.cuda.memory_reserved()  # in here: entering gave back what was cached
             self._outputs = _called(function, self._inputs)
         grown = max(0, torch.cuda.memory_reserved() - before)
         self.bytes = grown + sum(one.nbytes for one in tensors_of(self._inputs))

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from atelier.errors import SettingsError
 from atelier.settings import Settings
 from atelier.sources.memory_folder import forget
 from atelier.workers import messages as m
@@ -33,6 +35,9 @@ PRELOADED = {"text": "atelier.workers.preloaded_text", "image": "atelier.workers
 
 State = Literal["starting", "ready", "lost", "stopped"]
 Kind = Literal["image", "text"]
+
+MOST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of a path in which multiprocessing puts sockets; theirs may have 107: man 7 unix."""
 
 
 class Held(Protocol):
@@ -50,7 +55,17 @@ class Held(Protocol):
 
 def prepare(kind: Kind | None) -> None:
     """Start the process that workers are forked from; it imports while the front does. No wait.
-    `kind` is None as long as nobody knows: pictures need all that language models do."""
+    `kind` is None as long as nobody knows: pictures need all that language models do.
+
+    Raises:
+        SettingsError: the path of temporary files is too long for that of a socket.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > MOST_TMPDIR:
+        raise SettingsError(
+            f"TMPDIR={folder}: sockets of worker processes lie there, and their paths would be too"
+            f" long; name a folder whose path has {MOST_TMPDIR} bytes at most"
+        )
     CONTEXT.set_forkserver_preload([PRELOADED[kind or "image"], "atelier.workers.frozen"])
     forkserver.ensure_running()
 
