@@ -155,7 +155,8 @@ def test_podman_reads_the_image_and_starts_it_as_kserve_does(
     podman = ["podman", *store, "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
     image = run(*podman, "pull", "-q", f"oci:{tmp_path / 'car'}").strip()
     # KServe's sidecar: a link to its own /models in a folder that the server shares.
-    script = f"ln -sf /proc/$$/root/models /mnt/models && cat /mnt/models/{NAME}/{LORA_FILE}"
+    own_root = "/proc/$$/root"  # of the shell, as others see it
+    script = f"ln -sf {own_root}/models /mnt/models && cat /mnt/models/{NAME}/{LORA_FILE}"
     user = [
         "--user",
         "1000680000:0",

@@ -27,6 +27,11 @@ TOOLS = ("buildah", "mmdebstrap", "podman", "runc")
 IMAGE = "localhost/atelier:cpu"
 BASE = "localhost/debian-python"
 BUILD_SECONDS = 900
+WHERE_FROM = {
+    *("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS"),
+    *("TRUSTED_HOST", "CERT", "PROXY", "DEFAULT_TIMEOUT"),
+}
+"""pip's settings, as its environment variables spell them."""
 STORE_BYTES = 8 * 2**30
 """What base, wheels, layers and a container take together, with room to spare."""
 
@@ -171,16 +176,9 @@ def pip_settings() -> Iterator[tuple[str, str]]:
         section, _, key = name.rpartition(".")
         if section in ("global", ":env:") and (section == ":env:" or key not in settings):
             settings[key] = "".join(shlex.split(value))
-    wanted = (
-        "index-url",
-        "extra-index-url",
-        "find-links",
-        "trusted-host",
-        "cert",
-        "proxy",
-        "default-timeout",
-    )
-    yield from ((key, value) for key, value in settings.items() if key in wanted)
+    for key, value in settings.items():
+        if key.upper().replace("-", "_") in WHERE_FROM:
+            yield key, value
 
 
 def run(*command: str | Path, timeout: float = BUILD_SECONDS) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from atelier.images.pace import ENOUGH, Pace
+from atelier.images.pace import ENOUGH, SIZES, Pace
 from atelier.images.scheduler import AGEING, CAP_S, Schedulable, Scheduler
 from benchmarks.scheduling import (
     ARRIVALS,
@@ -100,6 +100,15 @@ def test_a_size_never_drawn_begins_at_the_knee_of_the_nearest(pixels: int, rows:
             pace.saw(("far", "denoise"), own, seconds, 1024 * 1024)
     assert pace.knee(("new", "denoise"), 1, pixels) == rows
     assert pace.knee(("new", "encode"), 1, pixels) == 1
+
+
+def test_a_guess_looks_at_no_more_sizes_than_were_drawn_lately() -> None:
+    pace = Pace(16)
+    for side in range(1, 1000):
+        for _ in range(ENOUGH):
+            pace.saw((side, "denoise"), 4, 0.1, side * side)
+    assert list(pace._sizes.values()) == [side * side for side in range(1000 - SIZES, 1000)]
+    assert pace.knee(("new", "denoise"), 1, 999 * 999) == 7
 
 
 def test_fewer_rows_that_draw_as_many_a_second_lower_the_knee() -> None:

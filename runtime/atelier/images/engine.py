@@ -174,9 +174,8 @@ class ImageEngine:
         with torch.no_grad():
             while True:
                 with self._wake:
-                    while not (self.depth or self._closed):
+                    if not (self.depth or self._closed):
                         self._wake.wait(self._stopwatch.due_s)
-                        self._stopwatch.collect()
                 if self._closed:
                     self._drop(Draining("the server stopped before the picture was done"))
                     return

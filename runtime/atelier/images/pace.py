@@ -21,6 +21,7 @@ Lane = tuple[Hashable, str]
 GAIN = 1.05  # twice the rows must draw at least this many times the rows a second
 ENOUGH = 3  # calls until a row count is believed: the first may have compiled or allocated
 KEPT = 9  # calls whose median counts
+SIZES = 16  # measured last, by which others are guessed: clients may ask for thousands
 RETRY = 1000  # calls of a lane, after which larger row counts are tried afresh
 GUESS = 1e-7  # seconds for a pixel and row of a step, before anything was measured
 
@@ -54,7 +55,7 @@ class Pace:
     def __init__(self, most_rows: int) -> None:
         self._most_rows = most_rows
         self._levels: dict[Lane, dict[int, Level]] = {}
-        self._pixels: dict[Lane, int] = {}
+        self._sizes: dict[Lane, int] = {}
         self._calls: dict[Lane, int] = {}
         self._per_pixel: deque[float] = deque(maxlen=KEPT)
         self._each_pixel = GUESS
@@ -63,15 +64,20 @@ class Pace:
         """A call of this many rows took `seconds`; `pixels` of one picture let kinds that were
         never run be guessed."""
         levels = self._levels.setdefault(lane, {})
-        levels.setdefault(_level(rows), Level()).saw(rows / max(seconds, 1e-9))
+        level = levels.setdefault(_level(rows), Level())
+        level.saw(rows / max(seconds, 1e-9))
         if pixels and lane[1] == "denoise":
-            self._pixels[lane] = pixels
+            if level.believed:
+                self._sizes.pop(lane, None)
+                self._sizes[lane] = pixels
+                if len(self._sizes) > SIZES:
+                    del self._sizes[next(iter(self._sizes))]
             self._per_pixel.append(seconds / rows / pixels)
             self._each_pixel = statistics.median(self._per_pixel)
         self._calls[lane] = self._calls.get(lane, 0) + 1
         if self._calls[lane] % RETRY == 0:
-            for level in [one for one in levels if 2**one > self.knee(lane, 1)]:
-                del levels[level]
+            for above in [one for one in levels if 2**one > self.knee(lane, 1)]:
+                del levels[above]
 
     def knee(self, lane: Lane, own: int, pixels: int = 0) -> int:
         """Rows that a call may have. `own` is what one request brings, the least that makes sense;
@@ -102,12 +108,11 @@ class Pace:
     def _guess(self, lane: Lane, pixels: int) -> int:
         """The level at which the call of a size that was not measured has as many pixels as that of
         the nearest size at its knee; 0 if no size was."""
-        others = [one for one in self._pixels if self._climbed(one, 0)[0] is not None]
-        if not pixels or lane[1] != "denoise" or not others:
+        if not pixels or lane[1] != "denoise" or not self._sizes:
             return 0
-        nearest = min(others, key=lambda one: abs(math.log(self._pixels[one] / pixels)))
+        nearest = min(self._sizes, key=lambda one: abs(math.log(self._sizes[one] / pixels)))
         level = self._climbed(nearest, 0)[0] or 0
-        own = level + round(math.log2(self._pixels[nearest] / pixels))
+        own = level + round(math.log2(self._sizes[nearest] / pixels))
         return min(max(0, own), _level(self._most_rows))
 
     def seconds(self, lane: Lane, rows: int, pixels: int) -> float:
