@@ -12,7 +12,7 @@ from typing import Any
 import axe_core_python
 import httpx
 from PIL import Image
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, expect
 
 from atelier.builtin.shapes.checker import check, look
 from atelier.studio.parameters import read_parameters
@@ -333,6 +333,7 @@ def test_an_endpoint_goes_away_and_comes_back(page: Page, studio: RunningStudio)
 def test_a_key_is_asked_for_and_entered(other: Page) -> None:
     unfold(other, "Endpoints")
     key = other.get_by_label("API key").first
+    expect(key).to_have_value(KEY)  # shown a moment after the field, over whatever is typed first
     key.fill("")
     other.wait_for_function("!JSON.parse(sessionStorage.getItem('atelier-keys'))[0]")
     draw(other, SCENE)
