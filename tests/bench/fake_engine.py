@@ -19,6 +19,7 @@ FIRST_S, TOKEN_S = 0.010, 0.003
 ADDED_S = 0.005
 TEMPLATE = 5
 PICTURE_S, PREVIEW_S = 0.02, 0.01
+CHUNK = {"object": "chat.completion.chunk"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ async def stream(answer: web.StreamResponse, body: dict[str, Any], manner: Manne
         if "response_format" in body:
             text, now = '{"shape": "star", "colour": "red", "count": 1}', wanted
         sent += now
-        event: dict[str, Any] = {"choices": [{"delta": {"content": text}}]}
+        event: dict[str, Any] = CHUNK | {"choices": [{"delta": {"content": text}}]}
         if manner.counts_every_chunk:
             event["usage"] = {"prompt_tokens": count(body), "completion_tokens": sent}
         if manner.fails == "error event" and sent > wanted // 2:
@@ -107,11 +108,11 @@ async def stream(answer: web.StreamResponse, body: dict[str, Any], manner: Manne
             return
         await send(answer, event)
         due += TOKEN_S * manner.per_chunk
-    await send(answer, {"choices": [{"delta": {}, "finish_reason": "length"}]})
+    await send(answer, CHUNK | {"choices": [{"delta": {}, "finish_reason": "length"}]})
     if manner.usage is not None:
         told = round(wanted * manner.usage)
         usage = {"prompt_tokens": count(body), "completion_tokens": told}
-        await send(answer, {"choices": [], "usage": usage})
+        await send(answer, CHUNK | {"choices": [], "usage": usage})
     await answer.write(b"data: [DONE]\n\n")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
+import statistics
 from typing import Any
 
 import pytest
 
 from atelier.bench.comparison import Comparison, compare
-from atelier.bench.interval import mean_interval, percentile, signed_rank
+from atelier.bench.interval import EXACT, critical_rank_sum, percentile, typical
 from atelier.bench.load import make_load
 from atelier.bench.session import BenchWish, Session
 from tests.bench.conftest import Engines
@@ -81,12 +84,27 @@ def test_too_few_rounds_are_told() -> None:
 
 
 def test_intervals_hold_their_level() -> None:
-    """90 % of intervals of skewed values hold the mean, give or take three standard errors."""
+    """90 % of intervals of heavy-tailed values hold their middle, give or take three standard
+    errors."""
     chance, held = random.Random(3), 0
     for _ in range(200):
-        values = [chance.expovariate(1) for _ in range(25)]
-        held += not mean_interval(values, 0.9).excludes(1)
+        values = [2 + math.log(chance.expovariate(1) / chance.expovariate(1)) for _ in range(25)]
+        held += not typical(values, 0.9).excludes(2)
     assert 0.9 - 3 * 0.0212 <= held / 200 <= 0.9 + 3 * 0.0212
+
+
+@pytest.mark.parametrize("stalls", [[0.03], [0.3, 0.02], [0.03, 0.03, 0.03]])
+@pytest.mark.parametrize("stalled", ["a", "b"])
+def test_stalls_of_a_few_rounds_hide_no_difference(stalled: str, stalls: list[float]) -> None:
+    chance = random.Random(5)
+    pairs = [(chance.gauss(0.003, 1e-4), chance.gauss(0.008, 1e-4)) for _ in range(24)]
+    for place, slow in enumerate(stalls):
+        pairs[place] = (slow, 0.008) if stalled == "a" else (0.003, slow)
+    [effect] = compare({"tpot": pairs}, "stalled", interleaved=True).effects
+    assert effect.verdict == "a is better"
+    assert effect.ratio == pytest.approx(8 / 3, rel=0.15)
+    assert effect.difference == pytest.approx(0.005, rel=0.15)
+    assert 2 < effect.ratio_low < effect.ratio < effect.ratio_high < 3.5
 
 
 def test_percentiles_are_numpys() -> None:
@@ -97,9 +115,28 @@ def test_percentiles_are_numpys() -> None:
         assert percentile(values, percent) == pytest.approx(numpy.percentile(values, percent))
 
 
-def test_the_signed_rank_test_counts_all_outcomes() -> None:
-    assert signed_rank([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]) == pytest.approx(2 / 256)
-    assert signed_rank([-1.0, 2.0, -3.0, 4.0, -5.0]) == pytest.approx(26 / 32)
-    exact = signed_rank([place * (-1) ** (place % 3) + 0.0 for place in range(1, 51)])
-    beyond = signed_rank([place * (-1) ** (place % 3) + 0.0 for place in range(1, 52)])
-    assert exact == pytest.approx(beyond, abs=0.05)
+@pytest.mark.parametrize(("size", "level", "sum_of_ranks"), [
+    (8, 0.95, 3), (8, 0.99, 0), (7, 0.99, -1), (24, 0.99, 61), (25, 0.95, 89), (50, 0.95, 434),
+    (100, 0.95, 1955),
+])  # fmt: skip
+def test_critical_rank_sums_are_those_of_tables(size: int, level: float, sum_of_ranks: int) -> None:
+    assert critical_rank_sum(size, level) == sum_of_ranks
+
+
+def test_beyond_what_is_counted_rank_sums_go_on_alike() -> None:
+    counted, assumed = critical_rank_sum(EXACT, 0.95), critical_rank_sum(EXACT + 1, 0.95)
+    assert 0 < assumed - counted < EXACT
+
+
+@pytest.mark.parametrize("size", [1, 8, 25, 260])
+def test_the_interval_is_made_of_means_of_pairs(size: int) -> None:
+    chance = random.Random(size)
+    values = [round(chance.gauss(0, 1), 1) for _ in range(size)]  # with ties
+    means = sorted((a + b) / 2 for a, b in itertools.combinations_with_replacement(values, 2))
+    found, outside = typical(values, 0.95), critical_rank_sum(size, 0.95)
+    assert found.middle == pytest.approx(statistics.median(means), abs=1e-12)
+    if size < 6:
+        assert (found.low, found.high) == (-math.inf, math.inf)
+    else:
+        assert found.low == pytest.approx(means[outside], abs=1e-12)
+        assert found.high == pytest.approx(means[-1 - outside], abs=1e-12)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from atelier.bench.bodies import Talk, conversations
 from atelier.bench.driver import Tell, check_tokens, conversations_of, run, silent, warm
-from atelier.bench.interval import FEWEST, mean_interval, signed_rank
+from atelier.bench.interval import FEWEST, typical
 from atelier.bench.load import OfferedLoad
 from atelier.bench.record import Record
 from atelier.bench.target import Target
@@ -31,9 +31,9 @@ PER_REQUEST: dict[str, Of] = {
 
 
 class Effect(BaseModel):
-    """What changes from A to B in one metric. Times are in seconds, rates per second; `ratio` is
-    B / A of geometric means, `difference` B - A. Both intervals hold at LEVEL for all metrics of a
-    comparison together."""
+    """What changes from A to B in one metric. Times are in seconds, rates per second; `a` and `b`
+    are medians of rounds, `ratio` is what B / A of a round typically is, `difference` B - A. Both
+    intervals hold at LEVEL for all metrics of a comparison together."""
 
     metric: str
     a: float
@@ -63,41 +63,38 @@ class Comparison(BaseModel):
 Pair = tuple[float, float]
 
 
-def compare(
-    pairs: dict[str, list[Pair]], load: str, interleaved: bool, seed: int = 0
-) -> Comparison:
+def compare(pairs: dict[str, list[Pair]], load: str, interleaved: bool) -> Comparison:
     """Judge each metric on pairs of values of A and B that were measured side by side.
 
-    A difference is seen if the bootstrap interval of the ratio excludes 1 and the signed-rank test
-    agrees, which outliers of a busy machine cannot fool. Both are as strict as to keep LEVEL over
-    all metrics (Bonferroni).
+    A difference is seen if the interval of the ratio excludes 1, which is what the signed-rank test
+    says of its logarithm: a busy machine's stalls in some rounds neither make nor hide one.
+    Intervals are as wide as to keep LEVEL over all metrics (Bonferroni).
     """
     told = {metric: values for metric, values in pairs.items() if values}
     level = 1 - (1 - LEVEL) / max(1, len(told))
-    effects = [_effect(metric, values, level, seed) for metric, values in told.items()]
+    effects = [_effect(metric, values, level) for metric, values in told.items()]
     return Comparison(load=load, interleaved=interleaved, effects=effects)
 
 
-def _effect(metric: str, pairs: Sequence[Pair], level: float, seed: int) -> Effect:
-    ratios = [math.log(b / a) for a, b in pairs]
-    logs = mean_interval(ratios, level, seed)
-    gaps = mean_interval([b - a for a, b in pairs], level, seed)
+def _effect(metric: str, pairs: Sequence[Pair], level: float) -> Effect:
+    logs = typical([math.log(b / a) for a, b in pairs], level)
+    gaps = typical([b - a for a, b in pairs], level)
     less_is_better = not metric.endswith("_per_s")
     verdict: Literal["no difference seen", "b is better", "a is better", "too few rounds"]
     if len(pairs) < FEWEST:
         verdict = "too few rounds"
-    elif not logs.excludes(0) or signed_rank(ratios) > 1 - level:
+    elif not logs.excludes(0):
         verdict = "no difference seen"
     else:
-        verdict = "b is better" if (logs.mean < 0) == less_is_better else "a is better"
+        verdict = "b is better" if (logs.middle < 0) == less_is_better else "a is better"
     return Effect(
         metric=metric,
-        a=statistics.fmean(a for a, _ in pairs),
-        b=statistics.fmean(b for _, b in pairs),
-        ratio=math.exp(logs.mean),
+        a=statistics.median(a for a, _ in pairs),
+        b=statistics.median(b for _, b in pairs),
+        ratio=math.exp(logs.middle),
         ratio_low=math.exp(logs.low),
         ratio_high=math.exp(min(logs.high, 700)),
-        difference=gaps.mean,
+        difference=gaps.middle,
         difference_low=gaps.low,
         difference_high=gaps.high,
         rounds=len(pairs),
@@ -144,7 +141,7 @@ async def interleave(
             records += heard
     for arm, target in targets.items():
         await check_tokens(target, load, [record for record in records if record.arm == arm])
-    return records, compare(paired(records), load.title, interleaved=True, seed=load.seed)
+    return records, compare(paired(records), load.title, interleaved=True)
 
 
 def _from_zero(block: list[Talk]) -> list[Talk]:
