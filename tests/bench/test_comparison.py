@@ -140,3 +140,9 @@ def test_the_interval_is_made_of_means_of_pairs(size: int) -> None:
     else:
         assert found.low == pytest.approx(means[outside], abs=1e-12)
         assert found.high == pytest.approx(means[-1 - outside], abs=1e-12)
+
+
+@pytest.mark.parametrize("slower", [0.0031, 0.0029])
+def test_rounds_that_were_equal_are_no_difference(slower: float) -> None:
+    pairs = [(0.003, 0.003)] * 20 + [(0.003, slower)] * 4
+    assert not compare({"tpot": pairs}, "equal", interleaved=True).different

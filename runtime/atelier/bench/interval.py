@@ -83,15 +83,17 @@ def critical_rank_sum(size: int, level: float) -> int:
 def _pair_mean(ordered: np.ndarray, place: int) -> float:
     """The mean at this place, from 1, in the order of the means of all pairs, each value with
     itself included. Found by bisection: thousands of values have millions of pairs."""
-    below, found = float(ordered[0]), float(ordered[-1])
+    below, bound = float(ordered[0]), float(ordered[-1])
     if place == 1:
         return below
     for _ in range(BISECTIONS):
-        tried = (below + found) / 2
+        tried = (below + bound) / 2
         both_ways = np.searchsorted(ordered, 2 * tried - ordered, side="right").sum()
         with_itself = np.searchsorted(ordered, tried, side="right")
         if (both_ways + with_itself) // 2 >= place:
-            found = tried
+            bound = tried
         else:
             below = tried
-    return found
+    # The bound is a hair above it, which would matter where it is 0: rounds that were equal.
+    partner = np.searchsorted(ordered, 2 * bound - ordered, side="right") - 1
+    return float(((ordered + ordered[partner]) / 2)[partner >= 0].max())
