@@ -107,15 +107,18 @@ async def test_an_open_loop_begins_at_its_own_times(engines: Engines) -> None:
 @pytest.mark.alone
 async def test_a_trace_sets_times_and_lengths(engines: Engines, folder: Path) -> None:
     trace = folder / "trace.jsonl"
-    lines = [(1000, 20, 3), (1200, 50, 9)]
+    lines = [(1000, 20, 3), (1200, 50, 9), (1800, 20, 3)]
     keys = ("timestamp", "input_length", "output_length")
     trace.write_text("\n".join(json.dumps(dict(zip(keys, line, strict=True))) for line in lines))
     async with connected(engines.url, "steady") as target:
         records = await measure(target, make_load(SHORT | {"trace": trace}))
-    assert [(one.prompt_tokens, one.output_tokens) for one in records] == [(20, 3), (50, 9)]
+    lengths = [(one.prompt_tokens, one.output_tokens) for one in records]
+    assert lengths == [line[1:] for line in lines]
     planned = [one.begun - one.lag for one in records]
-    assert planned[1] - planned[0] == pytest.approx(0.2, abs=0.005)
-    assert all(one.lag >= 0 for one in records)
+    later = [one - planned[0] for one in planned]
+    assert later == pytest.approx([0, 0.2, 0.8], abs=0.005)
+    # A stall of the machine delays one of them; a driver that waits wrongly, all but the first.
+    assert 0 <= min(one.lag for one in records[1:]) < 0.02
 
 
 @pytest.mark.alone

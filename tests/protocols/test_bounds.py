@@ -320,12 +320,14 @@ def test_two_million_instances_cost_what_their_bytes_cost(server: Server, scenes
     """And probes are answered meanwhile, in the best of three tries."""
     body = b'{"instances":[' + b'"a",' * 2_000_000 + b'"a"]}'
     for one in (server, scenes):
-        slowest: list[float] = []
-        while len(slowest) < 3 and (not slowest or slowest[-1] >= 0.1):
+        slowest = []
+        for _ in range(3):
             with little_memory(one, len(body) + 100 * MIB), probed(one) as delays:
                 refuse(one, f"/v1/models/{one.model}:predict", body, 1.0)
             slowest.append(max(delays))
-        assert slowest[-1] < 0.1, slowest
+            if slowest[-1] < 0.1:
+                break
+        assert min(slowest) < 0.1, slowest
 
 
 def test_what_was_refused_is_not_kept(server: Server, scenes: Server) -> None:
