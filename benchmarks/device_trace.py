@@ -66,7 +66,7 @@ def main() -> None:
     with torch.no_grad():
         subject = SUBJECTS[options.model]("cuda", torch.bfloat16)
         subject.pipeline.set_progress_bar_config(disable=True)
-        compilation.compile_denoisers(install(subject.pipeline), "regional")
+        compilation.speed_up(install(subject.pipeline), "regional")
         served = ServedFigures(subject, GRAPH_BYTES)
         try:
             measure(served, options, told)

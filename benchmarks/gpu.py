@@ -170,7 +170,7 @@ def prepare(subject: Subject, gates: list[Gate], arm: str) -> None:
     """Bring the model into the state that an arm measures. Arms build on each other in the order
     given."""
     if arm == "regional":
-        compilation.compile_denoisers(gates, "regional")
+        compilation.speed_up(gates, "regional")
     elif arm == "vae":
         subject.pipeline.vae.decoder.forward = torch.compile(
             subject.pipeline.vae.decoder.forward, dynamic=False

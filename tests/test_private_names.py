@@ -19,6 +19,7 @@ import transformers
 import uvicorn
 from diffusers.hooks import HookRegistry, group_offloading
 from diffusers.loaders import PeftAdapterMixin, lora_conversion_utils
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from diffusers.utils import dummy_pt_objects
 from kserve.protocol.grpc.server import GRPCServer
@@ -64,6 +65,9 @@ THERE: dict[str, Callable[[], bool]] = {
     ),
     "ModelMixin._repeated_blocks": lambda: (
         "FluxTransformerBlock" in diffusers.FluxTransformer2DModel._repeated_blocks
+    ),
+    "Transformer2DModel._get_output_for_continuous_inputs": has(
+        Transformer2DModel, "_get_output_for_continuous_inputs"
     ),
     "SchedulerMixin._compatibles": lambda: (
         "DDIMScheduler" in diffusers.EulerDiscreteScheduler._compatibles

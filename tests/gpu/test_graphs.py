@@ -3,6 +3,7 @@ runs this."""
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -76,4 +77,30 @@ def test_a_call_that_cannot_be_recorded_runs_on_the_stream_of_before(store: Grap
         x = torch.full((8,), value, device="cuda")
         assert store.call("largest", largest, {"x": x}).tolist() == [value * value] * 8
         assert torch.cuda.current_stream() == before
+        assert torch.randn(8, device="cuda").shape == (8,)
     assert len(store) == 0
+
+
+def test_graphs_that_are_garbage_do_not_end_a_recording(store: GraphStore) -> None:
+    def forgotten() -> None:
+        graph = torch.cuda.CUDAGraph()
+        y = torch.ones(8, device="cuda")
+        with torch.cuda.graph(graph):
+            y * 2
+        circle: list[Any] = [graph]
+        circle.append(circle)
+
+    def double(x: Any) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            kept = [[number] for number in range(300_000)]  # has Python look for garbage
+            assert len(kept) == 300_000
+        return x * 2
+
+    x = torch.ones(8, device="cuda")
+    gc.collect()
+    for number in range(2):
+        if number:
+            forgotten()
+        store.call("double", double, {"x": x})
+    assert len(store) == 1
+    assert gc.isenabled()

@@ -124,7 +124,9 @@ def _end(reason: str) -> None:
 
 @pytest.mark.parametrize("compiled", ["off", "regional"])
 @pytest.mark.parametrize("graphs", ["auto", "false"], ids=["graphs", "plain"])
-@pytest.mark.parametrize(("family", "ways"), [("flux", {"rows", "sequence"}), ("sd3", {"rows"})])
+@pytest.mark.parametrize(
+    ("family", "ways"), [("flux", {"rows", "sequence"}), ("sd3", {"rows"}), ("sdxl", {"rows"})]
+)
 def test_two_devices_draw_what_one_draws(
     family: str, ways: set[str], graphs: str, compiled: str, alone: Alone
 ) -> None:

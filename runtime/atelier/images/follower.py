@@ -129,7 +129,7 @@ class FollowingRank:
         splits = sequence_splits(modules, self._plan.device)
         gates = install(self._pipeline)
         if self._plan.compile != "off":
-            compilation.compile_denoisers(gates, self._plan.compile)
+            compilation.speed_up(gates, self._plan.compile)
         stand_behind(gates, self._sharded)
         self._joint = {
             gate.name: JointModule(gate, splits.get(gate.name))

@@ -18,6 +18,7 @@ from weakref import WeakSet
 import torch
 
 from atelier.hardware.plan import MemoryPlan
+from atelier.hardware.recording import recording_into
 from atelier.images.shortage import is_out_of_memory, release
 
 log = logging.getLogger(__name__)
@@ -165,11 +166,7 @@ class CudaRecording:
     def __init__(self, function: Function, kwargs: Mapping[str, Any], pool: Any) -> None:
         self._inputs = map_tensors(dict(kwargs), lambda one: one.clone())
         self._graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),  # a failure would leave its own current
-            # Other threads may wait for the device meanwhile, as those that fetch pictures do.
-            torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"),
-        ):
+        with recording_into(self._graph, pool):
             before = torch.cuda.memory_reserved()  # in here: entering gave back what was cached
             self._outputs = _called(function, self._inputs)
         grown = max(0, torch.cuda.memory_reserved() - before)

@@ -38,8 +38,8 @@ class SharedModules:
         put_up(self.gates)
 
     def compile(self, mode: str) -> None:
-        """Compile the denoisers behind their gates; `mode` is `regional` or `full`."""
-        compilation.compile_denoisers(self.gates, mode)
+        """Make the modules behind the gates fast; `mode` is `regional` or `full`."""
+        compilation.speed_up(self.gates, mode)
 
     @property
     def adapters(self) -> Adaptation | None:

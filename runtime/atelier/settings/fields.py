@@ -139,7 +139,12 @@ class Settings(
     )
 
     compile: Literal["auto", "off", "regional", "full"] = SPEED(
-        "auto", "torch.compile of the denoiser: its repeated blocks, or all of it.", OWN
+        "auto",
+        (
+            "torch.compile of the denoiser: its repeated blocks, or all of it. On a GPU also fused"
+            " residual blocks in U-Nets and VAEs."
+        ),
+        OWN,
     )
     enable_cuda_graphs: Switch = SPEED(
         "auto",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atelier.hardware.recording import recording_into
 from atelier.text.embedded.attention import SlotView
 from atelier.text.embedded.slots import SlotCache
 from atelier.text.embedded.windows import additive_mask, held_positions, window_kinds
@@ -273,10 +274,7 @@ class Runner:
             self._decode(rows, length, width)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),  # a failure would leave its own current
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
-        ):
+        with recording_into(graph, self._pool):
             logits = self._decode(rows, length, width)
         self._pool = self._pool or graph.pool()
         self._captured[rows, length, width] = (graph, logits)
