@@ -75,6 +75,8 @@ def declared(extra: str = "") -> set[str]:
 def distributions(module: str) -> set[str]:
     """Names under which a top-level module may be declared."""
     known = {"awscrt": ["awscrt"], "bitsandbytes": ["bitsandbytes"], "prodigyopt": ["prodigyopt"]}
+    if module == "triton":
+        return {"torch"}  # whose builds for CUDA bring it, and nothing else imports it
     names = INSTALLED.get(module) or known.get(module) or [module]
     return {distribution(name) for name in names}
 

@@ -30,6 +30,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "torch",
         "tqdm",
         "transformers",
+        "triton",
         "uvicorn",
         "uvloop",
     ),
