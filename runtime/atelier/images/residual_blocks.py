@@ -8,6 +8,7 @@ cores read them, so that no convolution turns them around.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -22,7 +23,7 @@ def fuse(module: nn.Module) -> int:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    children = list(module.modules())
+    children = list(_layers(module))
     blocks = [one for one in children if isinstance(one, ResnetBlock2D) and _is_plain(one)]
     if not blocks:
         return 0
@@ -37,6 +38,15 @@ def fuse(module: nn.Module) -> int:
         elif isinstance(child, Transformer2DModel):
             child._get_output_for_continuous_inputs = MethodType(_picture_of_tokens, child)
     return len(blocks)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all inside it but the layers of adapters, which PEFT keeps by name: DoRA needs
+    them as they lie."""
+    yield module
+    if not isinstance(module, nn.ModuleDict):
+        for child in module.children():
+            yield from _layers(child)
 
 
 def _is_plain(block: Any) -> bool:
