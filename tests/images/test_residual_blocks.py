@@ -188,6 +188,16 @@ def test_what_took_the_place_of_a_convolution_is_called() -> None:
     assert called == [1]
 
 
+def test_a_compiler_takes_a_fused_model_as_one_graph() -> None:
+    small = {"block_out_channels": (32,), "layers_per_block": 1, "use_linear_projection": True}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    model = unet(**small, **blocks)
+    wanted = of_unet(model)
+    fuse(model)
+    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(of_unet(model), wanted, atol=ROUNDING, rtol=ROUNDING)
+
+
 def test_on_a_processor_nothing_is_fused() -> None:
     model = vae()
     compilation.speed_up([Gate("vae", model, "decode")], "regional")

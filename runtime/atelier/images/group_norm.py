@@ -222,19 +222,6 @@ def group_norm(
     return out
 
 
-@group_norm.register_fake
-def _like_values(
-    values: Tensor,
-    groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    epsilon: float,
-    before: Tensor | None,
-    silu: bool,
-) -> Tensor:
-    return torch.empty_like(values)
-
-
 @torch.library.custom_op("atelier::summed", mutates_args=(), device_types="cuda")
 def summed(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
     """`one + other + bias`, the first two (rows, places, channels) and dense, the last
@@ -256,6 +243,8 @@ def summed(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
+@group_norm.register_fake
 @summed.register_fake
-def _like_one(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
-    return torch.empty_like(one)
+def _like_the_first(first: Tensor, *others: object) -> Tensor:
+    """What torch.compile has to know of both: shape and type of the result."""
+    return torch.empty_like(first)
