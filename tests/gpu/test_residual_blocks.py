@@ -14,9 +14,11 @@ if not torch.cuda.is_available():
 
 from torch.nn import functional  # noqa: E402
 
+from atelier.images import compilation  # noqa: E402
 from atelier.images.group_norm import group_norm, summed  # noqa: E402
+from atelier.images.interception import Gate  # noqa: E402
 from atelier.images.residual_blocks import fuse  # noqa: E402
-from tests.images.test_residual_blocks import CASES, vae  # noqa: E402
+from tests.images.test_residual_blocks import CASES, changed, vae  # noqa: E402
 
 SHAPES = [  # rows, places, channels, groups
     (1, 16, 32, 8),
@@ -91,6 +93,19 @@ def test_a_fused_model_computes_the_same_on_a_gpu(case: str, dtype: Any) -> None
     size = wanted.double().norm()
     assert fused.norm() < (1e-5 * size if dtype == torch.float32 else 1.3 * plain.norm())
     assert plain.norm() < 0.02 * size
+
+
+def test_a_model_on_the_gpu_is_fused() -> None:
+    model = vae().cuda()
+    compilation.speed_up([Gate("vae", model, "decode")], "regional")
+    assert changed(model)
+
+
+def test_a_model_that_is_partly_in_ram_is_not_fused() -> None:
+    model = vae().cuda()
+    model.encoder.cpu()
+    compilation.speed_up([Gate("vae", model, "decode")], "regional")
+    assert not changed(model)
 
 
 @pytest.fixture

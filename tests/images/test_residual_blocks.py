@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 from torch import nn
@@ -124,7 +124,7 @@ def test_blocks_that_compute_something_else_stay_as_they_are() -> None:
     wanted = of_unet(model)
     assert fuse(model) == 0
     assert torch.equal(of_unet(model), wanted)
-    assert not any("forward" in vars(one) for one in model.modules())
+    assert not changed(model)
 
 
 ADAPTED = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out", "to_q"]
@@ -188,17 +188,40 @@ def test_what_took_the_place_of_a_convolution_is_called() -> None:
     assert called == [1]
 
 
-def test_a_compiler_takes_a_fused_model_as_one_graph() -> None:
-    small = {"block_out_channels": (32,), "layers_per_block": 1, "use_linear_projection": True}
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    model = unet(**small, **blocks)
-    wanted = of_unet(model)
-    fuse(model)
-    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=True)
-    torch.testing.assert_close(of_unet(model), wanted, atol=ROUNDING, rtol=ROUNDING)
+@pytest.mark.parametrize(
+    ("mode", "changes", "left"),
+    [
+        ("regional", {}, False),
+        ("full", {}, True),
+        ("regional", {"down_block_types": ("DownBlock2D",) * 2}, False),
+    ],
+)
+def test_what_is_compiled_is_left_to_the_compiler(
+    mode: str, changes: dict[str, Any], left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "_on_gpu", lambda module: True)
+    denoiser, decoder = unet(**changes), vae()
+    gates = [Gate("unet", denoiser, "forward"), Gate("vae", decoder, "decode")]
+    compilation.speed_up(gates, mode)
+    assert changed(denoiser) != left
+    assert changed(decoder)
+
+
+def test_blocks_that_are_compiled_themselves_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_on_gpu", lambda module: True)
+    plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    torch.manual_seed(0)
+    denoiser = UNet2DModel(sample_size=16, block_out_channels=(32, 64), norm_num_groups=8, **plain)
+    compilation.speed_up([Gate("unet", denoiser, "forward")], "regional")
+    assert not changed(denoiser)
+
+
+def changed(model: torch.nn.Module) -> bool:
+    """Whether something inside it computes in another way."""
+    return any("forward" in vars(one) for one in model.modules() if one is not model)
 
 
 def test_on_a_processor_nothing_is_fused() -> None:
     model = vae()
     compilation.speed_up([Gate("vae", model, "decode")], "regional")
-    assert not any("forward" in vars(one) for one in model.modules() if one is not model)
+    assert not changed(model)

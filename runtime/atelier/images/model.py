@@ -163,7 +163,7 @@ class ImageModel:
         use = JointAdapters(self._group, beside).use if self._group else beside.use
         self._modules = modules = SharedModules(base, use, beside.gates)
         if self._compiled:
-            modules.compile(self._plan.compile)
+            modules.speed_up(self._plan.compile)
         if self._group:
             share_calls(self._group, modules.gates, loader.sharded)
         rows = min(settings.max_batch_size, self._plan.max_rows)

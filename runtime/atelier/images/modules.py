@@ -37,8 +37,8 @@ class SharedModules:
         self.gates = [*install(pipeline), *further]
         put_up(self.gates)
 
-    def compile(self, mode: str) -> None:
-        """Make the modules behind the gates fast; `mode` is `regional` or `full`."""
+    def speed_up(self, mode: str) -> None:
+        """Fuse and compile behind the gates; `mode` is `regional` or `full`."""
         compilation.speed_up(self.gates, mode)
 
     @property

@@ -20,11 +20,10 @@ from torch.nn import functional
 def fuse(module: nn.Module) -> int:
     """Change the residual blocks of `module`, and the norms and layouts around them; the number of
     blocks changed. Results differ by rounding alone. Adapters may be loaded before or after."""
-    from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     children = list(_layers(module))
-    blocks = [one for one in children if isinstance(one, ResnetBlock2D) and _is_plain(one)]
+    blocks = residual_blocks(module)
     if not blocks:
         return 0
     for block in blocks:
@@ -38,6 +37,13 @@ def fuse(module: nn.Module) -> int:
         elif isinstance(child, Transformer2DModel):
             child._get_output_for_continuous_inputs = MethodType(_picture_of_tokens, child)
     return len(blocks)
+
+
+def residual_blocks(module: nn.Module) -> list[Any]:
+    """Those inside `module` that can be fused."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    return [one for one in _layers(module) if isinstance(one, ResnetBlock2D) and _is_plain(one)]
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -72,16 +78,20 @@ def _residual_block(
         temb = temb if block.skip_time_act else functional.silu(temb)
         temb = block.time_emb_proj(temb)
     if temb is not None and block.time_embedding_norm == "default":
-        before = temb if before is None else temb + before
+        before = _both(temb, before)
     values = _norm(block.norm2, values, before, silu=True)
     values, bias = _convolved(block.conv2, block.dropout(values))
     if block.conv_shortcut is not None:
         input_tensor, further = _convolved(block.conv_shortcut, input_tensor)
-        if bias is None or further is None:
-            bias = further if bias is None else bias
-        else:
-            bias = bias + further
+        bias = _both(bias, further)
     return _sum(input_tensor, values, bias)
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of those that there are."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def _norm_alone(norm: nn.GroupNorm, values: Tensor) -> Tensor:
